@@ -1,0 +1,122 @@
+"""The runner contract: what `verify` and `bench` know about a backend."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, TypeVar
+
+import numpy as np
+
+from svit_deploy.errors import InputError
+
+EngineT = TypeVar("EngineT", bound="Engine")
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a graph; a dimension is a size, or a name where it is free."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int | str, ...]
+
+
+class Engine(abc.ABC):
+    """A loaded model that turns named arrays into named arrays.
+
+    The constructor loads; `close` frees. Use it as a context manager. Arrays go in and come out
+    in host memory, so the time of `run` is host to host.
+    """
+
+    @abc.abstractmethod
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The graph's inputs, in its order."""
+
+    @abc.abstractmethod
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The graph's outputs, in its order."""
+
+    @abc.abstractmethod
+    def run(
+        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Runs the model once.
+
+        Args:
+            feeds: one array for every input.
+            outputs: names of the outputs wanted; all of them by default.
+
+        Raises:
+            InputError: the feeds do not fit the graph, or the graph failed on them.
+            CapabilityError: the machine ran out of memory.
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Frees the model; closing twice is fine, running afterwards is not."""
+
+    @property
+    @abc.abstractmethod
+    def description(self) -> dict[str, Any]:
+        """What runs the model, JSON-able: runtime, version, provider, threads."""
+
+    def __enter__(self: EngineT) -> EngineT:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, np.ndarray]) -> None:
+    """Checks names, types, ranks and fixed sizes before native code sees the arrays.
+
+    Raises:
+        InputError: naming the input, what it got and what it takes.
+    """
+    if len(feeds) != len(specs) or any(spec.name not in feeds for spec in specs):
+        known = [spec.name for spec in specs]
+        for name in feeds:
+            if name not in known:
+                raise InputError(f"the model has no input {name!r}", f"feed {_listed(known)}")
+        missing = [name for name in known if name not in feeds]
+        raise InputError(f"no array was fed for {_listed(missing)}", f"feed {_listed(known)}")
+    for spec in specs:
+        array = feeds[spec.name]
+        if array.dtype != spec.dtype:
+            raise InputError(
+                f"input {spec.name!r} is {array.dtype}, the model takes {spec.dtype}",
+                f"convert the array to {spec.dtype} before the run",
+            )
+        if len(array.shape) != len(spec.shape) or any(
+            isinstance(wanted, int) and wanted != size
+            for wanted, size in zip(spec.shape, array.shape, strict=True)
+        ):
+            raise InputError(
+                f"input {spec.name!r} has shape {_shape(array.shape)}, "
+                f"the model takes {_shape(spec.shape)}",
+                "feed that shape, or export the model with the batch and image size you need",
+            )
+
+
+def check_outputs(specs: Sequence[TensorSpec], names: Sequence[str]) -> None:
+    """Raises InputError for a wanted output that the graph does not have."""
+    known = [spec.name for spec in specs]
+    for name in names:
+        if name not in known:
+            raise InputError(f"the model has no output {name!r}", f"ask for {_listed(known)}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names)
+
+
+def _shape(shape: Sequence[int | str]) -> str:
+    return f"[{', '.join(str(size) for size in shape)}]"

@@ -1,0 +1,295 @@
+"""ONNX Runtime behind the runner contract: any execution provider, no silent fallback."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from svit_deploy.engines.base import Engine, TensorSpec, check_feeds, check_outputs
+from svit_deploy.errors import CapabilityError, InputError, SvitDeployError, UsageError
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "openvino": "OpenVINOExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "dml": "DmlExecutionProvider",
+    "migraphx": "MIGraphXExecutionProvider",
+    "qnn": "QNNExecutionProvider",
+}
+_INSTALL = {
+    "CUDAExecutionProvider": "pip install 'onnxruntime-gpu[cuda,cudnn]'",
+    "TensorrtExecutionProvider": "pip install onnxruntime-gpu tensorrt",
+    "OpenVINOExecutionProvider": "pip install onnxruntime-openvino",
+    "DmlExecutionProvider": "pip install onnxruntime-directml",
+    "MIGraphXExecutionProvider": "pip install onnxruntime-migraphx",
+    "QNNExecutionProvider": "pip install onnxruntime-qnn",
+}
+_OPTIMIZATIONS = {
+    "none": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+_DTYPES = {
+    f"tensor({onnx_name})": np.dtype(name)
+    for onnx_name, name in (
+        ("bool", "bool"),
+        ("float16", "float16"),
+        ("float", "float32"),
+        ("double", "float64"),
+        *((f"{sign}int{bits}",) * 2 for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    )
+}
+# Raised for the file itself, whatever the provider; other errors of a GPU provider are its own.
+_BAD_MODEL = ("NoSuchFile", "InvalidProtobuf", "InvalidGraph", "InvalidArgument", "NotImplemented")
+_LOAD_FIX = "check that the file is complete and uses standard ONNX operators"
+_RUN_FIX = "check the shape and the values of the inputs, or export the model again"
+_OUT_OF_MEMORY = re.compile(r"bad_alloc|out of memory|failed to allocate", re.IGNORECASE)
+# In front of the sentence that matters: the error code, and the C++ file, line and signature.
+_NOISE = (
+    re.compile(r"^.*?\[ONNXRuntimeError\] : \d+ : (\w+ : )?"),
+    re.compile(r"^Load model from .*? failed:"),
+    re.compile(r"^\S+\.(cc|h):\d+ [^()]*\(([^()]|\([^()]*\))*\)( const)? "),
+)
+_ERROR, _FATAL = 3, 4  # ONNX Runtime's log severities
+
+
+class OnnxRuntimeEngine(Engine):
+    """An ONNX model in an ONNX Runtime session.
+
+    Custom-operator libraries are never registered, so a model cannot bring native code.
+
+    Args:
+        model: an .onnx file, or its bytes (no external data then).
+        provider: a short name of `PROVIDERS`, or a full one such as CUDAExecutionProvider.
+        threads: threads of one operator; 0 is ONNX Runtime's default, one per physical core.
+        graph_optimization: none, basic, extended or all.
+
+    Raises:
+        InputError: the file is missing, broken, or no model that ONNX Runtime can run.
+        CapabilityError: ONNX Runtime or the provider is missing, or cannot work here.
+        UsageError: an unknown provider, optimization level or thread count.
+    """
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        *,
+        provider: str = "cpu",
+        threads: int = 0,
+        graph_optimization: str = "all",
+    ) -> None:
+        if graph_optimization not in _OPTIMIZATIONS:
+            raise UsageError(
+                f"graph optimization {graph_optimization!r} is unknown",
+                f"use one of {', '.join(_OPTIMIZATIONS)}",
+            )
+        if threads < 0:
+            raise UsageError(f"{threads} threads make no sense", "give 0 (all cores) or more")
+        self._provider = full_provider_name(provider)
+        ort = _onnxruntime()
+        _check_available(ort, self._provider)
+        self._name = "the model" if isinstance(model, bytes) else str(model)
+        if not isinstance(model, bytes) and not Path(model).is_file():
+            raise InputError(f"{model} is not a file", "give the path of an .onnx file")
+
+        options = ort.SessionOptions()
+        options.log_severity_level = _FATAL  # the exceptions carry the same text
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.graph_optimization_level = getattr(
+            ort.GraphOptimizationLevel, _OPTIMIZATIONS[graph_optimization]
+        )
+        # A session's threads spin on for a while after a run and would steal the cores from the
+        # next engine of an interleaved comparison.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        self._session = self._open(ort, model, options)
+        self._inputs = tuple(self._spec(node) for node in self._session.get_inputs())
+        self._outputs = tuple(self._spec(node) for node in self._session.get_outputs())
+        self._output_names = [spec.name for spec in self._outputs]
+        self._description = {
+            "runtime": "onnxruntime",
+            "version": ort.__version__,
+            "provider": self._provider,
+            "threads": threads,
+            "graph_optimization": graph_optimization,
+        }
+
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._outputs
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return dict(self._description)
+
+    def run(
+        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        if self._session is None:
+            raise RuntimeError("the engine is closed")
+        check_feeds(self._inputs, feeds)
+        names = self._output_names if outputs is None else list(outputs)
+        check_outputs(self._outputs, names)
+        if not names:
+            return {}  # ONNX Runtime takes an empty list for "all"
+        try:
+            arrays = self._session.run(names, dict(feeds))
+        except Exception as error:  # ONNX Runtime's exceptions share no narrower class
+            raise self._failure("failed while running", error, _RUN_FIX) from error
+        return dict(zip(names, arrays, strict=True))
+
+    def close(self) -> None:
+        self._session = None
+
+    def _open(self, ort: ModuleType, model: Path | bytes, options: Any) -> Any:
+        """Creates the session, or says why the model or the provider cannot work."""
+        on_cpu = self._provider == PROVIDERS["cpu"]
+        ort.set_default_logger_severity(_ERROR)
+        with contextlib.nullcontext(list[str]()) if on_cpu else _captured_output() as log:
+            if self._provider in (PROVIDERS["cuda"], PROVIDERS["tensorrt"]):
+                ort.preload_dlls()  # finds the CUDA libraries that pip installed
+            try:
+                session = ort.InferenceSession(
+                    model if isinstance(model, bytes) else str(model),
+                    options,
+                    providers=[self._provider],
+                    enable_fallback=0,
+                )
+            except Exception as error:  # as in run
+                bad_model = on_cpu or type(error).__name__ in _BAD_MODEL
+                fix = _LOAD_FIX if bad_model else ""
+                raise self._failure("could not be loaded", error, fix) from error
+        session.disable_fallback()
+        if session.get_providers()[0] != self._provider:
+            reason = _reason(log)
+            raise CapabilityError(
+                f"{self._provider} could not start and ONNX Runtime fell back to "
+                f"{session.get_providers()[0]}{f': {reason}' if reason else ''}",
+                _install_fix(self._provider),
+            )
+        return session
+
+    def _failure(self, what: str, error: Exception, fix: str) -> SvitDeployError:
+        """The error to raise: the model's fault if there is a fix for it, else the machine's."""
+        reason = _one_line(str(error))
+        if _OUT_OF_MEMORY.search(str(error)):
+            return CapabilityError(
+                f"{self._name} {what}, out of memory: {reason}", "lower the batch size"
+            )
+        if fix:
+            return InputError(f"{self._name} {what}: {reason}", fix)
+        return CapabilityError(
+            f"{self._name} {what} on {self._provider}: {reason}", _install_fix(self._provider)
+        )
+
+    def _spec(self, node: Any) -> TensorSpec:
+        if node.type not in _DTYPES:
+            raise InputError(
+                f"{self._name}: {node.name!r} is a {node.type}, which has no NumPy type",
+                "export the model with float32 inputs and outputs",
+            )
+        shape = tuple("?" if size is None else size for size in node.shape)
+        return TensorSpec(node.name, _DTYPES[node.type], shape)
+
+
+def available_providers() -> list[str]:
+    """Full names of the providers in the installed ONNX Runtime, best first.
+
+    Raises:
+        CapabilityError: ONNX Runtime is missing or broken.
+    """
+    return list(_onnxruntime().get_available_providers())
+
+
+def full_provider_name(provider: str) -> str:
+    """Turns `cuda` into `CUDAExecutionProvider`; full names pass.
+
+    Raises:
+        UsageError: neither.
+    """
+    if provider.lower() in PROVIDERS:
+        return PROVIDERS[provider.lower()]
+    if provider.endswith("ExecutionProvider"):
+        return provider
+    raise UsageError(
+        f"provider {provider!r} is unknown",
+        f"use one of {', '.join(PROVIDERS)}, or a full name such as CUDAExecutionProvider",
+    )
+
+
+def _onnxruntime() -> ModuleType:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise CapabilityError(
+            f"ONNX Runtime cannot be imported: {_one_line(str(error))}",
+            "run: pip install onnxruntime (or onnxruntime-gpu for NVIDIA GPUs)",
+        ) from error
+    return onnxruntime
+
+
+def _check_available(ort: ModuleType, provider: str) -> None:
+    here = ort.get_available_providers()
+    if provider not in here:
+        raise CapabilityError(
+            f"ONNX Runtime {ort.__version__} has no {provider} here, only {', '.join(here)}",
+            _install_fix(provider),
+        )
+
+
+def _install_fix(provider: str) -> str:
+    command = _INSTALL.get(provider, "pip install onnxruntime")
+    return f"run: {command} (in place of another onnxruntime package), or use --provider cpu"
+
+
+@contextlib.contextmanager
+def _captured_output() -> Iterator[list[str]]:
+    """Collects what the block prints: a provider that cannot start says why only there.
+
+    ONNX Runtime's C++ logger writes to file descriptor 2 and offers Python no hook; its Python
+    part prints to stdout. The list is filled when the block ends.
+    """
+    lines: list[str] = []
+    printed = io.StringIO()
+    with tempfile.TemporaryFile() as sink:
+        sys.stderr.flush()
+        saved = os.dup(2)
+        os.dup2(sink.fileno(), 2)
+        try:
+            with contextlib.redirect_stdout(printed):
+                yield lines
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            sink.seek(0)
+            lines += sink.read().decode(errors="replace").splitlines()
+            lines += printed.getvalue().splitlines()
+
+
+def _reason(log: Sequence[str]) -> str:
+    """The first error in ONNX Runtime's log, without its time stamp and source lines."""
+    errors = [line for line in log if "[E:onnxruntime" in line]
+    return _one_line(errors[0]) if errors else ""
+
+
+def _one_line(text: str, limit: int = 240) -> str:
+    text = re.sub(r"\x1b\[[\d;]*m", "", " ".join(text.split()))
+    for noise in _NOISE:
+        text = noise.sub("", text)
+    text = text.rstrip(". ")
+    return text if len(text) <= limit else text[: limit - 3] + "..."

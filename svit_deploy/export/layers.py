@@ -1,0 +1,98 @@
+"""Transformer layers as ONNX operators on rows `[R, C]`; what a row is, the caller decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from svit_deploy.export.builder import GraphBuilder
+
+Attend = Callable[[str], str]
+"""Self-attention inside groups of rows: queries, keys, values `[R, 3C]` -> `[R, C]`."""
+
+MASKED = -1e4
+"""Added to the score of a key that must not be seen: its softmax weight is exactly 0 in float32."""
+
+
+class Layers:
+    """Adds a model's layers to a graph.
+
+    Args:
+        graph: where the operators go.
+        weights: canonical names (`svit_deploy.models`) to float32 arrays.
+    """
+
+    def __init__(self, graph: GraphBuilder, weights: Mapping[str, np.ndarray]) -> None:
+        self.graph, self.weights = graph, weights
+
+    def weight(self, name: str) -> str:
+        return self.graph.weight(name, self.weights[name])
+
+    def linear(self, x: str, name: str) -> str:
+        """`[R, I]` -> `[R, O]` with weights `[O, I]`."""
+        weight, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
+        return self.graph.op("Gemm", x, weight, bias, transB=1)
+
+    def layer_norm(self, x: str, name: str, eps: float) -> str:
+        weight, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
+        return self.graph.op("LayerNormalization", x, weight, bias, epsilon=eps, axis=-1)
+
+    def mlp(self, x: str, name: str) -> str:
+        """fc1, exact (erf) GELU, fc2."""
+        hidden = self.linear(x, f"{name}.fc1")
+        return self.linear(self.graph.op("Gelu", hidden), f"{name}.fc2")
+
+    def block(self, x: str, name: str, eps: float, attend: Attend) -> str:
+        """A pre-norm transformer block on rows `[R, C]`."""
+        graph = self.graph
+        with graph.scope("attention"):
+            normed = self.layer_norm(x, f"{name}.norm1", eps)
+            mixed = attend(self.linear(normed, f"{name}.attn.qkv"))
+            x = graph.op("Add", x, self.linear(mixed, f"{name}.attn.proj"))
+        with graph.scope("mlp"):
+            normed = self.layer_norm(x, f"{name}.norm2", eps)
+            return graph.op("Add", x, self.mlp(normed, f"{name}.mlp"))
+
+
+def split_qkv(graph: GraphBuilder, qkv: str) -> tuple[str, ...]:
+    """`[R, 3C]` -> three times `[R, C]`."""
+    return graph.ops("Split", qkv, outputs=3, axis=1, num_outputs=3)
+
+
+def attention(
+    graph: GraphBuilder,
+    qkv: tuple[str, ...],
+    num_heads: int,
+    head_dim: int,
+    bias: str | None = None,
+) -> str:
+    """Softmax attention, one group of K rows at a time.
+
+    The scale is applied to the queries, before the first product: the pattern that fused
+    attention kernels look for.
+
+    Args:
+        qkv: queries, keys, values `[B, K, C]`.
+        bias: `[B, 1, 1, K]`, added to the scores of each key.
+
+    Returns:
+        Rows `[B * K, C]`.
+    """
+
+    def heads(rows: str, *order: int) -> str:
+        split = graph.reshape(rows, 0, 0, num_heads, head_dim)
+        return graph.op("Transpose", split, perm=order)
+
+    query, key, value = (
+        heads(qkv[0], 0, 2, 1, 3),
+        heads(qkv[1], 0, 2, 3, 1),
+        heads(qkv[2], 0, 2, 1, 3),
+    )
+    query = graph.op("Mul", query, graph.constant(head_dim**-0.5, np.float32))
+    scores = graph.op("MatMul", query, key)
+    if bias is not None:
+        scores = graph.op("Add", scores, bias)
+    mixed = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), value)
+    mixed = graph.op("Transpose", mixed, perm=(0, 2, 1, 3))
+    return graph.reshape(mixed, -1, num_heads * head_dim)

@@ -1,0 +1,26 @@
+"""Names of graph values that `verify`, `bench` and users may rely on."""
+
+from __future__ import annotations
+
+INPUT, LOGITS, KEEP_MASK, MARGIN, OVERFLOW = "images", "logits", "keep_mask", "margin", "overflow"
+EMBEDDING = "embedding"
+
+
+def block_name(block: int) -> str:
+    """The graph's value `[B * S, C]` after a block, counted from 0."""
+    return f"block_{block}.out"
+
+
+def margin_name(gate: int) -> str:
+    """The graph's value `[B, S]`: keep logit minus prune logit; +inf where always kept."""
+    return f"gate_{gate}.margin"
+
+
+def decision_name(gate: int) -> str:
+    """The graph's value `[B, S]` bool: margin > threshold, before any budget."""
+    return f"gate_{gate}.decision"
+
+
+def threshold_name(gate: int) -> str:
+    """The graph's scalar initializer that a margin must exceed."""
+    return f"gate_{gate}.threshold"

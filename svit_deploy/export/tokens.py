@@ -1,0 +1,165 @@
+"""The core: how a gated block runs on the kept tokens only, in each token mode.
+
+The feature map is kept as rows `[B * S, C]`, image after image. A `Selection` says which rows a
+block computes (`take`), how they attend to each other (`attend`), and how the results go back
+(`put`); pruned rows keep their value, so a later gate may keep them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from svit_deploy.export.builder import INT64, GraphBuilder
+from svit_deploy.export.layers import MASKED, Attend, attention, split_qkv
+
+LOWEST = float(np.finfo(np.float32).min)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The kept tokens of one gated block.
+
+    Attributes:
+        take: feature map `[B * S, C]` -> the rows to compute `[R, C]`.
+        attend: attention among those rows, each image by itself.
+        put: feature map, rows taken, rows computed -> new feature map.
+        keep: `[B, S]` bool, the tokens whose values the block replaces.
+        overflow: `[B, 1]` int64, kept tokens beyond the budget, or None without a budget.
+    """
+
+    take: Callable[[str], str]
+    attend: Attend
+    put: Callable[[str, str, str], str]
+    keep: str
+    overflow: str | None = None
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """Tokens per image S and the head layout that attention needs."""
+
+    num_tokens: int
+    num_heads: int
+    head_dim: int
+
+
+def attend_to_all(graph: GraphBuilder, grid: TokenGrid, bias: str | None = None) -> Attend:
+    """Attention among all S rows of each image, with an optional key bias `[B, 1, 1, S]`."""
+    width = grid.num_heads * grid.head_dim
+
+    def attend(qkv: str) -> str:
+        images = (graph.reshape(t, -1, grid.num_tokens, width) for t in split_qkv(graph, qkv))
+        return attention(graph, tuple(images), grid.num_heads, grid.head_dim, bias)
+
+    return attend
+
+
+def key_bias(graph: GraphBuilder, visible: str) -> str:
+    """`[B, K]` bool -> `[B, 1, 1, K]` float32: 0 for a visible key, `MASKED` for any other."""
+    zero, masked = graph.constant(0, np.float32), graph.constant(MASKED, np.float32)
+    return graph.op("Unsqueeze", graph.op("Where", visible, zero, masked), graph.constant([1, 2]))
+
+
+def select_masked(graph: GraphBuilder, grid: TokenGrid, decision: str) -> Selection:
+    """All tokens are computed; pruned keys are hidden and pruned rows restored.
+
+    Args:
+        decision: `[B, S]` bool.
+    """
+    kept_rows = graph.reshape(decision, -1, 1)
+    return Selection(
+        take=lambda x: x,
+        attend=attend_to_all(graph, grid, key_bias(graph, decision)),
+        put=lambda x, taken, y: graph.op("Where", kept_rows, y, taken),
+        keep=decision,
+    )
+
+
+def select_dynamic(graph: GraphBuilder, grid: TokenGrid, decision: str) -> Selection:
+    """Kept tokens of all images packed into T rows; attention padded to the fullest image.
+
+    Linear layers see exactly T rows. For attention the rows are laid out as `[B, Kmax]` slots,
+    the empty ones hidden as keys, and the real ones gathered back. T and Kmax may be 0.
+
+    Args:
+        decision: `[B, S]` bool.
+    """
+    rows = graph.op("NonZero", graph.reshape(decision, -1))
+    rows = graph.op("Squeeze", rows, graph.constant([0]))  # [T], ascending
+    total = graph.shape(rows, 0)
+    counts = graph.op("Cast", decision, to=INT64)
+    counts = graph.op("ReduceSum", counts, graph.constant([1]), keepdims=1)  # [B, 1]
+    starts = graph.op("CumSum", counts, graph.constant(0), exclusive=1)  # [B, 1]
+    fullest = graph.reshape(graph.op("ReduceMax", counts, keepdims=1), 1)  # Kmax
+    slots = graph.range(fullest)  # [Kmax]
+    # Row of each slot; an empty slot repeats the last row, which the bias hides.
+    last = graph.op("Sub", total, graph.constant([1]))
+    table = graph.op("Min", graph.op("Add", starts, slots), last)  # [B, Kmax]
+    bias = key_bias(graph, graph.op("Less", slots, counts))
+    # Slot of each row: its place among the T rows, moved by the padding before its image.
+    image = graph.op("Div", rows, graph.constant(grid.num_tokens))
+    first_slot = graph.op("Mul", graph.range(graph.shape(counts, 0)), fullest)  # [B]
+    moved = graph.op("Sub", first_slot, graph.reshape(starts, -1))
+    slot_of_row = graph.op("Add", graph.range(total), graph.op("Gather", moved, image))
+    scatter_rows = graph.op("Unsqueeze", rows, graph.constant([1]))
+
+    def attend(qkv: str) -> str:
+        slotted = tuple(graph.op("Gather", t, table) for t in split_qkv(graph, qkv))
+        mixed = attention(graph, slotted, grid.num_heads, grid.head_dim, bias)
+        return graph.op("Gather", mixed, slot_of_row)
+
+    return Selection(
+        take=lambda x: graph.op("Gather", x, rows),
+        attend=attend,
+        put=lambda x, taken, y: graph.op("ScatterND", x, scatter_rows, y),
+        keep=decision,
+    )
+
+
+def select_budget(
+    graph: GraphBuilder, grid: TokenGrid, decision: str, margin: str, budget: int
+) -> Selection:
+    """The `budget` tokens of highest margin, in static shapes.
+
+    Where an image keeps fewer, the spare rows are hidden as keys and written back unchanged;
+    where it keeps more, the lowest margins are pruned and `overflow` counts them.
+
+    Args:
+        decision: `[B, S]` bool.
+        margin: `[B, S]` float32.
+        budget: K, rows per image, at most S.
+    """
+    ranked = graph.op("Where", decision, margin, graph.constant(LOWEST, np.float32))
+    best, index = graph.ops("TopK", ranked, graph.constant([budget]), outputs=2, axis=1)
+    valid = graph.op("Greater", best, graph.constant(LOWEST, np.float32))  # [B, K]
+    first_row = graph.op(
+        "Mul", graph.range(graph.shape(decision, 0)), graph.constant(grid.num_tokens)
+    )
+    rows = graph.op("Add", index, graph.op("Unsqueeze", first_row, graph.constant([1])))
+    flat_rows = graph.reshape(rows, -1)
+    valid_rows = graph.reshape(valid, -1, 1)
+    scatter_rows = graph.reshape(rows, -1, 1)
+    bias = key_bias(graph, valid)
+    width = grid.num_heads * grid.head_dim
+
+    def attend(qkv: str) -> str:
+        images = (graph.reshape(t, -1, budget, width) for t in split_qkv(graph, qkv))
+        return attention(graph, tuple(images), grid.num_heads, grid.head_dim, bias)
+
+    def put(x: str, taken: str, y: str) -> str:
+        return graph.op("ScatterND", x, scatter_rows, graph.op("Where", valid_rows, y, taken))
+
+    none = graph.op("And", decision, graph.constant(False, bool))
+    wanted = graph.op("Cast", decision, to=INT64)
+    wanted = graph.op("ReduceSum", wanted, graph.constant([1]), keepdims=1)
+    beyond = graph.op("Sub", wanted, graph.constant(budget))
+    return Selection(
+        take=lambda x: graph.op("Gather", x, flat_rows),
+        attend=attend,
+        put=put,
+        keep=graph.op("ScatterElements", none, index, valid, axis=1),
+        overflow=graph.op("Max", beyond, graph.constant(0)),
+    )

@@ -1,0 +1,216 @@
+"""From a checkpoint to a model: its configuration and its weights under canonical names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from svit_deploy.checkpoint import Checkpoint, read_checkpoint
+from svit_deploy.config import ModelConfig, Preprocess, spread_over_gates
+from svit_deploy.errors import InputError
+from svit_deploy.models.layout import Dims, detect_family, infer_dims, to_canonical
+from svit_deploy.models.presets import Arch, recognise, resolve_arch
+from svit_deploy.models.serialise import check_config, config_from_dict, config_to_dict
+from svit_deploy.torch_file import some
+
+__all__ = ["Model", "build_model", "config_from_dict", "config_to_dict", "load_model"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model ready to run or export.
+
+    Attributes:
+        config: all that its forward pass needs beside the weights.
+        weights: canonical names (see `models.layout`) to float32 arrays; `pos_embed` has the
+            native grid's rows, whatever the image size.
+        arch: a preset's name, an architecture file's name, or "custom".
+        checkpoint: the file it came from, if any.
+        notes: what was assumed or changed, for the user to read.
+    """
+
+    config: ModelConfig
+    weights: dict[str, np.ndarray]
+    arch: str
+    checkpoint: Checkpoint | None = None
+    notes: tuple[str, ...] = ()
+
+
+def load_model(
+    path: Path,
+    *,
+    arch: str | None = None,
+    overrides: Mapping[str, str] | None = None,
+    image_size: tuple[int, int] | None = None,
+    allow_pickle: bool = False,
+) -> Model:
+    """Reads a checkpoint and builds its model; see `read_checkpoint` and `build_model`."""
+    checkpoint = read_checkpoint(path, allow_pickle=allow_pickle)
+    return build_model(checkpoint, arch=arch, overrides=overrides, image_size=image_size)
+
+
+def build_model(
+    source: Checkpoint | Mapping[str, np.ndarray],
+    *,
+    arch: str | None = None,
+    overrides: Mapping[str, str] | None = None,
+    image_size: tuple[int, int] | None = None,
+) -> Model:
+    """Matches weights in an official layout with an architecture.
+
+    Args:
+        source: a checkpoint, or its tensors alone.
+        arch: a preset's name or the path of an architecture file; None to recognise a preset by
+            the weights.
+        overrides: fields of `Arch` by name, as typed after `--set`.
+        image_size: (height, width) in pixels to run at; None for the architecture's if the weights
+            fit it, else the size that the weights were trained at.
+
+    Raises:
+        InputError: weights of another model than `arch`, incomplete weights, or settings that
+            contradict them.
+        UsageError: an unknown architecture or setting, or a value that cannot work.
+    """
+    checkpoint = source if isinstance(source, Checkpoint) else None
+    tensors = source.tensors if isinstance(source, Checkpoint) else source
+    overrides = overrides or {}
+    dims = infer_dims(tensors, detect_family(tensors))
+    weights = to_canonical(tensors, dims)
+    settings, name, notes = resolve_arch(arch, overrides, dims)
+    _check_family(settings, dims, name)
+    _check_dims(settings, dims, name)
+    if image_size is None and "image_size" in overrides:
+        image_size = settings.image_size
+    config, more_notes = _configure(settings, dims, image_size)
+    check_config(config)
+    if checkpoint:
+        notes = (*checkpoint.notes, *_trained_as(checkpoint), *notes)
+    return Model(config, weights, name, checkpoint, (*notes, *more_notes))
+
+
+def _trained_as(checkpoint: Checkpoint) -> tuple[str, ...]:
+    name = checkpoint.training_args.get("model")
+    return (f"trained as {some([name])}, its arguments say",) if isinstance(name, str) else ()
+
+
+def _check_family(settings: Arch, dims: Dims, name: str) -> None:
+    if settings.family == dims.family:
+        return
+    match = recognise(dims)
+    fix = f"use --arch {match}" if match else f"use an architecture of the family {dims.family}"
+    if settings.family == "svit":
+        raise InputError(
+            f"the checkpoint is a plain DeiT without gates: as {name} its gates would be random",
+            f"give the fine-tuned SViT checkpoint, or {fix}",
+        )
+    raise InputError(
+        f"the checkpoint is an SViT with {dims.num_gates} gates, and {name} is of the family "
+        f"{settings.family}",
+        fix,
+    )
+
+
+def _check_dims(settings: Arch, dims: Dims, name: str) -> None:
+    wrong = [
+        f"{field} {wanted} (the checkpoint has {getattr(dims, field)})"
+        for field in ("embed_dim", "depth", "patch_size", "num_classes", "distilled")
+        if (wanted := getattr(settings, field)) not in (None, getattr(dims, field))
+    ]
+    if wrong:
+        match = recognise(dims)
+        raise InputError(
+            f"the architecture {name} has {', '.join(wrong)}",
+            f"use --arch {match}" if match and match != name else "correct the setting or the file",
+        )
+    if settings.gate_blocks and len(settings.gate_blocks) != dims.num_gates:
+        raise InputError(
+            f"gate_blocks of {name} names {len(settings.gate_blocks)} blocks, the checkpoint has "
+            f"{dims.num_gates} gates",
+            "give the block, counted from 0, that each gate stands in front of",
+        )
+    if dims.num_gates > dims.depth:
+        raise InputError(
+            f"the checkpoint has {dims.num_gates} gates for {dims.depth} blocks",
+            "give a checkpoint with one gate per block at most",
+        )
+
+
+def _configure(
+    settings: Arch, dims: Dims, image_size: tuple[int, int] | None
+) -> tuple[ModelConfig, tuple[str, ...]]:
+    count, patch = dims.num_gates, dims.patch_size
+    native_grid = _native_grid(settings, dims, image_size)
+    native_size = (native_grid[0] * patch, native_grid[1] * patch)
+    size = image_size or native_size
+    notes = []
+    if image_size is None and settings.image_size not in (None, native_size):
+        notes.append(f"image size {size[0]}x{size[1]} taken from the weights")
+    elif size != native_size:
+        notes.append(
+            f"position embedding resized from {native_size[0]}x{native_size[1]} "
+            f"to {size[0]}x{size[1]} pixels"
+        )
+    is_svit = dims.family == "svit"
+    gate_blocks = settings.gate_blocks or tuple(range(dims.depth - count, dims.depth))
+    class_token = settings.gate_class_token or tuple(g == count - 1 for g in range(count))
+    if is_svit and not settings.gate_blocks:
+        notes.append(f"assumed gates in front of the last {count} blocks")
+    if is_svit and not settings.gate_class_token:
+        notes.append("assumed that only the last gate may prune the class token")
+    config = ModelConfig(
+        family=dims.family,
+        embed_dim=dims.embed_dim,
+        depth=dims.depth,
+        num_heads=settings.num_heads,
+        mlp_dim=dims.mlp_dim,
+        patch_size=patch,
+        num_classes=dims.num_classes,
+        image_size=size,
+        native_grid=native_grid,
+        distilled=dims.distilled,
+        gate_blocks=gate_blocks,
+        gate_class_token=_per_gate(class_token, count, "gate_class_token"),
+        target_keep=_per_gate(settings.target_keep, count, "target_keep"),
+        thresholds=(0.0,) * count,
+        # SViT's blocks and gates keep PyTorch's default, DeiT sets its own everywhere.
+        block_eps=1e-5 if is_svit else 1e-6,
+        gate_eps=1e-5 if is_svit else 1e-6,
+        norm_eps=1e-6,
+        preprocess=Preprocess(
+            settings.mean, settings.std, settings.crop_ratio, settings.interpolation
+        ),
+    )
+    return config, tuple(notes)
+
+
+def _native_grid(settings: Arch, dims: Dims, image_size: tuple[int, int] | None) -> tuple[int, int]:
+    """Rows and columns of the position embedding.
+
+    The weights tell only their product: the architecture's image size decides if it fits, then a
+    square, then the wanted image size if it fits.
+    """
+
+    def fits(size: tuple[int, int] | None) -> tuple[int, int] | None:
+        if size is None or any(side % dims.patch_size for side in size):
+            return None
+        grid = (size[0] // dims.patch_size, size[1] // dims.patch_size)
+        return grid if grid[0] * grid[1] == dims.num_patches else None
+
+    side = math.isqrt(max(dims.num_patches, 0))
+    square = (side, side) if side and side * side == dims.num_patches else None
+    grid = fits(settings.image_size) or square or fits(image_size)
+    if grid is None:
+        raise InputError(
+            f"the position embedding has {dims.num_patches} patches, which is no square grid",
+            "give the size that the model was trained at: --set image_size=HEIGHTxWIDTH",
+        )
+    return grid
+
+
+def _per_gate(values: tuple[Any, ...], count: int, name: str) -> tuple[Any, ...]:
+    return spread_over_gates(values, count, name) if values else ()

@@ -1,0 +1,298 @@
+"""Reading what `torch.save` wrote, without running code out of it.
+
+The restricted unpickler of torch (`weights_only=True`) does the loading. This module bounds what
+a file may declare before that, names the code a file asks for when it is refused, and finds the
+weights in what was loaded. It never falls back to full unpickling by itself.
+
+A hostile file can make an unpickler raise anything: hence the `except Exception` here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import pickle
+import pickletools
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from svit_deploy.errors import CapabilityError, InputError
+
+log = logging.getLogger(__name__)
+
+MAX_BYTES = 16 * 2**30
+EMA_KEYS = ("model_ema", "ema", "ema_state_dict", "state_dict_ema")
+DOWNLOAD_AGAIN = "download or copy it again and compare its size with the source's"
+SAVE_WEIGHTS = "save the weights alone: torch.save({'model': model.state_dict()}, 'weights.pth')"
+
+# What honest checkpoints name and the restricted unpickler allows; anything else is reported.
+ROUTINE_GLOBAL = re.compile(
+    r"torch\.(\w*Storage|storage\.(Un)?[Tt]ypedStorage|_utils\._rebuild_\w+|Size|device|b?float\d+"
+    r"|nn\.parameter\.Parameter)|collections\.(OrderedDict|Counter)|_codecs\.encode"
+    r"|argparse\.Namespace|pathlib\.(_local\.)?(Posix|Windows)Path"
+)
+
+
+class Weights(NamedTuple):
+    """`stored_as` holds the floating types in the file; `arrays` are float32 by now."""
+
+    container: str
+    arrays: dict[str, np.ndarray]
+    stored_as: set[str]
+    notes: list[str]
+    training_args: dict[str, Any]
+
+
+def read_torch_file(path: Path, *, zipped: bool, allow_pickle: bool) -> Weights:
+    """Reads a file written by torch.save, in its zip format or the one before torch 1.6.
+
+    Raises:
+        InputError: damaged, hostile, in need of code and not allowed to run it, or no weights.
+        CapabilityError: PyTorch is not installed.
+    """
+    data_pkl = _check_zip(path) if zipped else None
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise CapabilityError(
+            f"reading {path} needs PyTorch, which is not installed",
+            "run pip install 'svit-deploy[torch]', or convert the weights to .safetensors",
+        ) from None
+    loaded = _load(path, data_pkl, allow_pickle)
+    container, state, notes, training_args = _find_weights(path, loaded)
+    arrays, stored_as = _to_numpy(path, state)
+    return Weights(container, arrays, stored_as, notes, training_args)
+
+
+def pickle_globals(file: IO[bytes], pickles: int) -> list[str]:
+    """Names the functions and classes that pickles ask for, without running them.
+
+    Args:
+        file: at the start of the first pickle.
+        pickles: how many follow each other; a damaged one ends the search.
+    """
+    named: set[str] = set()
+    try:
+        for _ in range(pickles):
+            strings: list[str] = []
+            memo: dict[int, str] = {}
+            operations: Iterable[tuple[Any, Any, Any]] = pickletools.genops(file)
+            for opcode, argument, _position in operations:
+                if opcode.name in ("GLOBAL", "INST"):
+                    named.add(argument.replace(" ", "."))
+                elif opcode.name == "STACK_GLOBAL":
+                    named.add(".".join(strings[-2:]))
+                elif opcode.name == "MEMOIZE":
+                    memo[len(memo)] = strings[-1] if strings else ""
+                elif "PUT" in opcode.name:
+                    memo[argument] = strings[-1] if strings else ""
+                elif "GET" in opcode.name:
+                    strings.append(memo.get(argument, "?"))
+                elif isinstance(argument, str):
+                    strings.append(argument)
+    except Exception as error:
+        log.debug("the search for globals ended early: %s", error)
+    return sorted(named)
+
+
+def some(names: Iterable[str], limit: int = 4) -> str:
+    """`a, b, c, d and 7 more`; names come from files, so they are cut and made printable."""
+    names = list(names)
+    shown = ["".join(c if c.isprintable() else "?" for c in name[:100]) for name in names[:limit]]
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(shown) + more
+
+
+def _check_zip(path: Path) -> bytes:
+    """Refuses archives that are cut short, foreign, or declare more than they hold.
+
+    Returns:
+        The pickle of the saved object, without its tensors' data.
+    """
+    damaged = InputError(f"{path} is a truncated or damaged zip archive", DOWNLOAD_AGAIN)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except Exception:
+        raise damaged from None
+    names = {entry.filename.partition("/")[2] for entry in entries}
+    if "constants.pkl" in names or any(name.startswith("code/") for name in names):
+        raise InputError(
+            f"{path} is a TorchScript archive, which holds a program",
+            "save its weights: torch.save(torch.jit.load(PATH).state_dict(), 'weights.pth')",
+        )
+    if "data.pkl" not in names:
+        raise InputError(
+            f"{path} is a zip archive that torch.save did not write", "give the checkpoint itself"
+        )
+    declared, size = sum(entry.file_size for entry in entries), path.stat().st_size
+    if declared > size or any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise InputError(
+            f"{path} is a compressed archive: {size} bytes that declare {declared}, "
+            "while torch.save never compresses",
+            "do not use this file",
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(next(e for e in entries if e.filename.endswith("/data.pkl")))
+    except Exception:
+        raise damaged from None
+
+
+def _load(path: Path, data_pkl: bytes | None, allow_pickle: bool) -> Any:
+    """The saved object; out of a zip file (`data_pkl` given) its tensors view the mapped file."""
+    import torch
+
+    def load(weights_only: bool) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; the errors are ours
+            return torch.load(
+                path, map_location="cpu", weights_only=weights_only, mmap=data_pkl is not None
+            )
+
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace, *_path_stand_ins()]):
+            return load(weights_only=True)
+    except pickle.UnpicklingError:
+        code = _blocked_globals(path, data_pkl)
+        if not allow_pickle:
+            reason = f"it asks to run {some(code)}" if code else "its pickle is damaged or unusual"
+            raise InputError(
+                f"{path} was not loaded: {reason}",
+                f"{SAVE_WEIGHTS}, or, only for a file you trust, give --allow-pickle",
+            ) from None
+    except Exception as error:
+        raise InputError(f"{path} is damaged ({_first_line(error)})", DOWNLOAD_AGAIN) from None
+    log.warning("--allow-pickle: %s runs %s", path, some(code, len(code)) or "an unusual pickle")
+    try:
+        return load(weights_only=False)
+    except Exception as error:
+        raise InputError(
+            f"{path} cannot be unpickled ({type(error).__name__}: {_first_line(error)})",
+            SAVE_WEIGHTS,
+        ) from None
+
+
+def _path_stand_ins() -> list[Callable[..., str]]:
+    """Functions that pass for pathlib's classes, which training arguments may hold, as strings."""
+
+    def stand_in(module: str, name: str) -> Callable[..., str]:
+        def join(*parts: str) -> str:
+            return "/".join(parts)
+
+        join.__module__, join.__qualname__ = module, name
+        return join
+
+    return [
+        stand_in(module, name)
+        for module in ("pathlib", "pathlib._local")
+        for name in ("PosixPath", "WindowsPath")
+    ]
+
+
+def _blocked_globals(path: Path, data_pkl: bytes | None) -> list[str]:
+    if data_pkl is not None:
+        named = pickle_globals(io.BytesIO(data_pkl), pickles=1)
+    else:  # magic number, protocol, system, the object, storage keys
+        with path.open("rb") as file:
+            named = pickle_globals(file, pickles=5)
+    return [name for name in named if not ROUTINE_GLOBAL.fullmatch(name)]
+
+
+def _find_weights(path: Path, loaded: Any) -> tuple[str, dict[str, Any], list[str], dict[str, Any]]:
+    """The container's name, the state dictionary, notes, training arguments."""
+    import torch
+
+    if isinstance(loaded, torch.nn.Module):
+        return "pickled module", loaded.state_dict(), [], {}
+    if not isinstance(loaded, dict):
+        raise InputError(f"{path} holds a {type(loaded).__name__}, not weights", SAVE_WEIGHTS)
+    key = next((key for key in ("model", "state_dict") if key in loaded), None)
+    state = loaded if key is None else loaded[key]
+    if isinstance(state, torch.nn.Module):
+        state = state.state_dict()
+    if not _is_state(state):
+        names = [name for name in loaded if isinstance(name, str)]
+        kind = "optimizer state but no" if {"optimizer", "param_groups"} & set(loaded) else "no"
+        raise InputError(
+            f"{path} holds {kind} model weights, its keys are {some(map(repr, names)) or 'no words'}",
+            "give a checkpoint with the weights under 'model' or 'state_dict', or bare",
+        )
+    if key is None:
+        return "bare state dict", state, [], {}
+    is_training = "optimizer" in loaded or "args" in loaded
+    notes = [f"{k} ignored, weights taken from {key!r}" for k in EMA_KEYS if k in loaded]
+    container = f"{'training checkpoint' if is_training else 'dictionary'} ({key})"
+    return container, state, notes, _plain_values(loaded.get("args"))
+
+
+def _is_state(state: Any) -> bool:
+    import torch
+
+    return (
+        isinstance(state, dict)
+        and len(state) > 0
+        and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())
+    )
+
+
+def _plain_values(args: Any) -> dict[str, Any]:
+    """Numbers, strings and lists of them, out of a Namespace or a dictionary."""
+    values = vars(args) if isinstance(args, argparse.Namespace) else args
+    if not isinstance(values, dict):
+        return {}
+
+    def is_plain(value: Any) -> bool:
+        if isinstance(value, list | tuple):
+            return not any(isinstance(item, list | tuple) or not is_plain(item) for item in value)
+        return value is None or isinstance(value, bool | int | float | str)
+
+    return {k: v for k, v in values.items() if isinstance(k, str) and is_plain(v)}
+
+
+def _to_numpy(path: Path, state: dict[str, Any]) -> tuple[dict[str, np.ndarray], set[str]]:
+    """Copies of the tensors, floating ones as float32, and the floating types they had."""
+    import torch
+
+    size_bytes = path.stat().st_size
+    storages: set[int] = set()
+    stored_bytes = copied_bytes = 0
+    arrays, stored_as = {}, set()
+    for name, tensor in state.items():
+        if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            raise InputError(
+                f"tensor {some([name])} of {path} is sparse, quantized or without data",
+                "store the weights as dense float32, float16 or bfloat16 tensors",
+            )
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in storages:
+            storages.add(storage.data_ptr())
+            stored_bytes += storage.nbytes()
+        copied_bytes += tensor.numel() * max(tensor.element_size(), 4)
+        # In the format before torch 1.6 a tensor can ask for a storage that the file lacks.
+        if (
+            tensor.nbytes > storage.nbytes()
+            or stored_bytes > size_bytes
+            or copied_bytes > MAX_BYTES
+        ):
+            raise InputError(
+                f"tensor {some([name])} of {path} declares more data than the file holds",
+                "do not use this file",
+            )
+        tensor = tensor.detach()
+        if tensor.is_floating_point():
+            stored_as.add(str(tensor.dtype).removeprefix("torch."))
+            tensor = tensor.float()
+        arrays[name] = np.array(tensor.numpy(), order="C")
+    return arrays, stored_as
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:200]

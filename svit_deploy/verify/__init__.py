@@ -1,0 +1,50 @@
+"""Parity of an exported model with its reference, gate by gate.
+
+Three kinds of runs, all of the exported graph:
+
+1. masks forced to the reference's: the error of every stage by itself, so that a wrong block is
+   told from a wrong gate (`parity`);
+2. as shipped: which decisions differ and by what margin, then logits and classes (`parity`);
+3. behaviour: alone and in a batch, repeated, all tokens kept, none kept (`behaviour`).
+"""
+
+from __future__ import annotations
+
+from svit_deploy.bundle import Bundle
+from svit_deploy.progress import SILENT, Progress
+from svit_deploy.verify.behaviour import check_determinism, check_extremes, check_invariance
+from svit_deploy.verify.expected import Expectations, Recomputed, Recorded
+from svit_deploy.verify.parity import Parity
+from svit_deploy.verify.report import VerifyReport
+from svit_deploy.verify.subject import Subject, VerifySettings
+
+__all__ = ["Recomputed", "Recorded", "VerifyReport", "VerifySettings", "verify_bundle"]
+
+
+def verify_bundle(
+    bundle: Bundle,
+    expectations: Expectations,
+    settings: VerifySettings | None = None,
+    progress: Progress = SILENT,
+) -> VerifyReport:
+    """Verifies a bundle against what its reference computes.
+
+    Args:
+        expectations: `Recorded` (the bundle's reference.npz) or `Recomputed` (a checkpoint).
+
+    Returns:
+        The report; `report.passed` says whether the bundle may be used.
+    """
+    report = VerifyReport(bundle, expectations.count, expectations.description)
+    subject = Subject(bundle, expectations.thresholds, settings or VerifySettings(), report)
+    parity = Parity(subject, expectations)
+    parity.check_file()
+    if report.passed:  # else what follows would repeat it in worse words
+        first = parity.compare(progress)
+        progress.update("batch invariance", 0.7)
+        check_invariance(subject, first.inputs)
+        progress.update("determinism", 0.8)
+        check_determinism(subject, first.inputs)
+        progress.update("all kept, none kept", 0.9)
+        check_extremes(subject, first, expectations)
+    return report

@@ -1,0 +1,193 @@
+"""Parity with the reference: every stage with masks forced, then the file as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from svit_deploy.compare import (
+    effective_keep,
+    keep_ratios,
+    logits_error,
+    margin_error,
+    rms,
+    token_error,
+)
+from svit_deploy.engines.base import Engine
+from svit_deploy.export import names
+from svit_deploy.graph_edit import add_outputs, force_values, read_scalar
+from svit_deploy.onnx_file import random_operators
+from svit_deploy.progress import Progress
+from svit_deploy.verify.expected import BATCH, Expectations, Expected
+from svit_deploy.verify.report import GateResult, Stage
+from svit_deploy.verify.subject import Observed, Subject
+
+
+class Parity:
+    """Compares a subject with what is expected of it, adding to the subject's report."""
+
+    def __init__(self, subject: Subject, expectations: Expectations) -> None:
+        self.subject, self.expectations = subject, expectations
+        self.config, self.limits, self.report = subject.config, subject.limits, subject.report
+        self.gates, self.check = subject.gates, subject.report.check
+
+    def check_file(self) -> None:
+        """What can be said without running: inputs, random operators, thresholds."""
+        difference = self.expectations.input_difference()
+        self.check(
+            "inputs",
+            difference <= 1e-6,
+            f"the bundle's preprocessing gives inputs that differ by {difference:.2g} from the "
+            "checkpoint's: compare mean, std, channel order, crop and interpolation"
+            if difference > 1e-6
+            else "same preprocessing",
+        )
+        random = random_operators(self.subject.model)
+        self.check(
+            "no random operator",
+            not random,
+            f"the graph samples in {', '.join(random[:3])}" if random else "none in the graph",
+        )
+        for gate in self.gates:
+            threshold = np.float32(read_scalar(self.subject.model, names.threshold_name(gate)))
+            expected = self.subject.thresholds[gate]
+            # The slack of one ulp-scale step lets a threshold pass through decimal text.
+            if abs(threshold - expected) > 1e-7 + 2 * np.spacing(abs(expected)):
+                detail = f"{threshold:g} in the graph, {expected:g} expected"
+                self.check(f"threshold of gate {gate}", False, detail)
+
+    def compare(self, progress: Progress) -> Expected:
+        """Runs the graph with forced masks and as shipped beside the reference.
+
+        Returns:
+            The first part of the reference's outputs, for the behaviour checks.
+        """
+        subject, config = self.subject, self.config
+        shape = ("batch", config.num_tokens)
+        forced_model = force_values(
+            subject.model, {names.decision_name(gate): shape for gate in self.gates}
+        )
+        blocks = [names.block_name(block) for block in range(config.depth)]
+        margins = [names.margin_name(gate) for gate in self.gates]
+        forced_model = add_outputs(forced_model, [names.EMBEDDING, *blocks, *margins])
+        errors: dict[str, float] = {}
+        expected: list[Expected] = []
+        actual: list[Observed] = []
+        with subject.engine(forced_model) as forced, subject.shipped() as shipped:
+            self.report.engine = forced.description
+            for part in self.expectations.parts():
+                done = len(expected) * BATCH / self.expectations.count
+                progress.update("comparing with the reference", 0.7 * done)
+                for stage, error in self.stage_errors(forced, part).items():
+                    # NaN would compare as no error: it is the largest.
+                    error = np.inf if np.isnan(error) else error
+                    errors[stage] = max(errors.get(stage, 0.0), error)
+                actual.append(subject.observe(shipped, part.inputs))
+                expected.append(dataclasses.replace(part, features=[]))
+        whole = Observed.concatenate(
+            [Observed(part.logits, part.keep_mask, part.margin) for part in expected]
+        )
+        finite = np.where(np.isfinite(whole.margin), whole.margin, 0)
+        scales = [max(1.0, rms(finite[:, gate])) for gate in self.gates]
+        subject.rounding = self.limits.margin * np.array(scales)
+        self.judge_stages(errors)
+        self.judge_decisions(Observed.concatenate(actual), whole)
+        self.judge_logits(Observed.concatenate(actual), whole)
+        return expected[0]
+
+    def stage_errors(self, forced: Engine, part: Expected) -> dict[str, float]:
+        """Error of each value of the graph that the reference knows, with its masks forced."""
+        feeds = {names.INPUT: part.inputs}
+        for gate in self.gates:
+            mask = np.ascontiguousarray(part.keep_mask[:, gate])
+            feeds[names.decision_name(gate)] = mask
+        actual = forced.run(feeds)
+        errors = {names.LOGITS: logits_error(actual[names.LOGITS], part.logits)}
+        for gate in self.gates:
+            name = names.margin_name(gate)
+            errors[name] = margin_error(actual[name], part.margin[:, gate])
+        for index, features in enumerate(part.features):
+            name = names.block_name(index - 1) if index else names.EMBEDDING
+            errors[name] = token_error(actual[name].reshape(features.shape), features)
+        return errors
+
+    def judge_stages(self, errors: dict[str, float]) -> None:
+        """Lists the stages in the order they run and names the first that differs."""
+        limits, stages = self.limits, self.report.stages
+        gate_of = {block: gate for gate, block in enumerate(self.config.gate_blocks)}
+        order = [("embedding", names.EMBEDDING, limits.token)]
+        for block in range(self.config.depth):
+            if (gate := gate_of.get(block)) is not None:
+                order.append((f"gate {gate}", names.margin_name(gate), self.subject.rounding[gate]))
+            order.append((f"block {block}", names.block_name(block), limits.token))
+        order.append(("head", names.LOGITS, limits.logits))
+        stages += [Stage(n, errors[v], float(limit)) for n, v, limit in order if v in errors]
+        wrong = [stage for stage in stages if stage.error > stage.limit]
+        detail = f"largest error is {max(s.error / s.limit for s in stages):.0%} of its limit"
+        if wrong:
+            detail = (
+                f"{wrong[0].name} is the first of {len(wrong)} that differ from the reference, "
+                f"by {wrong[0].error:.2g} (limit {wrong[0].limit:.2g})"
+            )
+        self.check("stages, masks forced", not wrong, detail)
+
+    def judge_decisions(self, actual: Observed, expected: Observed) -> None:
+        """The decisions of the file as it is, gate by gate."""
+        if not self.gates:
+            return
+        subject, config = self.subject, self.config
+        decision = actual.margin > subject.thresholds[None, :, None]
+        honest = actual.keep_mask == effective_keep(decision, actual.margin, subject.rows)
+        wrong = [gate for gate in self.gates if not honest[:, gate].all()]
+        self.check(
+            "keep mask follows the margins",
+            not wrong,
+            f"gate {wrong[0]} does not keep by margin > threshold and budget"
+            if wrong
+            else "margin > threshold, within the budget if there is one",
+        )
+        flips, explained, detail = subject.compare_decisions(
+            actual.keep_mask, expected.keep_mask, expected.margin
+        )
+        self.check("gate decisions", explained, detail)
+        ratios = keep_ratios(actual.keep_mask, config)
+        expected_ratios = keep_ratios(expected.keep_mask, config)
+        for gate in self.gates:
+            result = GateResult(
+                gate=gate,
+                block=config.gate_blocks[gate],
+                flips=flips[gate],
+                rounding=float(subject.rounding[gate]),
+                keep=ratios[gate],
+                expected_keep=expected_ratios[gate],
+                target_keep=config.target_keep[gate] if config.target_keep else None,
+            )
+            self.report.gates.append(result)
+
+    def judge_logits(self, actual: Observed, expected: Observed) -> None:
+        """Logits and classes of the file as it is, where its masks are the reference's."""
+        same = ~(actual.keep_mask != expected.keep_mask).any(axis=(1, 2))
+        error = logits_error(actual.logits[same], expected.logits[same])
+        self.check(
+            "logits",
+            error <= self.limits.logits,
+            f"error {error:.2g}, limit {self.limits.logits:.2g}, "
+            f"{int(same.sum())} of {len(same)} images with identical masks",
+        )
+        top1, expected_top1 = actual.logits.argmax(1), expected.logits.argmax(1)
+        agree = top1 == expected_top1
+        # Two classes within rounding of each other are a coin toss too.
+        runner_up, best = np.sort(expected.logits, axis=1)[:, -2:].T
+        near = 2 * self.limits.logits * max(1.0, rms(expected.logits))
+        clear = same & (best - runner_up > near)
+        self.check(
+            "top-1 agreement",
+            bool(agree[clear].mean() >= self.limits.top1) if clear.any() else True,
+            f"{agree.mean():.2%} of {len(agree)} images, {agree[clear].sum()} of "
+            f"{clear.sum()} with identical masks and a clear winner",
+        )
+        labels = self.expectations.labels
+        if labels is not None:
+            self.report.accuracy = float((top1 == labels).mean())
+            self.report.reference_accuracy = float((expected_top1 == labels).mean())

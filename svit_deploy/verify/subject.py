@@ -1,0 +1,135 @@
+"""The model under verification: its graph, variants of it, and what can be seen of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from svit_deploy.bundle import Bundle
+from svit_deploy.compare import GateFlips, compare_masks, decision_distance, effective_keep
+from svit_deploy.engines.base import Engine
+from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from svit_deploy.export import names
+from svit_deploy.graph_edit import add_outputs
+from svit_deploy.verify.limits import LIMITS
+from svit_deploy.verify.report import VerifyReport
+
+
+@dataclass(frozen=True)
+class VerifySettings:
+    """How to verify.
+
+    Attributes:
+        provider, threads: as for `OnnxRuntimeEngine`.
+        repeats: runs that must agree bit for bit.
+        companions: images run alone and inside a batch.
+    """
+
+    provider: str = "cpu"
+    threads: int = 0
+    repeats: int = 3
+    companions: int = 8
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What a run shows: `logits [n, classes]`, `keep_mask` and `margin [n, G, S]`."""
+
+    logits: np.ndarray
+    keep_mask: np.ndarray
+    margin: np.ndarray
+
+    @classmethod
+    def concatenate(cls, parts: list[Observed]) -> Observed:
+        return cls(
+            np.concatenate([part.logits for part in parts]),
+            np.concatenate([part.keep_mask for part in parts]),
+            np.concatenate([part.margin for part in parts]),
+        )
+
+
+class Subject:
+    """A bundle's graph with the thresholds expected of it.
+
+    Args:
+        thresholds: per gate, from the reference rather than from the graph.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        thresholds: tuple[float, ...],
+        settings: VerifySettings,
+        report: VerifyReport,
+    ) -> None:
+        self.bundle, self.config, self.settings = bundle, bundle.config, settings
+        self.report = report
+        self.limits = LIMITS[bundle.manifest["precision"]]
+        self.model = bundle.load_model()
+        self.gates = range(self.config.num_gates)
+        self.thresholds = np.array(thresholds, np.float32)
+        self.rows = np.array(bundle.budget_rows) if bundle.budget_rows else None
+        self.rounding = np.full(len(self.gates), self.limits.margin)
+
+    def engine(self, model: onnx.ModelProto | Path) -> Engine:
+        content = model if isinstance(model, Path) else model.SerializeToString()
+        return OnnxRuntimeEngine(
+            content, provider=self.settings.provider, threads=self.settings.threads
+        )
+
+    def observable(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """The graph with its gates in view, whether or not they are shipped as outputs."""
+        if self.bundle.has_gate_outputs:
+            return model
+        wanted = [f(gate) for gate in self.gates for f in (names.margin_name, names.decision_name)]
+        return add_outputs(model, wanted)
+
+    def shipped(self) -> Engine:
+        """The file as it is, its gates in view."""
+        if self.bundle.has_gate_outputs:
+            return self.engine(self.bundle.model_path)
+        return self.engine(self.observable(self.model))
+
+    def observe(self, engine: Engine, inputs: np.ndarray) -> Observed:
+        outputs = engine.run({names.INPUT: inputs})
+        logits = outputs[names.LOGITS]
+        if not self.gates:
+            empty = np.zeros((len(inputs), 0, self.config.num_tokens), np.float32)
+            return Observed(logits, empty.astype(bool), empty)
+        if names.MARGIN in outputs:
+            return Observed(logits, outputs[names.KEEP_MASK], outputs[names.MARGIN])
+        margin = np.stack([outputs[names.margin_name(gate)] for gate in self.gates], 1)
+        decision = np.stack([outputs[names.decision_name(gate)] for gate in self.gates], 1)
+        return Observed(logits, effective_keep(decision, margin, self.rows), margin)
+
+    def compare_decisions(
+        self,
+        keep: np.ndarray,
+        expected: np.ndarray,
+        margin: np.ndarray,
+        thresholds: np.ndarray | None = None,
+    ) -> tuple[list[GateFlips], bool, str]:
+        """Compares keep masks `[n, G, S]` given the expected margins.
+
+        Returns:
+            The flips of each gate, whether rounding explains them all, and that in words.
+        """
+        limits = self.thresholds if thresholds is None else thresholds
+        distance = decision_distance(margin, limits, self.rows)
+        flips = compare_masks(keep, expected, distance, self.rounding, self.config)
+        for gate, flip in enumerate(flips):
+            if flip.faults:
+                reach, explained = flip.largest_margin, self.rounding[gate]
+                return (
+                    flips,
+                    False,
+                    (
+                        f"gate {gate} decides {flip.faults} tokens differently, margins up to "
+                        f"{reach:.2g} from the cut where rounding explains {explained:.2g}"
+                    ),
+                )
+        tosses = sum(flip.coin_tosses for flip in flips)
+        return flips, True, f"identical but for {tosses} coin tosses" if tosses else "identical"

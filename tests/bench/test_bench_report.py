@@ -1,0 +1,79 @@
+"""The report of a benchmark: JSON, terminal, picture."""
+
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+from fake_engine import World, bench, dense, pruned
+from rich.console import Console
+
+from svit_deploy.bench import plot_sweep, render
+from svit_deploy.errors import CapabilityError, UsageError
+
+
+@pytest.fixture
+def report():
+    world = World()
+    return bench(
+        world,
+        dense(world),
+        pruned(world),
+        batches=(1, 4),
+        worst_case=True,
+        sweep=True,
+        min_samples=70,
+        fail_above={"p99": 12},
+    )
+
+
+def test_report_is_strict_json(report):
+    plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert plain["schema_version"] == 1
+    assert plain["settings"]["fail_above"] == {"p99_ms": 12}
+    assert plain["environment"]["packages"]["numpy"] == np.__version__
+    result = plain["results"][1]
+    assert (result["label"], result["batch"]) == ("pruned", 1)
+    assert result["latency"]["p99_ms"] is None
+    assert result["speedup"]["verdict"] in ("faster", "slower", "no measurable difference")
+    assert "samples_ms" not in result
+
+
+def test_rendering_fits_80_columns_of_cp1252(report):
+    file = io.TextIOWrapper(io.BytesIO(), encoding="cp1252", errors="strict")
+    render(report, Console(file=file, width=80))
+    file.flush()
+    text = file.buffer.getvalue().decode("cp1252")
+    assert max(map(len, text.splitlines())) <= 80
+    for expected in ("pruned", "14.00", "n/a", "of 10", "break-even", "FAILED", "95 % interval"):
+        assert expected in text
+
+
+def test_rendering_takes_labels_literally():
+    world = World()
+    file = io.StringIO()
+    render(bench(world, dense(world, label="[bold]x")), Console(file=file, width=80))
+    table = file.getvalue().partition("p99 n/a")[0]
+    assert "[bold]x" in table
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_sweep_is_drawn(report, tmp_path, suffix):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / f"sweep{suffix}"
+    plot_sweep(report, path)
+    assert path.stat().st_size > 1000
+
+
+def test_sweep_that_cannot_be_drawn(report, tmp_path, monkeypatch):
+    world = World()
+    with pytest.raises(UsageError, match="run the benchmark with --sweep"):
+        plot_sweep(bench(world, dense(world)), tmp_path / "sweep.png")
+    with pytest.raises(UsageError, match=r"name a \.png"):
+        plot_sweep(report, tmp_path / "sweep.docx")
+    with pytest.raises(UsageError, match="absent"):
+        plot_sweep(report, tmp_path / "absent" / "sweep.png")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(CapabilityError, match=r"svit-deploy\[plot\]"):
+        plot_sweep(report, tmp_path / "sweep.png")

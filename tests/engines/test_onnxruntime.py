@@ -1,0 +1,284 @@
+"""The ONNX Runtime engine: results, refusals, and no silent fallback."""
+
+import os
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from svit_deploy.engines.base import TensorSpec
+from svit_deploy.engines.onnxruntime import (
+    OnnxRuntimeEngine,
+    available_providers,
+    full_provider_name,
+)
+from svit_deploy.errors import CapabilityError, InputError, UsageError
+
+
+def model_bytes(nodes, inputs, outputs, weights=(), ir_version=10) -> bytes:
+    infos = [
+        [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in side]
+        for side in (inputs, outputs)
+    ]
+    graph = helper.make_graph(nodes, "test", *infos, list(weights))
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("strange", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version).SerializeToString()
+
+
+def linear() -> bytes:
+    """`x` float32 `[B, 3, 2, 2]` to `sum` `[B, 1]` (the sum of an image) and `positive` bool."""
+    ones = helper.make_tensor("ones", TensorProto.FLOAT, [12, 1], np.ones(12, np.float32))
+    zero = helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0])
+    nodes = [
+        helper.make_node("Flatten", ["x"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "ones"], ["sum"]),
+        helper.make_node("Greater", ["x", "zero"], ["positive"]),
+    ]
+    shape = ["B", 3, 2, 2]
+    return model_bytes(
+        nodes,
+        [("x", TensorProto.FLOAT, shape)],
+        [("sum", TensorProto.FLOAT, ["B", 1]), ("positive", TensorProto.BOOL, shape)],
+        [ones, zero],
+    )
+
+
+def dynamic() -> bytes:
+    """`x` float32 `[N]` to the rows that are not zero, int64 `[1, K]`: K depends on the content."""
+    nodes = [helper.make_node("NonZero", ["x"], ["rows"])]
+    return model_bytes(
+        nodes, [("x", TensorProto.FLOAT, ["N"])], [("rows", TensorProto.INT64, [1, None])]
+    )
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2)
+
+
+def test_runs_and_describes_itself(images, tmp_path):
+    path = tmp_path / "a model.onnx"
+    path.write_bytes(linear())
+    with OnnxRuntimeEngine(path, threads=1) as engine:
+        assert engine.inputs() == (TensorSpec("x", np.dtype("float32"), ("B", 3, 2, 2)),)
+        assert [spec.name for spec in engine.outputs()] == ["sum", "positive"]
+        assert engine.description == {
+            "runtime": "onnxruntime",
+            "version": onnxruntime.__version__,
+            "provider": "CPUExecutionProvider",
+            "threads": 1,
+            "graph_optimization": "all",
+        }
+        outputs = engine.run({"x": images})
+    np.testing.assert_array_equal(outputs["sum"], images.reshape(2, -1).sum(1, keepdims=True))
+    assert outputs["positive"].sum() == 23
+
+
+@pytest.mark.parametrize("level", ["none", "basic", "extended", "all"])
+def test_every_optimization_level_gives_the_same(images, level):
+    with OnnxRuntimeEngine(linear(), graph_optimization=level) as engine:
+        assert engine.run({"x": images})["sum"].ravel().tolist() == [66, 210]
+
+
+def test_only_the_outputs_asked_for_come_back(images):
+    with OnnxRuntimeEngine(linear()) as engine:
+        assert list(engine.run({"x": images}, ["positive"])) == ["positive"]
+        assert engine.run({"x": images}, []) == {}
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_content_dependent_shapes_even_empty_ones(kept):
+    with OnnxRuntimeEngine(dynamic()) as engine:
+        assert engine.outputs()[0].shape == (1, "?")
+        x = np.zeros(5, np.float32)
+        x[:kept] = 1
+        assert engine.run({"x": x})["rows"].shape == (1, kept)
+
+
+def test_strided_arrays_are_fine(images):
+    with OnnxRuntimeEngine(linear()) as engine:
+        flipped = engine.run({"x": images[:, ::-1]})["sum"]
+    assert flipped.ravel().tolist() == [66, 210]
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ({}, "no array was fed for 'x'"),
+        ({"y": np.zeros((1, 3, 2, 2), np.float32)}, "the model has no input 'y'; feed 'x'"),
+        ({"x": np.zeros((1, 3, 2, 2), np.float16)}, "'x' is float16, the model takes float32"),
+        ({"x": np.zeros((3, 2, 2), np.float32)}, r"shape \[3, 2, 2\], .*takes \[B, 3, 2, 2\]"),
+        ({"x": np.zeros((1, 3, 2, 4), np.float32)}, r"shape \[1, 3, 2, 4\]"),
+    ],
+)
+def test_feeds_that_do_not_fit_are_refused_in_words(feeds, message):
+    with OnnxRuntimeEngine(linear()) as engine, pytest.raises(InputError, match=message):
+        engine.run(feeds)
+
+
+def test_an_extra_feed_and_an_unknown_output_are_refused(images):
+    with OnnxRuntimeEngine(linear()) as engine:
+        with pytest.raises(InputError, match="no input 'mask'"):
+            engine.run({"x": images, "mask": images})
+        with pytest.raises(InputError, match="no output 'logits'; ask for 'sum', 'positive'"):
+            engine.run({"x": images}, ["logits"])
+
+
+def test_a_closed_engine_does_not_run(images):
+    engine = OnnxRuntimeEngine(linear())
+    engine.close()
+    engine.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        engine.run({"x": images})
+
+
+UNKNOWN_OPERATOR = model_bytes(
+    [helper.make_node("Foo", ["x"], ["y"], domain="strange")],
+    [("x", TensorProto.FLOAT, [1])],
+    [("y", TensorProto.FLOAT, [1])],
+)
+FUTURE = onnx.ModelProto.FromString(dynamic())
+FUTURE.ir_version = 99
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "could not be loaded"),
+        (b"<!DOCTYPE html><title>404</title>", "could not be loaded"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "could not be loaded"),
+        (linear()[:-40], "could not be loaded"),
+        (UNKNOWN_OPERATOR, "strange:Foo"),
+        (FUTURE.SerializeToString(), "could not be loaded: Unsupported model IR version: 99"),
+    ],
+    ids=["empty", "html", "lfs pointer", "truncated", "custom operator", "future format"],
+)
+@pytest.mark.parametrize("as_bytes", [True, False])
+def test_a_broken_model_is_one_sentence(tmp_path, capfd, content, message, as_bytes):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        OnnxRuntimeEngine(content if as_bytes else path)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_missing_external_data_is_an_input_error(tmp_path):
+    model = onnx.ModelProto.FromString(linear())
+    weight = model.graph.initializer[0]
+    weight.CopyFrom(onnx.numpy_helper.from_array(np.ones((12, 1), np.float32), "ones"))
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="weights", size_threshold=0)
+    (tmp_path / "weights").unlink()
+    with pytest.raises(InputError, match="weights"):
+        OnnxRuntimeEngine(path)
+
+
+@pytest.mark.parametrize("name", ["absent.onnx", "."])
+def test_no_such_file(tmp_path, name):
+    with pytest.raises(InputError, match="is not a file"):
+        OnnxRuntimeEngine(tmp_path / name)
+
+
+def test_an_input_type_without_numpy_counterpart(tmp_path):
+    identity = model_bytes(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        [("x", TensorProto.BFLOAT16, [1])],
+        [("y", TensorProto.BFLOAT16, [1])],
+    )
+    with pytest.raises(InputError, match="bfloat16"):
+        OnnxRuntimeEngine(identity)
+
+
+def test_a_graph_that_fails_while_running(capfd):
+    gather = model_bytes(
+        [helper.make_node("Gather", ["x", "i"], ["y"])],
+        [("x", TensorProto.FLOAT, [2]), ("i", TensorProto.INT64, [1])],
+        [("y", TensorProto.FLOAT, [1])],
+    )
+    with OnnxRuntimeEngine(gather) as engine, pytest.raises(InputError, match="failed while runn"):
+        engine.run({"x": np.zeros(2, np.float32), "i": np.array([7])})
+    assert capfd.readouterr() == ("", "")
+
+
+def test_out_of_memory_is_no_fault_of_the_model(images):
+    class Full:
+        def run(self, names, feeds):
+            raise RuntimeError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc")
+
+    engine = OnnxRuntimeEngine(linear())
+    engine._session = Full()
+    with pytest.raises(CapabilityError, match="out of memory: std::bad_alloc; lower the batch"):
+        engine.run({"x": images})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"provider": "gpu"}, "'gpu' is unknown; use one of cpu, cuda"),
+        ({"graph_optimization": "max"}, "use one of none, basic, extended, all"),
+        ({"threads": -1}, "threads"),
+    ],
+)
+def test_unknown_options(options, message):
+    with pytest.raises(UsageError, match=message):
+        OnnxRuntimeEngine(linear(), **options)
+
+
+def test_provider_names():
+    assert "CPUExecutionProvider" in available_providers()
+    assert full_provider_name("CUDA") == "CUDAExecutionProvider"
+    assert full_provider_name("VitisAIExecutionProvider") == "VitisAIExecutionProvider"
+
+
+def test_a_provider_of_another_package_names_the_package(monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(CapabilityError, match=r"only CPU\w+; .*onnxruntime-openvino"):
+        OnnxRuntimeEngine(linear(), provider="openvino")
+
+
+def test_a_silent_fallback_is_an_error_with_the_reason(monkeypatch, capfd):
+    """What the GPU package does on a machine without CUDA libraries."""
+
+    def fall_back(*args, **kwargs):
+        log = (
+            "\x1b[1;31m2026-01-01 [E:onnxruntime:Default, x.cc:1 Get()] "
+            "[ONNXRuntimeError] : 1 : FAIL : Failed to load library libcublas.so.\n"
+        )
+        os.write(2, log.encode())
+        return SimpleNamespace(
+            disable_fallback=lambda: None, get_providers=lambda: ["CPUExecutionProvider"]
+        )
+
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fall_back)
+    with pytest.raises(CapabilityError) as caught:
+        OnnxRuntimeEngine(linear(), provider="cuda")
+    assert caught.value.message == (
+        "CUDAExecutionProvider could not start and ONNX Runtime fell back to "
+        "CPUExecutionProvider: Failed to load library libcublas.so"
+    )
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_gpu_provider_works_or_says_why_not(provider, images, capfd):
+    if full_provider_name(provider) not in available_providers():
+        pytest.skip("this ONNX Runtime has no such provider")
+    try:
+        with OnnxRuntimeEngine(linear(), provider=provider) as engine:
+            assert engine.run({"x": images})["sum"].ravel().tolist() == [66, 210]
+    except CapabilityError as error:
+        assert error.fix.startswith("run: pip install")
+    assert capfd.readouterr().out == ""
+
+
+def test_without_onnxruntime(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(CapabilityError, match="pip install onnxruntime"):
+        OnnxRuntimeEngine(linear())
