@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import onnx
-from onnx import TensorProto
+from onnx import NodeProto, TensorProto
 
 from svit_deploy.errors import InputError
 
@@ -19,8 +20,12 @@ RANDOM_OPERATORS = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
      "Bernoulli"}
 )  # fmt: skip
+STANDARD_DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 MAX_BYTES = 2**31 - 1
 METADATA_PREFIX = "svit_deploy."
+
+_AGAIN = "export or download it again"
+MessageT = TypeVar("MessageT")
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
@@ -31,25 +36,38 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     """
     path = Path(path)
     if not path.is_file():
-        kind = "is a directory" if path.is_dir() else "does not exist"
-        raise InputError(f"ONNX file {path} {kind}", "give the path of an .onnx file")
-    size = path.stat().st_size
-    if size == 0:
-        raise InputError(f"ONNX file {path} is empty", "export or download it again")
-    if size > MAX_BYTES:
+        kind = "is a directory" if path.is_dir() else "is not a file"
+        raise InputError(
+            f"ONNX file {path} {kind if path.exists() else 'does not exist'}",
+            "give the path of an .onnx file",
+        )
+    if (size := path.stat().st_size) > MAX_BYTES:
         raise InputError(
             f"ONNX file {path} has {size} bytes, more than the 2 GiB a protobuf may have",
             "export a smaller model",
         )
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"ONNX file {path} cannot be read ({error.strerror})", "check who may read it"
+        ) from None
+    if not content:
+        raise InputError(f"ONNX file {path} is empty", _AGAIN)
+    if content.startswith(b"version https://git-lfs"):
+        raise InputError(f"{path} is a git-LFS pointer, not the model", "run git lfs pull")
+    if content[:64].lstrip().startswith(b"<"):
+        raise InputError(
+            f"{path} is a web page, not an ONNX model", "the download led to a page: fetch the file"
+        )
     model = onnx.ModelProto()
     try:
-        model.ParseFromString(path.read_bytes())
-    except Exception as error:
-        raise InputError(
-            f"{path} is not an ONNX model or is cut short", "export or download it again"
-        ) from error
+        model.ParseFromString(content)
+    except Exception as error:  # protobuf's own; which one depends on its implementation
+        reason = "nests too deeply" if "MaxDepth" in str(error) else "is cut short"
+        raise InputError(f"{path} is not an ONNX model or {reason}", _AGAIN) from None
     if not model.graph.node or not model.opset_import:
-        raise InputError(f"{path} holds no ONNX graph", "export or download it again")
+        raise InputError(f"{path} holds no ONNX graph", _AGAIN)
     refuse_external_data(model, path)
     return model
 
@@ -67,44 +85,41 @@ def refuse_external_data(model: onnx.ModelProto, path: Path) -> None:
 
 
 def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Every node, those inside control flow and functions included."""
-    pending = [*model.graph.node, *(node for f in model.functions for node in f.node)]
-    while pending:
-        node = pending.pop()
-        yield node
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                pending.extend(graph.node)
+    """Every node, those inside control flow, functions and training graphs included."""
+    return _all_messages(model, NodeProto)
 
 
 def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor stored in the model: initializers (sparse ones too) and constants."""
-    graphs = [model.graph]
-    for node in all_nodes(model):
-        for attribute in node.attribute:
-            graphs.extend(graph for graph in (attribute.g, *attribute.graphs) if graph.node)
-            yield from (t for t in (attribute.t, *attribute.tensors) if t.name or t.dims)
-            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-                yield from (sparse.values, sparse.indices)
-    for graph in graphs:
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
+    """Every tensor stored in the model: initializers, constants, defaults of functions, ..."""
+    return _all_messages(model, TensorProto)
+
+
+def _all_messages(model: onnx.ModelProto, kind: type[MessageT]) -> Iterator[MessageT]:
+    """Every message of a kind, wherever it stands.
+
+    Going by the schema rather than by a list of places leaves none out, today's or tomorrow's.
+    """
+    pending: list[Any] = [model]
+    while pending:
+        message = pending.pop()
+        if isinstance(message, kind):
+            yield message
+        for field, value in message.ListFields():
+            if field.message_type is not None:
+                pending.extend([value] if hasattr(value, "ListFields") else value)
 
 
 def random_operators(model: onnx.ModelProto) -> list[str]:
     """`name (type)` of every operator that draws random numbers."""
-    found = (node for node in all_nodes(model) if node.op_type in RANDOM_OPERATORS)
-    dropout = (node for node in all_nodes(model) if node.op_type == "Dropout")
-    names = [f"{node.name or node.output[0]} ({node.op_type})" for node in found]
-    return sorted(
-        names + [f"{node.name} (Dropout in training mode)" for node in dropout if _trains(node)]
-    )
-
-
-def _trains(dropout: onnx.NodeProto) -> bool:
-    """Whether a Dropout's training_mode input is connected (a constant false is never written)."""
-    return len(dropout.input) > 2 and bool(dropout.input[2])
+    found = []
+    for node in all_nodes(model):
+        name = node.name or ", ".join(node.output)
+        if node.op_type in RANDOM_OPERATORS:
+            found.append(f"{name} ({node.op_type})")
+        # An exporter that means inference leaves the third input, training_mode, out.
+        elif node.op_type == "Dropout" and any(node.input[2:]):
+            found.append(f"{name} (Dropout in training mode)")
+    return sorted(found)
 
 
 def custom_domains(model: onnx.ModelProto) -> list[str]:
@@ -114,7 +129,7 @@ def custom_domains(model: onnx.ModelProto) -> list[str]:
         {
             node.domain
             for node in all_nodes(model)
-            if node.domain not in ("", "ai.onnx") and (node.domain, node.op_type) not in defined
+            if node.domain not in STANDARD_DOMAINS and (node.domain, node.op_type) not in defined
         }
     )
 

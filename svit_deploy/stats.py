@@ -9,6 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 NO_DIFFERENCE = "no measurable difference"
+# Loading the same model twice gives latencies up to this far apart (where its memory happens to
+# lie), and no number of runs of one load averages that out.
+RESOLUTION = 0.02
+SEGMENTS = 40
 MIN_BLOCKS = 6  # 2 * 0.5**6 = 3 %: with fewer, no range of the samples holds a median at 95 %
 
 
@@ -33,7 +37,10 @@ class LatencySummary:
 
 @dataclass(frozen=True)
 class RatioInterval:
-    """How many times faster the candidate is than the baseline: above 1 is faster."""
+    """How many times faster the candidate is than the baseline: above 1 is faster.
+
+    The interval must lie beyond 1 by more than `RESOLUTION` to count as a difference.
+    """
 
     ratio: float
     low: float
@@ -41,7 +48,7 @@ class RatioInterval:
 
     @property
     def no_measurable_difference(self) -> bool:
-        return self.low <= 1 <= self.high
+        return self.low <= 1 + RESOLUTION and self.high >= 1 / (1 + RESOLUTION)
 
     @property
     def verdict(self) -> str:
@@ -110,9 +117,10 @@ def ratio_interval(
 ) -> RatioInterval:
     """Speed-up of a candidate: the ratio of medians, with a paired bootstrap interval.
 
-    Blocks are drawn with replacement, the same ones for both sides, so that what slowed a whole
-    block (a hot machine, a hard image) does not count as a difference. The interval is taken on
-    the logarithm: swapping the two sides gives the reciprocal.
+    Segments of consecutive blocks are drawn with replacement, the same ones for both sides: what
+    slowed a whole block (a hot machine, a hard image) does not count as a difference, and what
+    slowed many in a row counts as one event, not as many. The interval is taken on the logarithm:
+    swapping the two sides gives the reciprocal.
 
     Args:
         baseline_ms, candidate_ms: latencies `[blocks, runs]`, or `[n]` for pairs; row i of both
@@ -126,10 +134,12 @@ def ratio_interval(
     if len(candidate) != blocks or blocks < MIN_BLOCKS:
         raise ValueError(f"{blocks} and {len(candidate)} blocks; both need {MIN_BLOCKS} or more")
     ratio = float(np.median(baseline) / np.median(candidate))
+    segments = np.array_split(np.arange(blocks), min(blocks, SEGMENTS))
     rng = np.random.default_rng(seed)
     logs = np.empty(resamples)
     for i in range(resamples):
-        drawn = rng.integers(blocks, size=blocks)
+        choice = rng.integers(len(segments), size=len(segments))
+        drawn = np.concatenate([segments[j] for j in choice])
         logs[i] = np.log(np.median(baseline[drawn]) / np.median(candidate[drawn]))
     tail = (1 - confidence) / 2
     low, high = np.exp(np.quantile(logs, [tail, 1 - tail]))

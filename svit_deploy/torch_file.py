@@ -18,7 +18,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -28,6 +28,7 @@ from svit_deploy.errors import CapabilityError, InputError
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 16 * 2**30
+DTYPES = ("float16", "bfloat16", "float32", "float64", "uint8", "int8", "int32", "int64", "bool")
 EMA_KEYS = ("model_ema", "ema", "ema_state_dict", "state_dict_ema")
 DOWNLOAD_AGAIN = "download or copy it again and compare its size with the source's"
 SAVE_WEIGHTS = "save the weights alone: torch.save({'model': model.state_dict()}, 'weights.pth')"
@@ -116,13 +117,23 @@ def _check_zip(path: Path) -> bytes:
     Returns:
         The pickle of the saved object, without its tensors' data.
     """
-    damaged = InputError(f"{path} is a truncated or damaged zip archive", DOWNLOAD_AGAIN)
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
+            _check_entries(path, archive.infolist())
+            return archive.read(next(e for e in archive.infolist() if _record(e) == "data.pkl"))
+    except InputError:
+        raise
     except Exception:
-        raise damaged from None
-    names = {entry.filename.partition("/")[2] for entry in entries}
+        raise InputError(f"{path} is a truncated or damaged zip archive", DOWNLOAD_AGAIN) from None
+
+
+def _record(entry: zipfile.ZipInfo) -> str:
+    """An entry's name inside the one folder that torch.save puts everything in."""
+    return entry.filename.partition("/")[2]
+
+
+def _check_entries(path: Path, entries: list[zipfile.ZipInfo]) -> None:
+    names = {_record(entry) for entry in entries}
     if "constants.pkl" in names or any(name.startswith("code/") for name in names):
         raise InputError(
             f"{path} is a TorchScript archive, which holds a program",
@@ -139,11 +150,6 @@ def _check_zip(path: Path) -> bytes:
             "while torch.save never compresses",
             "do not use this file",
         )
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.read(next(e for e in entries if e.filename.endswith("/data.pkl")))
-    except Exception:
-        raise damaged from None
 
 
 def _load(path: Path, data_pkl: bytes | None, allow_pickle: bool) -> Any:
@@ -185,16 +191,13 @@ def _path_stand_ins() -> list[Callable[..., str]]:
 
     def stand_in(module: str, name: str) -> Callable[..., str]:
         def join(*parts: str) -> str:
-            return "/".join(parts)
+            return str(PurePosixPath(*parts))
 
-        join.__module__, join.__qualname__ = module, name
+        join.__module__, join.__name__, join.__qualname__ = module, name, name
         return join
 
-    return [
-        stand_in(module, name)
-        for module in ("pathlib", "pathlib._local")
-        for name in ("PosixPath", "WindowsPath")
-    ]
+    names = ("PosixPath", "WindowsPath")
+    return [stand_in(module, name) for module in ("pathlib", "pathlib._local") for name in names]
 
 
 def _blocked_globals(path: Path, data_pkl: bytes | None) -> list[str]:
@@ -219,10 +222,10 @@ def _find_weights(path: Path, loaded: Any) -> tuple[str, dict[str, Any], list[st
     if isinstance(state, torch.nn.Module):
         state = state.state_dict()
     if not _is_state(state):
-        names = [name for name in loaded if isinstance(name, str)]
         kind = "optimizer state but no" if {"optimizer", "param_groups"} & set(loaded) else "no"
+        keys = some(repr(k) for k in loaded if isinstance(k, str)) or "not strings"
         raise InputError(
-            f"{path} holds {kind} model weights, its keys are {some(map(repr, names)) or 'no words'}",
+            f"{path} holds {kind} model weights, its keys are {keys}",
             "give a checkpoint with the weights under 'model' or 'state_dict', or bare",
         )
     if key is None:
@@ -250,9 +253,8 @@ def _plain_values(args: Any) -> dict[str, Any]:
         return {}
 
     def is_plain(value: Any) -> bool:
-        if isinstance(value, list | tuple):
-            return not any(isinstance(item, list | tuple) or not is_plain(item) for item in value)
-        return value is None or isinstance(value, bool | int | float | str)
+        items = value if isinstance(value, list | tuple) else [value]
+        return all(item is None or isinstance(item, bool | int | float | str) for item in items)
 
     return {k: v for k, v in values.items() if isinstance(k, str) and is_plain(v)}
 
@@ -266,9 +268,15 @@ def _to_numpy(path: Path, state: dict[str, Any]) -> tuple[dict[str, np.ndarray],
     stored_bytes = copied_bytes = 0
     arrays, stored_as = {}, set()
     for name, tensor in state.items():
-        if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if (
+            dtype not in DTYPES
+            or tensor.layout is not torch.strided
+            or tensor.is_nested
+            or tensor.device.type != "cpu"
+        ):
             raise InputError(
-                f"tensor {some([name])} of {path} is sparse, quantized or without data",
+                f"tensor {some([name])} of {path} is {dtype}, sparse, nested or without data",
                 "store the weights as dense float32, float16 or bfloat16 tensors",
             )
         storage = tensor.untyped_storage()
@@ -286,11 +294,10 @@ def _to_numpy(path: Path, state: dict[str, Any]) -> tuple[dict[str, np.ndarray],
                 f"tensor {some([name])} of {path} declares more data than the file holds",
                 "do not use this file",
             )
-        tensor = tensor.detach()
         if tensor.is_floating_point():
-            stored_as.add(str(tensor.dtype).removeprefix("torch."))
+            stored_as.add(dtype)
             tensor = tensor.float()
-        arrays[name] = np.array(tensor.numpy(), order="C")
+        arrays[name] = np.array(tensor.numpy(force=True), order="C")
     return arrays, stored_as
 
 

@@ -170,10 +170,14 @@ except CapabilityError as error:
 
 def test_only_plain_training_arguments_are_kept(tmp_path: Path) -> None:
     args = argparse.Namespace(
-        lr=0.1, names=["a", "b"], nested={"x": 1}, tensor=torch.ones(1), output=Path("runs") / "one"
+        lr=0.1,
+        names=["a", "b"],
+        nested={"x": 1},
+        tensor=torch.ones(1),
+        output=Path("/runs") / "one",
     )
     checkpoint = read_checkpoint(save(tmp_path / "a.pth", {"model": state(), "args": args}))
-    assert checkpoint.training_args == {"lr": 0.1, "names": ["a", "b"], "output": "runs/one"}
+    assert checkpoint.training_args == {"lr": 0.1, "names": ["a", "b"], "output": "/runs/one"}
     windows = pathlib.PureWindowsPath("C:/x")  # a class that no stand-in covers is refused
     path = save(tmp_path / "b.pth", {"model": state(), "args": argparse.Namespace(p=windows)})
     with pytest.raises(Exception, match=r"pathlib\.\w*\.?PureWindowsPath"):
@@ -183,6 +187,13 @@ def test_only_plain_training_arguments_are_kept(tmp_path: Path) -> None:
 def test_integer_buffers_stay_integers(tmp_path: Path) -> None:
     path = save(tmp_path / "i.pth", {"count": torch.tensor(3), "w": torch.ones(1)})
     assert read_checkpoint(path).tensors["count"].dtype == np.int64
+
+
+def test_views_with_a_pending_negation_are_resolved(tmp_path: Path) -> None:
+    negated = torch.complex(torch.ones(2), torch.arange(2.0)).conj().imag
+    assert negated.is_neg()
+    tensors = read_checkpoint(save(tmp_path / "n.pth", {"w": negated})).tensors
+    np.testing.assert_array_equal(tensors["w"], [0, -1])
 
 
 def test_some_cuts_and_cleans_names() -> None:

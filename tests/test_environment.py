@@ -45,10 +45,11 @@ def test_environment_is_json_and_says_no_more_than_needed(monkeypatch):
     assert described["usable_cores"] >= 1
 
 
-def test_describing_imports_no_framework():
+def test_bench_and_engines_import_no_framework_until_used():
     code = (
-        "import sys; from svit_deploy.environment import describe_environment as d; d();"
-        "print({'torch', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules))"
+        "import sys, svit_deploy.bench, svit_deploy.engines, svit_deploy.environment as e;"
+        "e.describe_environment();"
+        "print({'torch', 'onnx', 'onnxruntime', 'matplotlib'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
@@ -96,8 +97,8 @@ def test_progress_without_a_terminal_is_a_few_plain_lines():
 @pytest.mark.parametrize("no_color", [False, True])
 def test_progress_on_a_terminal_redraws_at_most_twice_a_second(no_color, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
-    file = io.StringIO()
-    console = Console(file=file, force_terminal=True, no_color=no_color, color_system="standard")
+    monkeypatch.setenv("NO_COLOR", "1" if no_color else "")
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard")
     text = progress_of(console, [0, 0.1, 0.2, 0.9, 1])
     assert "run [0]" in text
     assert " 30%" in text

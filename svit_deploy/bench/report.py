@@ -190,14 +190,14 @@ def _latency_table(batch: int, results: list[TargetResult]) -> Table:
     for header in ("p50", "p90", "p99", "worst case", "img/s", "kept tokens"):
         table.add_column(header, justify="right", overflow="fold")
     for result in results:
-        latency, kept = result.latency, result.kept
+        latency, kept, rate = result.latency, result.kept, result.throughput_images_per_s
         table.add_row(
             Text(result.label),
             _ms(latency.p50_ms),
             _ms(latency.p90_ms),
             _ms(latency.p99_ms),
             _ms(result.worst_case.latency.p50_ms) if result.worst_case else "-",
-            f"{result.throughput_images_per_s:.4g}",
+            f"{rate:.{1 if rate < 100 else 0}f}",
             f"{kept.mean:.3g} ({kept.min:.3g}-{kept.max:.3g}) of {kept.tokens}" if kept else "-",
         )
     return table

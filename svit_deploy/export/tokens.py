@@ -63,6 +63,12 @@ def key_bias(graph: GraphBuilder, visible: str) -> str:
     return graph.op("Unsqueeze", graph.op("Where", visible, zero, masked), graph.constant([1, 2]))
 
 
+def true_positions(graph: GraphBuilder, mask: str) -> str:
+    """Positions of the true elements of a mask in row-major order, `[T]` int64."""
+    positions = graph.op("NonZero", graph.reshape(mask, -1))
+    return graph.op("Squeeze", positions, graph.constant([0]))
+
+
 def select_masked(graph: GraphBuilder, grid: TokenGrid, decision: str) -> Selection:
     """All tokens are computed; pruned keys are hidden and pruned rows restored.
 
@@ -87,23 +93,17 @@ def select_dynamic(graph: GraphBuilder, grid: TokenGrid, decision: str) -> Selec
     Args:
         decision: `[B, S]` bool.
     """
-    rows = graph.op("NonZero", graph.reshape(decision, -1))
-    rows = graph.op("Squeeze", rows, graph.constant([0]))  # [T], ascending
-    total = graph.shape(rows, 0)
+    rows = true_positions(graph, decision)  # [T]
     counts = graph.op("Cast", decision, to=INT64)
     counts = graph.op("ReduceSum", counts, graph.constant([1]), keepdims=1)  # [B, 1]
     starts = graph.op("CumSum", counts, graph.constant(0), exclusive=1)  # [B, 1]
-    fullest = graph.reshape(graph.op("ReduceMax", counts, keepdims=1), 1)  # Kmax
-    slots = graph.range(fullest)  # [Kmax]
-    # Row of each slot; an empty slot repeats the last row, which the bias hides.
-    last = graph.op("Sub", total, graph.constant([1]))
-    table = graph.op("Min", graph.op("Add", starts, slots), last)  # [B, Kmax]
-    bias = key_bias(graph, graph.op("Less", slots, counts))
-    # Slot of each row: its place among the T rows, moved by the padding before its image.
-    image = graph.op("Div", rows, graph.constant(grid.num_tokens))
-    first_slot = graph.op("Mul", graph.range(graph.shape(counts, 0)), fullest)  # [B]
-    moved = graph.op("Sub", first_slot, graph.reshape(starts, -1))
-    slot_of_row = graph.op("Add", graph.range(total), graph.op("Gather", moved, image))
+    fullest = graph.op("ReduceMax", counts, keepdims=0)  # Kmax
+    slots = graph.op("Range", graph.constant(0), fullest, graph.constant(1))  # [Kmax]
+    filled = graph.op("Less", slots, counts)  # [B, Kmax]
+    # The row in each slot; an empty slot repeats row 0, which the bias hides.
+    table = graph.op("Where", filled, graph.op("Add", starts, slots), graph.constant(0))
+    slot_of_row = true_positions(graph, filled)  # [T]
+    bias = key_bias(graph, filled)
     scatter_rows = graph.op("Unsqueeze", rows, graph.constant([1]))
 
     def attend(qkv: str) -> str:

@@ -129,7 +129,7 @@ def _check_dims(settings: Arch, dims: Dims, name: str) -> None:
         )
     if settings.gate_blocks and len(settings.gate_blocks) != dims.num_gates:
         raise InputError(
-            f"gate_blocks of {name} names {len(settings.gate_blocks)} blocks, the checkpoint has "
+            f"gate_blocks has {len(settings.gate_blocks)} values, the checkpoint has "
             f"{dims.num_gates} gates",
             "give the block, counted from 0, that each gate stands in front of",
         )

@@ -188,7 +188,7 @@ def to_canonical(tensors: Mapping[str, np.ndarray], dims: Dims) -> dict[str, np.
     ]
     if faults:
         raise InputError(
-            f"the checkpoint does not fit a {dims.family} with {dims}: {', '.join(faults)}",
+            f"the checkpoint does not fit family {dims.family} with {dims}: {', '.join(faults)}",
             "give an unchanged checkpoint of the official training code",
         )
     return {name: tensors[key] for name, key in keys.items()}

@@ -88,7 +88,7 @@ def _number(value: Any) -> float:
 
 
 def _boolean(value: Any) -> bool:
-    return {"true": True, "false": False}[str(value).lower()]
+    return {"true": True, "false": False}[str(value).strip().lower()]
 
 
 def _word(value: Any) -> str:
@@ -159,13 +159,13 @@ def find_arch(name: str) -> tuple[str, Arch]:
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is not readable YAML ({reason})", "correct the file") from None
-    required = [key for key in ("family", "num_heads") if key not in (content or {})]
-    if not isinstance(content, dict) or required:
+    fields = content if isinstance(content, dict) else {}
+    if missing := [key for key in ("family", "num_heads") if key not in fields]:
         raise InputError(
-            f"{path} lacks {' and '.join(required) or 'fields'}",
+            f"{path} lacks the field {' and '.join(missing)}",
             "write one 'field: value' per line, for example 'num_heads: 6'",
         )
-    return path.name, Arch(**{k: _parse(k, v, f"{path}: ", InputError) for k, v in content.items()})
+    return path.name, Arch(**{k: _parse(k, v, f"{path}: ", InputError) for k, v in fields.items()})
 
 
 def recognise(dims: Dims) -> str | None:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from fake_engine import FakeEngine, World, bench, dense, images, pruned
 from onnx import TensorProto, helper
 
 from svit_deploy.bench import BenchSettings, BenchTarget, run_bench
@@ -14,40 +13,35 @@ from svit_deploy.bench.report import SweepPoint
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 
 
-def test_a_drifting_machine_does_not_bend_the_ratio():
-    world = World()
-
+def test_a_drifting_machine_does_not_bend_the_ratio(world):
     def slowing(cost: float) -> Callable[[float], float]:
         return lambda kept: cost * (1 + len(world.runs) / 100)
 
-    report = bench(world, dense(world, slowing(10)), dense(world, slowing(5), label="other"))
+    report = world.bench(world.dense(slowing(10)), world.dense(slowing(5), label="other"))
     result = report.results[1]
     assert result.speedup.ratio == pytest.approx(2, rel=0.02)
     assert result.latency.drift > 0.3
     assert any("drifted by +" in reason for reason in result.unstable)
 
 
-def test_the_same_model_twice_is_no_measurable_difference():
-    world = World()
+def test_the_same_model_twice_is_no_measurable_difference(world):
     noise = np.random.default_rng(0)
 
     def noisy(kept: float) -> float:
         return 10 + noise.normal()
 
-    report = bench(world, dense(world, noisy), dense(world, noisy, label="other"), min_samples=200)
+    report = world.bench(world.dense(noisy), world.dense(noisy, label="other"), min_samples=200)
     assert report.results[0].speedup is None
     assert report.results[1].speedup.verdict == "no measurable difference"
 
 
-def test_throughput_counts_images():
-    world = World()
-    report = bench(world, dense(world), batches=(1, 5))
+def test_throughput_counts_images(world):
+    report = world.bench(world.dense(), batches=(1, 5))
     assert [result.throughput_images_per_s for result in report.results] == [100, 500]
 
 
-def test_kept_tokens_and_latency_by_content():
-    world = World()
-    (result,) = bench(world, pruned(world), min_samples=120).results
+def test_kept_tokens_and_latency_by_content(world):
+    (result,) = world.bench(world.pruned(), min_samples=120).results
     kept = result.kept
     assert (kept.tokens, kept.min, kept.p50, kept.mean, kept.max) == (10, 0, 4.5, 4.5, 9)
     assert kept.keep_ratio == pytest.approx(0.45)
@@ -73,34 +67,28 @@ def test_no_terciles_where_the_content_does_not_differ():
     assert terciles(np.array([3.0, 3.0, 4.0]), np.ones((3, 2))) == ()
 
 
-def test_content_is_not_taken_for_noise():
-    world = World()
-    (result,) = bench(world, pruned(world), min_samples=120).results
+def test_content_is_not_taken_for_noise(world):
+    (result,) = world.bench(world.pruned(), min_samples=120).results
     assert result.latency.cv > 0.3
     assert result.repeat_cv == 0
     assert result.unstable == ()
 
 
-def test_images_that_were_not_timed_are_noted():
-    world = World()
-    (result,) = bench(world, pruned(world), min_samples=20).results
+def test_images_that_were_not_timed_are_noted(world):
+    (result,) = world.bench(world.pruned(), min_samples=20).results
     assert result.images_timed == 10
     assert result.notes == ("10 of 20 images were timed; raise the duration",)
 
 
-def test_a_pruned_graph_without_keep_mask_is_noted():
-    world = World()
-    target = BenchTarget(
-        "blind", lambda: FakeEngine(world, "blind", lambda kept: 1), True, "x", images(20)
-    )
-    (result,) = bench(world, target).results
+def test_a_pruned_graph_without_keep_mask_is_noted(world):
+    blind = world.dense(content_dependent=True)
+    (result,) = world.bench(blind).results
     assert result.kept is None
     assert "no keep mask" in result.notes[0]
 
 
-def test_worst_case_is_compared_with_the_baseline():
-    world = World()
-    report = bench(world, dense(world), pruned(world), worst_case=True)
+def test_worst_case_is_compared_with_the_baseline(world):
+    report = world.bench(world.dense(), world.pruned(), worst_case=True)
     assert report.results[0].worst_case is None
     worst = report.results[1].worst_case
     assert worst.latency.p50_ms == 14
@@ -109,9 +97,8 @@ def test_worst_case_is_compared_with_the_baseline():
     assert report.results[1].sweep is None
 
 
-def test_sweep_fits_a_line_and_finds_the_break_even():
-    world = World()
-    sweep = bench(world, dense(world), pruned(world), sweep=True).results[1].sweep
+def test_sweep_fits_a_line_and_finds_the_break_even(world):
+    sweep = world.bench(world.dense(), world.pruned(), sweep=True).results[1].sweep
     assert [(p.requested, p.keep_ratio, p.p50_ms) for p in sweep.points] == [
         (0.2, 0.2, 6),
         (0.5, 0.5, 9),
@@ -122,9 +109,8 @@ def test_sweep_fits_a_line_and_finds_the_break_even():
     assert sweep.break_even_keep == pytest.approx(0.6)
 
 
-def test_a_lone_target_has_worst_case_and_sweep_but_nothing_to_break_even_with():
-    world = World()
-    (result,) = bench(world, pruned(world), worst_case=True, sweep=True).results
+def test_a_lone_target_has_worst_case_and_sweep_but_nothing_to_break_even_with(world):
+    (result,) = world.bench(world.pruned(), worst_case=True, sweep=True).results
     assert result.worst_case.speedup is None
     assert result.sweep.baseline_p50_ms is None
     assert result.sweep.break_even_keep is None

@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-from fake_engine import World, bench, dense, pruned
 from rich.console import Console
 
 from svit_deploy.bench import plot_sweep, render
@@ -14,12 +13,10 @@ from svit_deploy.errors import CapabilityError, UsageError
 
 
 @pytest.fixture
-def report():
-    world = World()
-    return bench(
-        world,
-        dense(world),
-        pruned(world),
+def report(world):
+    return world.bench(
+        world.dense(),
+        world.pruned(),
         batches=(1, 4),
         worst_case=True,
         sweep=True,
@@ -50,10 +47,9 @@ def test_rendering_fits_80_columns_of_cp1252(report):
         assert expected in text
 
 
-def test_rendering_takes_labels_literally():
-    world = World()
+def test_rendering_takes_labels_literally(world):
     file = io.StringIO()
-    render(bench(world, dense(world, label="[bold]x")), Console(file=file, width=80))
+    render(world.bench(world.dense(label="[bold]x")), Console(file=file, width=80))
     table = file.getvalue().partition("p99 n/a")[0]
     assert "[bold]x" in table
 
@@ -66,10 +62,9 @@ def test_sweep_is_drawn(report, tmp_path, suffix):
     assert path.stat().st_size > 1000
 
 
-def test_sweep_that_cannot_be_drawn(report, tmp_path, monkeypatch):
-    world = World()
+def test_sweep_that_cannot_be_drawn(world, report, tmp_path, monkeypatch):
     with pytest.raises(UsageError, match="run the benchmark with --sweep"):
-        plot_sweep(bench(world, dense(world)), tmp_path / "sweep.png")
+        plot_sweep(world.bench(world.dense()), tmp_path / "sweep.png")
     with pytest.raises(UsageError, match=r"name a \.png"):
         plot_sweep(report, tmp_path / "sweep.docx")
     with pytest.raises(UsageError, match="absent"):

@@ -4,19 +4,17 @@ import gc
 
 import numpy as np
 import pytest
-from fake_engine import SHORT, FakeEngine, World, bench, dense, images, pruned
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svit_deploy.bench import BenchSettings, BenchTarget, run_bench
+from svit_deploy.bench import BenchSettings
 from svit_deploy.bench.timing import compose_batches
 from svit_deploy.errors import BenchmarkFailed, InputError, UsageError
 from svit_deploy.progress import Progress
 
 
-def test_blocks_are_interleaved_forwards_and_backwards_on_the_same_images():
-    world = World()
-    bench(world, dense(world), pruned(world), batches=(4,))
+def test_blocks_are_interleaved_forwards_and_backwards_on_the_same_images(world):
+    world.bench(world.dense(), world.pruned(), batches=(4,))
     timed = world.runs[2 + 2 * 2 : 2 + 2 * 2 + 80]  # after two cold starts and two warm-ups
     blocks = [timed[i : i + 4] for i in range(0, 80, 4)]
     orders = set()
@@ -31,27 +29,18 @@ def test_blocks_are_interleaved_forwards_and_backwards_on_the_same_images():
     assert len(orders) == 2
 
 
-def test_timed_runs_ask_for_the_task_outputs_only():
-    world = World()
-    bench(world, pruned(world), batches=(4,))
+def test_timed_runs_ask_for_the_task_outputs_only(world):
+    world.bench(world.pruned(), batches=(4,))
     asked = [outputs for _, _, outputs in world.runs]
     assert asked == [("logits",)] * (1 + 2 + 40) + [("keep_mask",)] * 5
 
 
-def test_task_outputs_can_be_named():
-    world = World()
-    target = BenchTarget(
-        "named",
-        lambda: FakeEngine(world, "named", lambda kept: 1),
-        False,
-        "x",
-        images(4),
-        task_outputs=("logits", "keep_mask"),
-    )
-    bench(world, target)
+def test_task_outputs_can_be_named(world):
+    world.bench(world.dense(task_outputs=("logits", "keep_mask")))
     assert {outputs for _, _, outputs in world.runs} == {("logits", "keep_mask")}
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 5))
 def test_batches_hold_distinct_images_and_use_all_of_them(batch, more, seed):
     count = batch + more
@@ -74,23 +63,20 @@ def test_the_seed_decides_the_order():
         ({"min_samples": 7, "duration_s": 1}, 100),
     ],
 )
-def test_runs_until_both_the_duration_and_the_samples_are_reached(settings, count):
-    world = World()
-    (result,) = bench(world, dense(world), **settings).results
+def test_runs_until_both_the_duration_and_the_samples_are_reached(world, settings, count):
+    (result,) = world.bench(world.dense(), **settings).results
     assert result.latency.count == count
     assert result.samples_ms.shape == (count // 2, 2)
 
 
-def test_warm_up_lasts_as_asked_and_is_not_counted():
-    world = World()
-    report = bench(world, dense(world), warmup_s=0.5)
+def test_warm_up_lasts_as_asked_and_is_not_counted(world):
+    report = world.bench(world.dense(), warmup_s=0.5)
     assert len(world.runs) == 1 + 50 + 40
     assert report.results[0].latency.count == 40
 
 
-def test_garbage_collector_rests_while_timing_and_comes_back():
+def test_garbage_collector_rests_while_timing_and_comes_back(world):
     seen = []
-    world = World()
 
     def cost_ms(kept: float) -> float:
         seen.append(gc.isenabled())
@@ -99,26 +85,24 @@ def test_garbage_collector_rests_while_timing_and_comes_back():
         return 1
 
     with pytest.raises(KeyboardInterrupt):
-        bench(world, dense(world, cost_ms))
+        world.bench(world.dense(cost_ms))
     assert seen == [True] * 3 + [False] * 17
     assert gc.isenabled()
     assert not world.open
 
 
-def test_engines_are_closed_in_the_end():
-    world = World()
-    bench(world, dense(world), pruned(world), worst_case=True, sweep=True)
+def test_engines_are_closed_in_the_end(world):
+    world.bench(world.dense(), world.pruned(), worst_case=True, sweep=True)
     assert not world.open
 
 
-def test_cold_start_is_apart():
-    world = World()
-    (info,) = bench(world, dense(world)).targets
+def test_cold_start_is_apart(world):
+    (info,) = world.bench(world.dense()).targets
     assert (info.cold_start.load_ms, info.cold_start.first_inference_ms) == (50, 10)
     assert info.engine == {"runtime": "fake"}
 
 
-def test_progress_grows_to_the_end():
+def test_progress_grows_to_the_end(world):
     class Recorder(Progress):
         def __init__(self):
             self.shares = []
@@ -126,17 +110,16 @@ def test_progress_grows_to_the_end():
         def update(self, description, fraction):
             self.shares.append(fraction)
 
-    world, recorder = World(), Recorder()
-    settings = BenchSettings(**SHORT | {"batches": (1, 2), "sweep": True})
-    run_bench([dense(world), pruned(world)], settings, recorder, clock=world.clock)
+    recorder = Recorder()
+    targets = world.dense(), world.pruned()
+    world.bench(*targets, progress=recorder, batches=(1, 2), sweep=True)
     assert recorder.shares == sorted(recorder.shares)
     assert recorder.shares[-1] == 1
 
 
-def test_limits_hold_for_the_candidates():
-    world = World()
-    report = bench(
-        world, dense(world), pruned(world, lambda kept: 9), fail_above={"p50": 8, "mean": 9.5}
+def test_limits_hold_for_the_candidates(world):
+    report = world.bench(
+        world.dense(), world.pruned(lambda kept: 9), fail_above={"p50": 8, "mean": 9.5}
     )
     assert report.failures == ("pruned, batch 1: p50 is 9.00 ms, above 8 ms",)
     with pytest.raises(BenchmarkFailed, match="above 8 ms"):
@@ -144,40 +127,36 @@ def test_limits_hold_for_the_candidates():
     assert report.to_dict()["status"]["verdict"] == "failed"
 
 
-def test_a_percentile_that_cannot_be_claimed_is_a_failure():
-    world = World()
-    report = bench(world, dense(world), fail_above={"p99": 100})
+def test_a_percentile_that_cannot_be_claimed_is_a_failure(world):
+    report = world.bench(world.dense(), fail_above={"p99": 100})
     assert report.failures == ("dense, batch 1: p99 needs 662 runs, not 40",)
 
 
-def test_an_unstable_run_fails_only_on_request():
+def test_an_unstable_run_fails_only_on_request(world):
     noise = np.random.default_rng(0)
 
     def noisy(kept: float) -> float:
         return 10 + 2 * noise.random()
 
-    world = World()
-    bench(world, dense(world, noisy)).raise_for_failures()
-    report = bench(world, dense(world, noisy), require_stable=True)
+    world.bench(world.dense(noisy)).raise_for_failures()
+    report = world.bench(world.dense(noisy), require_stable=True)
     with pytest.raises(BenchmarkFailed, match="unstable: the runs spread by"):
         report.raise_for_failures()
 
 
-def test_a_batch_is_never_filled_with_copies():
-    world = World()
+def test_a_batch_is_never_filled_with_copies(world):
     with pytest.raises(InputError, match=r"20 images cannot fill a batch of 32.*lower --batch"):
-        bench(world, dense(world), batches=(1, 32))
+        world.bench(world.dense(), batches=(1, 32))
     assert not world.runs
 
 
-def test_targets_must_be_comparable():
-    world = World()
+def test_targets_must_be_comparable(world):
     with pytest.raises(InputError, match=r"different numbers of images: \[20, 10\]"):
-        bench(world, pruned(world), dense(world, count=10))
+        world.bench(world.pruned(), world.dense(count=10))
     with pytest.raises(UsageError, match="own label"):
-        bench(world, dense(world), dense(world))
+        world.bench(world.dense(), world.dense())
     with pytest.raises(UsageError, match="one or more"):
-        bench(world)
+        world.bench()
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,8 @@ def test_not_finite_values_are_named(tmp_path: Path) -> None:
         (torch.ones(2), "holds a Tensor"),
         ({"w": torch.eye(3).to_sparse()}, "sparse"),
         ({"w": torch.ones(2, device="meta")}, "without data"),
+        ({"w": torch.ones(2, dtype=torch.complex64)}, "is complex64"),
+        ({"w": torch.ones(2).to(torch.float8_e4m3fn)}, "is float8_e4m3fn"),
     ],
 )
 def test_no_weights_inside(tmp_path: Path, content: Any, words: str) -> None:
@@ -236,6 +238,7 @@ def test_class_that_cannot_be_imported(tmp_path: Path) -> None:
     assert "cannot be unpickled" in refusal(tmp_path / "x.pth", allow_pickle=True)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_torchscript_archive(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 3), torch.ones(1, 2)), tmp_path / "w.pth")
     assert "TorchScript" in refusal(tmp_path / "w.pth")

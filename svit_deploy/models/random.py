@@ -1,0 +1,161 @@
+"""Random-weight checkpoints whose gates keep a wanted share of tokens, for planning latency."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from svit_deploy.errors import ExportError, UsageError
+from svit_deploy.images import synthetic_images
+from svit_deploy.models import Model, build_model
+from svit_deploy.models.layout import Dims, expected_shapes, to_official
+from svit_deploy.models.presets import Arch, find_arch
+
+CALIBRATION_IMAGES = 32
+
+
+@dataclass(frozen=True)
+class RandomCheckpoint:
+    """A checkpoint that was written, and the keep ratios its gates have on synthetic images."""
+
+    path: Path
+    arch: str
+    keep_ratios: tuple[float, ...]
+
+
+def init_checkpoint(
+    arch: str, output: Path, *, keep_ratio: Sequence[float] = (), seed: int = 0, force: bool = False
+) -> RandomCheckpoint:
+    """Writes a random-weight checkpoint in the official layout.
+
+    The gates' biases are set so that, on synthetic images, each gate keeps the wanted share of
+    its tokens; which ones depends on the image.
+
+    Args:
+        arch: preset name or architecture file that names the sizes.
+        output: `.pth` (needs the container `{'model': …}`) or `.safetensors`.
+        keep_ratio: per gate, or a number of values that divides the number of gates; the
+            architecture's targets by default.
+
+    Raises:
+        UsageError: a ratio outside (0, 1], a wrong number of them, or an architecture file
+            without sizes.
+        ExportError: the file exists or cannot be written.
+    """
+    name, settings = find_arch(arch)
+    if output.suffix not in (".pth", ".pt", ".safetensors"):
+        raise UsageError(f"-o {output} has no known suffix", "name it *.pth or *.safetensors")
+    if output.exists() and not force:
+        raise ExportError(f"{output} exists", "give another file with -o, or --force")
+    overrides = {"target_keep": ",".join(map(str, keep_ratio))} if keep_ratio else {}
+    dims = _dims(name, settings)
+    if keep_ratio and not dims.num_gates:
+        raise UsageError(f"{name} has no gates to calibrate", "leave --keep-ratio out")
+    weights = random_weights(dims, np.random.default_rng(seed))
+    model = build_model(to_official(weights, dims.family), arch=arch, overrides=overrides)
+    if dims.num_gates and not model.config.target_keep:
+        raise UsageError(
+            f"{name} does not say which share its gates keep", "add --keep-ratio 0.7,0.49,0.343"
+        )
+    ratios = _calibrate(model) if dims.num_gates else ()
+    _save(to_official(model.weights, dims.family), output)
+    return RandomCheckpoint(output, name, ratios)
+
+
+def _dims(name: str, arch: Arch) -> Dims:
+    missing = [
+        field
+        for field in ("embed_dim", "depth", "patch_size", "image_size")
+        if getattr(arch, field) is None
+    ]
+    if missing:
+        raise UsageError(
+            f"{name} does not say {', '.join(missing)}", "add these fields to the file"
+        )
+    assert arch.embed_dim and arch.depth and arch.patch_size and arch.image_size
+    height, width = arch.image_size
+    gated = arch.family == "svit"
+    return Dims(
+        family=arch.family,
+        embed_dim=arch.embed_dim,
+        depth=arch.depth,
+        mlp_dim=4 * arch.embed_dim,
+        patch_size=arch.patch_size,
+        num_patches=(height // arch.patch_size) * (width // arch.patch_size),
+        num_classes=arch.num_classes or 1000,
+        distilled=bool(arch.distilled),
+        num_gates=(len(arch.gate_blocks) or arch.depth) if gated else 0,
+        gate_dim=arch.embed_dim // 4 if gated else 0,
+    )
+
+
+def random_weights(dims: Dims, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Canonical weights of unit gain: activations, and so margins, neither vanish nor explode.
+
+    What a block adds is scaled down with the depth, so that tokens stay themselves and a gate
+    tells tokens apart, not only images. Patch filters see no brightness, as most trained ones
+    do not, for the same reason.
+    """
+    weights = {}
+    for name, shape in expected_shapes(dims).items():
+        fan_in = int(np.prod(shape[1:]))
+        if "norm" in name:
+            array = np.full(shape, float(name.endswith("weight")))
+        elif name.endswith("bias"):
+            array = np.zeros(shape)
+        elif name in ("cls_token", "dist_token", "pos_embed"):
+            array = 0.2 * rng.standard_normal(shape)
+        else:
+            array = rng.standard_normal(shape) / np.sqrt(fan_in)
+        if name.startswith("blocks.") and name.endswith(("attn.proj.weight", "mlp.fc2.weight")):
+            array /= np.sqrt(2 * dims.depth)
+        if name == "patch_embed.proj.weight":
+            array = 3 * (array - array.mean(axis=(2, 3), keepdims=True))
+        weights[name] = array.astype(np.float32)
+    return weights
+
+
+def _calibrate(model: Model) -> tuple[float, ...]:
+    """Moves the keep bias of each gate so that threshold 0 keeps the target share."""
+    from svit_deploy.calibrate import calibrate_gates
+    from svit_deploy.models.reference import Reference
+
+    config = model.config
+    images = synthetic_images(CALIBRATION_IMAGES, config.image_size)
+    inputs = images.inputs(config.preprocess, config.image_size)
+    found = calibrate_gates(Reference(model), inputs, config.target_keep)
+    for gate, threshold in enumerate(found.thresholds):
+        model.weights[f"gates.{gate}.mlp.fc2.bias"][0] -= np.float32(threshold)
+    return found.measured_keep
+
+
+def _save(tensors: dict[str, np.ndarray], output: Path) -> None:
+    """Writes the file whole or not at all."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
+        os.close(handle)
+        try:
+            if output.suffix == ".safetensors":
+                from safetensors.numpy import save_file
+
+                save_file(tensors, name)
+            else:
+                import torch
+
+                torch.save({"model": {k: torch.from_numpy(v) for k, v in tensors.items()}}, name)
+            Path(name).chmod(0o644)
+            Path(name).replace(output)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise ExportError(
+            f"cannot write {output} ({reason})", "give a place with room you may write to, with -o"
+        ) from error
