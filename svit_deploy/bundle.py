@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import zipfile
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +13,36 @@ import onnx
 
 from svit_deploy.compare import first_gated
 from svit_deploy.config import ModelConfig, TokenMode
-from svit_deploy.errors import ExportError, InputError
+from svit_deploy.errors import ExportError, InputError, SvitDeployError
+from svit_deploy.folder import write_folder
+from svit_deploy.manifest import (
+    EXPORT_AGAIN,
+    MANIFEST,
+    SCHEMA_VERSION,
+    hash_file,
+    read_manifest,
+    write_manifest,
+)
 from svit_deploy.models import config_from_dict
+from svit_deploy.npz import read_npz
 from svit_deploy.onnx_file import load_onnx
 
-SCHEMA_VERSION = 1
-MANIFEST, MODEL, REFERENCE = "manifest.json", "model.onnx", "reference.npz"
+__all__ = [
+    "MANIFEST",
+    "MODEL",
+    "REFERENCE",
+    "SCHEMA_VERSION",
+    "Bundle",
+    "hash_file",
+    "open_bundle",
+    "write_bundle",
+    "write_manifest",
+]
+
+MODEL, REFERENCE = "model.onnx", "reference.npz"
+PRECISIONS = ("fp32",)
+MAX_REFERENCE_BYTES = 2**30
+GIVE_FOLDER = "give the folder that `svit-deploy export` wrote"
 
 
 @dataclass(frozen=True)
@@ -71,153 +90,151 @@ class Bundle:
         return load_onnx(self.model_path)
 
     def load_reference(self) -> dict[str, np.ndarray]:
-        """Sample inputs and the PyTorch reference's outputs for them."""
-        with np.load(self.path / REFERENCE, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+        """Sample inputs and the PyTorch reference's outputs for them.
+
+        Returns:
+            `images [n, 3, H, W]`, `logits [n, classes]`, `keep_mask` and `margin [n, G, S]`, and
+            `labels [n]` if they are known.
+
+        Raises:
+            InputError: damaged, or arrays of other shapes or types than the manifest tells.
+        """
+        path, config = self.path / REFERENCE, self.config
+        _refuse_zip_bomb(path)
+        count, gates = self.manifest["reference"]["images"], (config.num_gates, config.num_tokens)
+        wanted = {
+            "images": (np.float32, (count, 3, *config.image_size)),
+            "logits": (np.float32, (count, config.num_classes)),
+            "keep_mask": (np.bool_, (count, *gates)),
+            "margin": (np.float32, (count, *gates)),
+            "labels": (np.int64, (count,)),
+        }
+        arrays = read_npz(path, list(wanted))
+        for name, (dtype, shape) in wanted.items():
+            if name not in arrays and name != "labels":
+                raise InputError(f"{path} has no array {name!r}", EXPORT_AGAIN)
+            if name in arrays and (arrays[name].dtype, arrays[name].shape) != (dtype, shape):
+                found = f"{arrays[name].dtype}{list(arrays[name].shape)}"
+                raise InputError(
+                    f"array {name!r} of {path} is {found}, not {np.dtype(dtype)}{list(shape)}",
+                    EXPORT_AGAIN,
+                )
+        return arrays
 
 
 def open_bundle(path: Path) -> Bundle:
     """Reads and checks a bundle.
 
+    Args:
+        path: its folder, or its manifest.json.
+
     Raises:
-        InputError: not a bundle, written by a newer version, or a file is missing or changed.
+        InputError: not a bundle, written by a newer version, contradictory, or a file is missing
+            or changed.
     """
     path = Path(path)
-    if path.name == MANIFEST:
-        path = path.parent
-    if not path.exists():
-        raise InputError(
-            f"{path} does not exist", "give the folder that `svit-deploy export` wrote"
-        )
-    manifest_path = path / MANIFEST
+    folder = path.parent if path.name == MANIFEST else path
+    if not folder.exists():
+        raise InputError(f"{path} does not exist", GIVE_FOLDER)
+    manifest_path = folder / MANIFEST
     if not manifest_path.is_file():
         raise InputError(
-            f"{path} is not a bundle: it has no {MANIFEST}",
-            "give the folder that `svit-deploy export` wrote, or run the export again",
+            f"{folder} is not a bundle: it has no {MANIFEST}",
+            f"{GIVE_FOLDER}, or run the export again",
         )
+    manifest = read_manifest(manifest_path)
     try:
-        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-        version, files = int(manifest["schema_version"]), dict(manifest["files"])
-        if version > SCHEMA_VERSION:
-            raise InputError(
-                f"{path} has manifest schema {version}, this version reads {SCHEMA_VERSION}",
-                "upgrade svit-deploy",
-            )
-        config = config_from_dict(manifest["model"])
-        TokenMode(manifest["tokens"]["mode"])
-        for name, entry in files.items():
-            _check_file(path, name, int(entry["size_bytes"]), str(entry["sha256"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{manifest_path} is damaged ({type(error).__name__}: {error})", "run the export again"
-        ) from error
+        bundle = Bundle(folder, manifest, config_from_dict(manifest["model"]))
+        _check_contents(bundle)
+    except (ValueError, SvitDeployError) as error:
+        reason = error.message if isinstance(error, SvitDeployError) else error
+        raise InputError(f"{manifest_path} is damaged ({reason})", EXPORT_AGAIN) from None
+    for name, entry in manifest["files"].items():
+        _check_file(folder, name, entry["size_bytes"], entry["sha256"])
+    return bundle
+
+
+def _check_contents(bundle: Bundle) -> None:
+    """Raises ValueError where values that have the right types contradict each other."""
+    manifest, config = bundle.manifest, bundle.config
+    is_dense, is_budget = bundle.mode is TokenMode.DENSE, bundle.mode is TokenMode.BUDGET
+    budgets = bundle.budgets
+    if is_dense == bool(config.num_gates):
+        raise ValueError(f"{config.num_gates} gates in token mode {bundle.mode.value}")
+    if len(manifest["gates"]) != config.num_gates:
+        raise ValueError(f"{len(manifest['gates'])} gates of {config.num_gates} are described")
+    if len(budgets) != (config.num_gates if is_budget else 0) or not all(
+        1 <= budget <= config.gated_tokens(gate) for gate, budget in enumerate(budgets)
+    ):
+        raise ValueError(f"the budgets {list(budgets)} do not fit the {config.num_gates} gates")
+    batch = manifest["batch"]
+    if not 1 <= batch["min"] <= batch["opt"] <= batch["max"]:
+        raise ValueError(f"the batch range {batch} is out of order")
+    if manifest["precision"] not in PRECISIONS:
+        raise ValueError(f"precision {manifest['precision']!r:.80} is unknown")
     for name in (MODEL, REFERENCE):
-        if name not in files:
-            raise InputError(f"{manifest_path} does not list {name}", "run the export again")
-    return Bundle(path, manifest, config)
+        if name not in manifest["files"]:
+            raise ValueError(f"{name} is not listed")
 
 
 def _check_file(folder: Path, name: str, size_bytes: int, sha256: str) -> None:
     if name != Path(name).name or name in ("", ".", ".."):
         raise InputError(
-            f"the manifest names a file outside its folder ({name!r})", "do not use it"
+            f"{folder / MANIFEST} names a file outside its folder ({name!r:.80})", "do not use it"
         )
     file = folder / name
+    if file.is_symlink():
+        raise InputError(f"{file} is a link", "copy the bundle with the files themselves")
     if not file.is_file():
-        raise InputError(f"{file} is missing from the bundle", "run the export again")
-    if file.stat().st_size != size_bytes or hash_file(file) != sha256:
+        raise InputError(f"{file} is missing from the bundle", EXPORT_AGAIN)
+    try:
+        unchanged = file.stat().st_size == size_bytes and hash_file(file) == sha256
+    except OSError as error:
+        raise InputError(
+            f"{file} cannot be read ({error.strerror})", "check who may read it"
+        ) from None
+    if not unchanged:
         raise InputError(
             f"{file} is not the file that was exported (size or sha256 differs)",
             "run the export again, or copy the bundle again",
         )
 
 
-def hash_file(path: Path) -> str:
-    """sha256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+def _refuse_zip_bomb(path: Path) -> None:
+    """Refuses an archive that declares more than a reference holds, before it is unpacked."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            declared = sum(entry.file_size for entry in archive.infolist())
+    except Exception:  # a damaged archive fails in many ways; read_npz finds the words
+        return
+    if declared > MAX_REFERENCE_BYTES:
+        raise InputError(
+            f"{path} would unpack to {declared} bytes, more than {MAX_REFERENCE_BYTES}",
+            "do not use this bundle",
+        )
 
 
-@contextmanager
-def write_bundle(output: Path, *, force: bool = False) -> Iterator[Path]:
+def write_bundle(output: Path, *, force: bool = False) -> AbstractContextManager[Path]:
     """Gives a temporary folder that becomes `output`, whole, when the block ends well.
 
-    The folder stands beside `output`; it is removed when the block fails, and when the process
-    was killed the next export to the same place removes it.
+    Args:
+        force: replace a bundle at `output`, with whatever else its folder holds.
 
     Raises:
         ExportError: `output` is in the way, or the disk is full or not writable.
     """
-    output = Path(output).absolute()
-    _refuse_to_overwrite(output, force)
-    prefix = f".{output.name}.partial-"
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(output.parent, prefix)
-        folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=output.parent))
-        try:
-            yield folder
-            folder.chmod(0o755)
-            for file in folder.iterdir():
-                with file.open("rb") as stream:
-                    os.fsync(stream.fileno())
-            replaced = None
-            if output.exists():
-                replaced = folder.with_name(f"{folder.name}-replaced")
-                output.rename(replaced)
-            folder.rename(output)
-            if replaced:
-                shutil.rmtree(replaced)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-    except OSError as error:
-        raise ExportError(
-            f"cannot write {output} ({error.strerror or error})",
-            "give a folder you may write to, on a disk with room, with -o",
-        ) from error
+    return write_folder(output, lambda path: _refuse_to_overwrite(path, force))
 
 
 def _refuse_to_overwrite(output: Path, force: bool) -> None:
+    elsewhere = "give another folder with -o"
+    if output.is_symlink():
+        raise ExportError(f"{output} is a link", "give the folder itself with -o")
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
-    if not (output / MANIFEST).is_file():
-        raise ExportError(f"{output} exists and is not a bundle", "give another folder with -o")
-    if not force:
-        raise ExportError(
-            f"{output} holds a bundle already", "give another folder with -o, or --force"
-        )
-
-
-def _remove_leftovers(parent: Path, prefix: str) -> None:
-    """Removes temporary folders of exports that no longer run."""
-    for folder in parent.glob(f"{prefix}*"):
-        pid = folder.name.removeprefix(prefix).split("-")[0]
-        if not pid.isdigit() or not _is_running(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_running(pid: int) -> bool:
-    if os.name == "nt":  # there os.kill ends the process instead of asking
-        return True
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def write_manifest(folder: Path, content: dict[str, Any]) -> None:
-    """Writes manifest.json, last, with size and sha256 of every file in the folder."""
-    files = {
-        file.name: {"size_bytes": file.stat().st_size, "sha256": hash_file(file)}
-        for file in sorted(folder.iterdir())
-    }
-    manifest = {"schema_version": SCHEMA_VERSION, **content, "files": files}
-    text = json.dumps(manifest, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    (folder / MANIFEST).write_text(text, encoding="utf-8", newline="\n")
+        read_manifest(output / MANIFEST)  # other programs have a manifest.json too
+    except InputError:
+        raise ExportError(f"{output} exists and is not a sound bundle", elsewhere) from None
+    if not force:
+        raise ExportError(f"{output} holds a bundle already", f"{elsewhere}, or --force")

@@ -39,17 +39,17 @@ def token_error(actual: np.ndarray, expected: np.ndarray) -> float:
     Args:
         actual, expected: `[..., C]`, C values per token.
     """
-    difference = np.linalg.norm((actual - expected).astype(np.float64), axis=-1)
-    scale = np.linalg.norm(expected.astype(np.float64), axis=-1)
-    return float(np.max(difference / np.maximum(scale, 1e-30), initial=0.0))
+    exact = expected.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        difference = np.linalg.norm(actual - exact, axis=-1)
+        return _largest(difference / np.maximum(np.linalg.norm(exact, axis=-1), 1e-30))
 
 
 def margin_error(actual: np.ndarray, expected: np.ndarray) -> float:
     """Largest absolute difference of margins; infinite where only one of them is +inf."""
     both = np.isposinf(actual) & np.isposinf(expected)
     with np.errstate(invalid="ignore"):
-        difference = np.where(both, 0.0, np.abs(actual.astype(np.float64) - expected))
-    return float(np.max(np.where(np.isnan(difference), np.inf, difference), initial=0.0))
+        return _largest(np.where(both, 0.0, np.abs(actual.astype(np.float64) - expected)))
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class GateFlips:
     Attributes:
         tokens: decisions compared.
         flips: decisions that differ, in images where no earlier gate differed.
-        coin_tosses: of these, flips whose reference margin is within rounding of the threshold.
-        faults: the other flips.
+        coin_tosses: of these, flips whose reference margin is within rounding of its cut.
         consequences: decisions that differ in images where an earlier gate differed already.
-        largest_margin: largest distance of a flipped margin from the threshold; 0 without flips.
+        largest_margin: largest distance of a flipped margin from its cut, infinite for a token
+            that is always kept; 0 without flips.
     """
 
     tokens: int
@@ -73,6 +73,7 @@ class GateFlips:
 
     @property
     def faults(self) -> int:
+        """Flips that rounding does not explain."""
         return self.flips - self.coin_tosses
 
     @property
@@ -92,7 +93,7 @@ def compare_masks(
 
     Args:
         keep_mask, expected_mask: `[n, G, S]` bool.
-        distance: `[n, G, S]`, how far the reference's margin is from where its decision changes.
+        distance: `[n, G, S]`, of the reference's margins (`decision_distance`).
         rounding: `[G]`, the distance that rounding may cross.
     """
     different = keep_mask != expected_mask
@@ -121,26 +122,31 @@ def compare_masks(
 def decision_distance(
     margin: np.ndarray, thresholds: np.ndarray, rows: np.ndarray | None
 ) -> np.ndarray:
-    """How far each margin `[n, G, S]` is from where its decision changes.
+    """How far margins must move, all at once, before each decision `[n, G, S]` can change.
 
-    That is the threshold, or, in an image that overflows its budget, the cut: the midpoint
-    between the last token kept and the first pruned by rank.
+    Without a budget that is the distance from the threshold. With one, a kept token may also be
+    overtaken by the best token pruned, and a pruned one must overtake the last token kept: the
+    two meet half-way, and whichever comes in must be above the threshold too.
 
     Args:
+        margin: `[n, G, S]`, +inf for tokens that are always kept.
         thresholds: `[G]`.
         rows: `[G]`, tokens that a budget lets through, always-kept ones included, or None.
     """
-    distance = np.abs(margin - thresholds[None, :, None])
+    margin = margin.astype(np.float64)
+    above = margin - thresholds.astype(np.float64)[None, :, None]
+    distance = np.abs(above)
     if rows is not None:
         ranked = -np.sort(-margin, axis=2)
         for gate, row in enumerate(rows):
             if row >= margin.shape[2]:
                 continue
-            last, beyond = ranked[:, gate, row - 1], ranked[:, gate, row]
-            cut = np.where(beyond > thresholds[gate], (last + beyond) / 2, thresholds[gate])
-            distance[:, gate] = np.minimum(
-                distance[:, gate], np.abs(margin[:, gate] - cut[:, None])
-            )
+            m, up = margin[:, gate], above[:, gate]
+            last, beyond = ranked[:, gate, row - 1, None], ranked[:, gate, row, None]
+            overtaken = np.maximum((m - beyond) / 2, thresholds[gate] - beyond)
+            overtaking = np.maximum((last - m) / 2, -up)
+            kept = (m >= last) & (up > 0)
+            distance[:, gate] = np.where(kept, np.minimum(up, overtaken), overtaking)
     return distance
 
 
@@ -157,9 +163,15 @@ def logits_error(actual: np.ndarray, expected: np.ndarray) -> float:
     """Largest absolute error of a logit, in units of max(1, rms of the expected logits)."""
     if not expected.size:
         return 0.0
-    return float(np.max(np.abs(actual.astype(np.float64) - expected))) / max(1.0, rms(expected))
+    with np.errstate(invalid="ignore"):
+        return _largest(np.abs(actual.astype(np.float64) - expected)) / max(1.0, rms(expected))
 
 
 def rms(values: np.ndarray) -> float:
     """Root of the mean square."""
     return float(np.sqrt(np.mean(values.astype(np.float64) ** 2)))
+
+
+def _largest(errors: np.ndarray) -> float:
+    """The largest error, 0 of none. NaN would compare as no error: it counts as infinite."""
+    return float(np.max(np.where(np.isnan(errors), np.inf, errors), initial=0.0))

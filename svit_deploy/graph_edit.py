@@ -63,11 +63,16 @@ def read_scalar(model: onnx.ModelProto, name: str) -> float:
     """The value of a named scalar initializer.
 
     Raises:
-        InputError: the graph has no such initializer.
+        InputError: the graph has no such initializer, or it is no number.
     """
     for tensor in model.graph.initializer:
         if tensor.name == name:
-            return float(numpy_helper.to_array(tensor))
+            try:
+                return float(numpy_helper.to_array(tensor).item())
+            except Exception:  # what a hostile tensor makes of to_array is anyone's guess
+                raise InputError(
+                    f"the initializer {name!r} is no scalar or is damaged", "export the model again"
+                ) from None
     raise InputError(
         f"the graph has no initializer named {name!r}",
         "use the file as svit-deploy exported it; optimisers fold thresholds away",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from svit_deploy.export.builder import GraphBuilder
 
-Attend = Callable[[str], str]
-"""Self-attention inside groups of rows: queries, keys, values `[R, 3C]` -> `[R, C]`."""
+QKV = tuple[str, str, str]
+Attend = Callable[[QKV], str]
+"""Self-attention inside groups of rows: queries, keys and values `[R, C]` -> `[R, C]`."""
 
 MASKED = -1e4
 """Added to the score of a key that must not be seen: its softmax weight is exactly 0 in float32."""
@@ -34,6 +35,22 @@ class Layers:
         weight, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
         return self.graph.op("Gemm", x, weight, bias, transB=1)
 
+    def qkv(self, x: str, name: str) -> QKV:
+        """Queries, keys and values as three products: splitting one would copy all of it."""
+        weights = np.split(self.weights[f"{name}.qkv.weight"], 3)
+        biases = np.split(self.weights[f"{name}.qkv.bias"], 3)
+        query, key, value = (
+            self.graph.op(
+                "Gemm",
+                x,
+                self.graph.weight(f"{name}.{part}.weight", weight),
+                self.graph.weight(f"{name}.{part}.bias", bias),
+                transB=1,
+            )
+            for part, weight, bias in zip("qkv", weights, biases, strict=True)
+        )
+        return query, key, value
+
     def layer_norm(self, x: str, name: str, eps: float) -> str:
         weight, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
         return self.graph.op("LayerNormalization", x, weight, bias, epsilon=eps, axis=-1)
@@ -48,21 +65,16 @@ class Layers:
         graph = self.graph
         with graph.scope("attention"):
             normed = self.layer_norm(x, f"{name}.norm1", eps)
-            mixed = attend(self.linear(normed, f"{name}.attn.qkv"))
+            mixed = attend(self.qkv(normed, f"{name}.attn"))
             x = graph.op("Add", x, self.linear(mixed, f"{name}.attn.proj"))
         with graph.scope("mlp"):
             normed = self.layer_norm(x, f"{name}.norm2", eps)
             return graph.op("Add", x, self.mlp(normed, f"{name}.mlp"))
 
 
-def split_qkv(graph: GraphBuilder, qkv: str) -> tuple[str, ...]:
-    """`[R, 3C]` -> three times `[R, C]`."""
-    return graph.ops("Split", qkv, outputs=3, axis=1, num_outputs=3)
-
-
 def attention(
     graph: GraphBuilder,
-    qkv: tuple[str, ...],
+    qkv: Iterable[str],
     num_heads: int,
     head_dim: int,
     bias: str | None = None,
@@ -84,11 +96,8 @@ def attention(
         split = graph.reshape(rows, 0, 0, num_heads, head_dim)
         return graph.op("Transpose", split, perm=order)
 
-    query, key, value = (
-        heads(qkv[0], 0, 2, 1, 3),
-        heads(qkv[1], 0, 2, 3, 1),
-        heads(qkv[2], 0, 2, 1, 3),
-    )
+    query, key, value = qkv
+    query, key, value = heads(query, 0, 2, 1, 3), heads(key, 0, 2, 3, 1), heads(value, 0, 2, 1, 3)
     query = graph.op("Mul", query, graph.constant(head_dim**-0.5, np.float32))
     scores = graph.op("MatMul", query, key)
     if bias is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from svit_deploy.export.builder import INT64, GraphBuilder
-from svit_deploy.export.layers import MASKED, Attend, attention, split_qkv
+from svit_deploy.export.layers import MASKED, QKV, Attend, attention
 
 LOWEST = float(np.finfo(np.float32).min)
 
@@ -50,9 +50,9 @@ def attend_to_all(graph: GraphBuilder, grid: TokenGrid, bias: str | None = None)
     """Attention among all S rows of each image, with an optional key bias `[B, 1, 1, S]`."""
     width = grid.num_heads * grid.head_dim
 
-    def attend(qkv: str) -> str:
-        images = (graph.reshape(t, -1, grid.num_tokens, width) for t in split_qkv(graph, qkv))
-        return attention(graph, tuple(images), grid.num_heads, grid.head_dim, bias)
+    def attend(qkv: QKV) -> str:
+        images = (graph.reshape(t, -1, grid.num_tokens, width) for t in qkv)
+        return attention(graph, images, grid.num_heads, grid.head_dim, bias)
 
     return attend
 
@@ -106,8 +106,8 @@ def select_dynamic(graph: GraphBuilder, grid: TokenGrid, decision: str) -> Selec
     bias = key_bias(graph, filled)
     scatter_rows = graph.op("Unsqueeze", rows, graph.constant([1]))
 
-    def attend(qkv: str) -> str:
-        slotted = tuple(graph.op("Gather", t, table) for t in split_qkv(graph, qkv))
+    def attend(qkv: QKV) -> str:
+        slotted = (graph.op("Gather", t, table) for t in qkv)
         mixed = attention(graph, slotted, grid.num_heads, grid.head_dim, bias)
         return graph.op("Gather", mixed, slot_of_row)
 
@@ -145,9 +145,9 @@ def select_budget(
     bias = key_bias(graph, valid)
     width = grid.num_heads * grid.head_dim
 
-    def attend(qkv: str) -> str:
-        images = (graph.reshape(t, -1, budget, width) for t in split_qkv(graph, qkv))
-        return attention(graph, tuple(images), grid.num_heads, grid.head_dim, bias)
+    def attend(qkv: QKV) -> str:
+        images = (graph.reshape(t, -1, budget, width) for t in qkv)
+        return attention(graph, images, grid.num_heads, grid.head_dim, bias)
 
     def put(x: str, taken: str, y: str) -> str:
         return graph.op("ScatterND", x, scatter_rows, graph.op("Where", valid_rows, y, taken))

@@ -172,9 +172,7 @@ class VitGraph:
         graph, tokens = self.graph, self.config.num_tokens
 
         def stack(values: Sequence[str]) -> str:
-            axis = graph.constant([1])
-            rows = [graph.op("Unsqueeze", value, axis) for value in values]
-            return graph.op("Concat", *rows, axis=1)
+            return graph.reshape(graph.op("Concat", *values, axis=1), -1, len(values), tokens)
 
         with graph.scope("gate_outputs"):
             keep = stack([selection.keep for selection in selections])

@@ -10,9 +10,17 @@ Three kinds of runs, all of the exported graph:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from svit_deploy.bundle import Bundle
+from svit_deploy.errors import InputError
 from svit_deploy.progress import SILENT, Progress
-from svit_deploy.verify.behaviour import check_determinism, check_extremes, check_invariance
+from svit_deploy.verify.behaviour import (
+    check_determinism,
+    check_extremes,
+    check_hidden_gates,
+    check_invariance,
+)
 from svit_deploy.verify.expected import Expectations, Recomputed, Recorded
 from svit_deploy.verify.parity import Parity
 from svit_deploy.verify.report import VerifyReport
@@ -36,15 +44,23 @@ def verify_bundle(
         The report; `report.passed` says whether the bundle may be used.
     """
     report = VerifyReport(bundle, expectations.count, expectations.description)
-    subject = Subject(bundle, expectations.thresholds, settings or VerifySettings(), report)
+    report.notes += expectations.notes
+    subject = Subject(bundle, settings or VerifySettings(), report)
     parity = Parity(subject, expectations)
     parity.check_file()
-    if report.passed:  # else what follows would repeat it in worse words
-        first = parity.compare(progress)
-        progress.update("batch invariance", 0.7)
-        check_invariance(subject, first.inputs)
-        progress.update("determinism", 0.8)
-        check_determinism(subject, first.inputs)
-        progress.update("all kept, none kept", 0.9)
-        check_extremes(subject, first, expectations)
+    if not report.passed:  # what follows would repeat it in worse words
+        return report
+    first = parity.compare(progress)
+    behaviour: dict[str, Callable[[], None]] = {
+        "batch invariance": lambda: check_invariance(subject, first.inputs),
+        "determinism": lambda: check_determinism(subject, first.inputs),
+        "hidden gates": lambda: check_hidden_gates(subject, first.inputs),
+        "all kept, none kept": lambda: check_extremes(subject, first, expectations),
+    }
+    for number, (name, run) in enumerate(behaviour.items()):
+        progress.update(name, 0.7 + 0.3 * number / len(behaviour))
+        try:
+            run()
+        except InputError as error:  # the graph ran so far, and must run here too
+            report.check(name, False, error.message)
     return report

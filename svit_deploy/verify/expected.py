@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
 from svit_deploy.bundle import Bundle
+from svit_deploy.config import ModelConfig, TokenMode
 from svit_deploy.errors import InputError
+from svit_deploy.export.onnx import without_gates
 from svit_deploy.images import ImageSet
-from svit_deploy.models import Model
+from svit_deploy.models import Model, config_to_dict
 
 BATCH = 16
+CHOSEN = frozenset({"image_size", "thresholds", "target_keep"})
+"""Fields of a model's configuration that an export may choose; the checkpoint gives the others."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +51,20 @@ class Expected:
 
 
 class Expectations(ABC):
-    """A source of expected outputs, read in parts of at most `BATCH` images."""
+    """A source of expected outputs, read in parts of at most `BATCH` images.
+
+    Attributes:
+        count: images, at least 1.
+        labels: `[count]`, if known.
+        differences: a check's name to the settings in which the bundle differs from the reference.
+        notes: what else a reader of the verdict should know.
+    """
 
     description: str
-    thresholds: tuple[float, ...]
     count: int
     labels: np.ndarray | None = None
+    differences: Mapping[str, list[str]] = MappingProxyType({})
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def parts(self) -> Iterator[Expected]:
@@ -58,10 +73,6 @@ class Expectations(ABC):
     @abstractmethod
     def extreme(self, part: Expected, keep: str) -> Expected | None:
         """What the reference computes when every gate keeps "all" or "none", if it can be run."""
-
-    def input_difference(self) -> float:
-        """Largest difference between the graph's inputs and the reference's; 0 if shared."""
-        return 0.0
 
 
 class Recorded(Expectations):
@@ -77,8 +88,16 @@ class Recorded(Expectations):
             raise InputError(
                 f"the bundle's reference.npz has no {error}", "run the export again"
             ) from error
-        self.count, self.labels = len(self.arrays.inputs), arrays.get("labels")
-        self.thresholds = bundle.config.thresholds
+        config, self.count = bundle.config, len(self.arrays.inputs)
+        gates = (self.count, config.num_gates, config.num_tokens)
+        found = [array.shape for array in (self.arrays.keep_mask, self.arrays.margin)]
+        if not self.count or found != [gates, gates]:
+            raise InputError(
+                f"the bundle's reference.npz is of another model: keep masks and margins are "
+                f"{found[0]} and {found[1]}, not {gates}",
+                "run the export again",
+            )
+        self.labels = arrays.get("labels")
         self.description = f"reference recorded at export ({self.count} images)"
 
     def parts(self) -> Iterator[Expected]:
@@ -92,43 +111,41 @@ class Recorded(Expectations):
 class Recomputed(Expectations):
     """The checkpoint's plain PyTorch forward on given images.
 
+    What an export chooses is taken from the bundle: image size, thresholds, budgets, and whether
+    there are gates at all. Everything else must be the checkpoint's, and is compared with it.
+
     Args:
-        bundle: its thresholds and budgets are applied; its preprocessing makes the graph's input.
-        model: the checkpoint, loaded independently; its preprocessing makes the reference's.
-        images: pictures, or the bundle's own recorded inputs if None.
+        model: the checkpoint, loaded independently.
+        images: what to run, or the bundle's own recorded inputs if None.
     """
 
     def __init__(self, bundle: Bundle, model: Model, images: ImageSet | None) -> None:
         from svit_deploy.models.reference import Reference, keep_above, keep_budget
 
-        self.bundle, self.rows = bundle, bundle.budget_rows
+        self.rows, exported = bundle.budget_rows, bundle.config
+        if bundle.mode is TokenMode.DENSE:
+            model = without_gates(model)
+        self.differences = compare_configs(exported, model.config)
+        self.notes = tuple(_notes(bundle, model))
+        chosen = {name: getattr(exported, name) for name in CHOSEN}
+        if not self.differences["configuration"]:  # else they may not fit the model
+            model = dataclasses.replace(model, config=dataclasses.replace(model.config, **chosen))
         self.reference = Reference(model)
-        self.thresholds = model.config.thresholds
-        rule = keep_above(self.thresholds)
+        rule = keep_above(exported.thresholds)
         self.rule = keep_budget(rule, self.rows) if self.rows else rule
         if images is None:
             recorded = bundle.load_reference()
-            self.inputs = self.reference_inputs = recorded["images"]
-            self.labels = recorded.get("labels")
+            self.inputs, self.labels = recorded["images"], recorded.get("labels")
         else:
-            self.inputs = images.inputs(bundle.config.preprocess, bundle.config.image_size)
-            self.reference_inputs = self.inputs
-            if model.config.preprocess != bundle.config.preprocess:
-                self.reference_inputs = images.inputs(
-                    model.config.preprocess, model.config.image_size
-                )
+            self.inputs = images.inputs(exported.preprocess, exported.image_size)
             self.labels = images.labels
         self.count = len(self.inputs)
         self.description = f"PyTorch reference ({self.count} images)"
 
-    def input_difference(self) -> float:
-        return float(np.max(np.abs(self.inputs - self.reference_inputs), initial=0.0))
-
     def parts(self) -> Iterator[Expected]:
         for start in range(0, self.count, BATCH):
             inputs = self.inputs[start : start + BATCH]
-            reference_inputs = self.reference_inputs[start : start + BATCH]
-            outputs = self.reference.run(reference_inputs, self.rule, features=True)
+            outputs = self.reference.run(inputs, self.rule, features=True)
             yield Expected(
                 inputs, outputs.logits, outputs.keep_mask, outputs.margin, outputs.features
             )
@@ -136,8 +153,34 @@ class Recomputed(Expectations):
     def extreme(self, part: Expected, keep: str) -> Expected | None:
         from svit_deploy.models.reference import keep_all, keep_budget, keep_none
 
-        rule = keep_all if keep == "all" else keep_none
-        if self.rows:
-            rule = keep_budget(rule, self.rows)
+        everything = keep_all if keep == "all" else keep_none
+        rule = keep_budget(everything, self.rows) if self.rows else everything
         outputs = self.reference.run(part.inputs, rule)
         return Expected(part.inputs, outputs.logits, outputs.keep_mask, outputs.margin)
+
+
+def compare_configs(exported: ModelConfig, given: ModelConfig) -> dict[str, list[str]]:
+    """Differences in words that an export may not make: in preprocessing (`inputs`), elsewhere."""
+
+    def differ(of_bundle: dict[str, Any], of_checkpoint: dict[str, Any]) -> list[str]:
+        return [
+            f"{name} is {of_bundle[name]} in the bundle, {of_checkpoint[name]} in the checkpoint's"
+            for name in of_bundle
+            if of_bundle[name] != of_checkpoint[name]
+        ]
+
+    ours, theirs = config_to_dict(exported), config_to_dict(given)
+    inputs = differ(ours.pop("preprocess"), theirs.pop("preprocess"))
+    for name in CHOSEN:
+        del ours[name], theirs[name]
+    return {"configuration": differ(ours, theirs), "inputs": inputs}
+
+
+def _notes(bundle: Bundle, model: Model) -> Iterator[str]:
+    recorded, checkpoint = bundle.manifest.get("checkpoint"), model.checkpoint
+    if recorded and checkpoint and recorded["sha256"] != checkpoint.sha256:
+        yield f"the bundle was exported from another file, {recorded['name']}"
+    thresholds = bundle.config.thresholds
+    if thresholds != model.config.thresholds:
+        values = ", ".join(f"{threshold:.4g}" for threshold in thresholds)
+        yield f"the bundle's own thresholds are used, as chosen at export: {values}"

@@ -15,6 +15,7 @@ from svit_deploy.compare import (
     token_error,
 )
 from svit_deploy.engines.base import Engine
+from svit_deploy.errors import InputError
 from svit_deploy.export import names
 from svit_deploy.graph_edit import add_outputs, force_values, read_scalar
 from svit_deploy.onnx_file import random_operators
@@ -33,29 +34,26 @@ class Parity:
         self.gates, self.check = subject.gates, subject.report.check
 
     def check_file(self) -> None:
-        """What can be said without running: inputs, random operators, thresholds."""
-        difference = self.expectations.input_difference()
-        self.check(
-            "inputs",
-            difference <= 1e-6,
-            f"the bundle's preprocessing gives inputs that differ by {difference:.2g} from the "
-            "checkpoint's: compare mean, std, channel order, crop and interpolation"
-            if difference > 1e-6
-            else "same preprocessing",
-        )
+        """What can be said without running: settings, random operators, thresholds."""
+        for name, differences in self.expectations.differences.items():
+            self.check(name, not differences, ", ".join(differences) or "as the checkpoint's")
         random = random_operators(self.subject.model)
         self.check(
             "no random operator",
             not random,
             f"the graph samples in {', '.join(random[:3])}" if random else "none in the graph",
         )
-        for gate in self.gates:
+        if self.gates:
+            self.check_thresholds()
+
+    def check_thresholds(self) -> None:
+        wrong = []
+        for gate, expected in zip(self.gates, self.subject.thresholds, strict=True):
             threshold = np.float32(read_scalar(self.subject.model, names.threshold_name(gate)))
-            expected = self.subject.thresholds[gate]
             # The slack of one ulp-scale step lets a threshold pass through decimal text.
-            if abs(threshold - expected) > 1e-7 + 2 * np.spacing(abs(expected)):
-                detail = f"{threshold:g} in the graph, {expected:g} expected"
-                self.check(f"threshold of gate {gate}", False, detail)
+            if not abs(threshold - expected) <= 1e-7 + 2 * np.spacing(abs(expected)):
+                wrong.append(f"gate {gate} has {threshold:g}, not {expected:g}")
+        self.check("thresholds", not wrong, ", ".join(wrong) or "as the manifest says")
 
     def compare(self, progress: Progress) -> Expected:
         """Runs the graph with forced masks and as shipped beside the reference.
@@ -77,11 +75,10 @@ class Parity:
         with subject.engine(forced_model) as forced, subject.shipped() as shipped:
             self.report.engine = forced.description
             for part in self.expectations.parts():
+                refuse_non_finite(part)
                 done = len(expected) * BATCH / self.expectations.count
                 progress.update("comparing with the reference", 0.7 * done)
                 for stage, error in self.stage_errors(forced, part).items():
-                    # NaN would compare as no error: it is the largest.
-                    error = np.inf if np.isnan(error) else error
                     errors[stage] = max(errors.get(stage, 0.0), error)
                 actual.append(subject.observe(shipped, part.inputs))
                 expected.append(dataclasses.replace(part, features=[]))
@@ -93,6 +90,7 @@ class Parity:
         subject.rounding = self.limits.margin * np.array(scales)
         self.judge_stages(errors)
         self.judge_decisions(Observed.concatenate(actual), whole)
+        self.judge_budget(Observed.concatenate(actual))
         self.judge_logits(Observed.concatenate(actual), whole)
         return expected[0]
 
@@ -123,13 +121,15 @@ class Parity:
             order.append((f"block {block}", names.block_name(block), limits.token))
         order.append(("head", names.LOGITS, limits.logits))
         stages += [Stage(n, errors[v], float(limit)) for n, v, limit in order if v in errors]
-        wrong = [stage for stage in stages if stage.error > stage.limit]
+        wrong = [stage for stage in stages if not stage.error <= stage.limit]
         detail = f"largest error is {max(s.error / s.limit for s in stages):.0%} of its limit"
         if wrong:
-            detail = (
-                f"{wrong[0].name} is the first of {len(wrong)} that differ from the reference, "
-                f"by {wrong[0].error:.2g} (limit {wrong[0].limit:.2g})"
-            )
+            first = wrong[0]
+            by = f"by {first.error:.2g} (limit {first.limit:.2g})"
+            if np.isinf(first.error):
+                by = "by NaN, infinity or a token that only one of them always keeps"
+            rest = f" of {len(wrong)}" if len(wrong) > 1 else ""
+            detail = f"{first.name} is the first{rest} to differ from the reference, {by}"
         self.check("stages, masks forced", not wrong, detail)
 
     def judge_decisions(self, actual: Observed, expected: Observed) -> None:
@@ -165,22 +165,47 @@ class Parity:
             )
             self.report.gates.append(result)
 
+    def judge_budget(self, actual: Observed) -> None:
+        """What the budget cuts is counted right, and worth knowing: the model itself would not."""
+        subject, rows = self.subject, self.subject.rows
+        if rows is None:
+            return
+        wanted = (actual.margin > subject.thresholds[None, :, None]).sum(axis=2)
+        beyond = np.maximum(wanted - rows, 0)
+        if actual.overflow is not None:
+            wrong = [g for g in self.gates if (actual.overflow[:, g] != beyond[:, g]).any()]
+            self.check(
+                "overflow counts what the budget cuts",
+                not wrong,
+                f"gate {wrong[0]} miscounts" if wrong else f"{int(beyond.sum())} tokens",
+            )
+        if beyond.any():
+            images = (beyond > 0).any(axis=1)
+            gates = [str(gate) for gate in self.gates if beyond[:, gate].any()]
+            self.report.notes.append(
+                f"the budgets cut tokens in {images.sum()} of {len(images)} images (gates "
+                f"{', '.join(gates)}); the reference was given the same budgets"
+            )
+
     def judge_logits(self, actual: Observed, expected: Observed) -> None:
         """Logits and classes of the file as it is, where its masks are the reference's."""
+        broken = ~np.isfinite(actual.logits).all(axis=1)
         same = ~(actual.keep_mask != expected.keep_mask).any(axis=(1, 2))
         error = logits_error(actual.logits[same], expected.logits[same])
         self.check(
             "logits",
-            error <= self.limits.logits,
-            f"error {error:.2g}, limit {self.limits.logits:.2g}, "
+            error <= self.limits.logits and not broken.any(),
+            f"NaN or infinity in {broken.sum()} of {len(broken)} images"
+            if broken.any()
+            else f"error {error:.2g}, limit {self.limits.logits:.2g}, "
             f"{int(same.sum())} of {len(same)} images with identical masks",
         )
         top1, expected_top1 = actual.logits.argmax(1), expected.logits.argmax(1)
         agree = top1 == expected_top1
         # Two classes within rounding of each other are a coin toss too.
-        runner_up, best = np.sort(expected.logits, axis=1)[:, -2:].T
-        near = 2 * self.limits.logits * max(1.0, rms(expected.logits))
-        clear = same & (best - runner_up > near)
+        ranked = np.sort(expected.logits, axis=1)
+        lead = ranked[:, -1] - ranked[:, -2] if ranked.shape[1] > 1 else np.inf
+        clear = same & (lead > 2 * self.limits.logits * max(1.0, rms(expected.logits)))
         self.check(
             "top-1 agreement",
             bool(agree[clear].mean() >= self.limits.top1) if clear.any() else True,
@@ -191,3 +216,13 @@ class Parity:
         if labels is not None:
             self.report.accuracy = float((top1 == labels).mean())
             self.report.reference_accuracy = float((expected_top1 == labels).mean())
+
+
+def refuse_non_finite(part: Expected) -> None:
+    """Raises InputError where the reference itself computes nothing that could be compared."""
+    margins = np.isnan(part.margin) | np.isneginf(part.margin)
+    if margins.any() or not np.isfinite(part.logits).all():
+        raise InputError(
+            "the reference's own logits or margins are not finite",
+            "check the checkpoint and the images: nothing can be compared with NaN",
+        )

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from svit_deploy import __version__
@@ -145,7 +146,7 @@ class VerifyReport:
         table = Table(box=None, pad_edge=False, show_header=False)
         for check in self.checks:
             state = "ok" if check.passed else "[bold red]FAIL[/]"
-            table.add_row(state, check.name, check.detail)
+            table.add_row(state, check.name, escape(check.detail))
         console.print(table)
         if self.accuracy is not None and self.reference_accuracy is not None:
             console.print(

@@ -12,6 +12,7 @@ from svit_deploy.bundle import Bundle
 from svit_deploy.compare import GateFlips, compare_masks, decision_distance, effective_keep
 from svit_deploy.engines.base import Engine
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from svit_deploy.errors import InputError
 from svit_deploy.export import names
 from svit_deploy.graph_edit import add_outputs
 from svit_deploy.verify.limits import LIMITS
@@ -36,41 +37,46 @@ class VerifySettings:
 
 @dataclass(frozen=True)
 class Observed:
-    """What a run shows: `logits [n, classes]`, `keep_mask` and `margin [n, G, S]`."""
+    """What a run shows, or should.
+
+    Attributes:
+        logits: `[n, classes]`.
+        keep_mask, margin: `[n, G, S]`.
+        overflow: `[n, G]` kept tokens beyond the budget; None where the graph does not tell.
+    """
 
     logits: np.ndarray
     keep_mask: np.ndarray
     margin: np.ndarray
+    overflow: np.ndarray | None = None
 
     @classmethod
     def concatenate(cls, parts: list[Observed]) -> Observed:
+        overflow = [part.overflow for part in parts if part.overflow is not None]
         return cls(
             np.concatenate([part.logits for part in parts]),
             np.concatenate([part.keep_mask for part in parts]),
             np.concatenate([part.margin for part in parts]),
+            np.concatenate(overflow) if overflow else None,
         )
 
 
 class Subject:
-    """A bundle's graph with the thresholds expected of it.
+    """A bundle's graph, variants of it, and the thresholds that its manifest promises."""
 
-    Args:
-        thresholds: per gate, from the reference rather than from the graph.
-    """
-
-    def __init__(
-        self,
-        bundle: Bundle,
-        thresholds: tuple[float, ...],
-        settings: VerifySettings,
-        report: VerifyReport,
-    ) -> None:
+    def __init__(self, bundle: Bundle, settings: VerifySettings, report: VerifyReport) -> None:
         self.bundle, self.config, self.settings = bundle, bundle.config, settings
         self.report = report
-        self.limits = LIMITS[bundle.manifest["precision"]]
+        precision = bundle.manifest["precision"]
+        if precision not in LIMITS:
+            raise InputError(
+                f"{bundle.name} has precision {precision!r}, for which no limits are known",
+                f"export with one of {', '.join(LIMITS)}, or upgrade svit-deploy",
+            )
+        self.limits = LIMITS[precision]
         self.model = bundle.load_model()
         self.gates = range(self.config.num_gates)
-        self.thresholds = np.array(thresholds, np.float32)
+        self.thresholds = np.array(self.config.thresholds, np.float32)
         self.rows = np.array(bundle.budget_rows) if bundle.budget_rows else None
         self.rounding = np.full(len(self.gates), self.limits.margin)
 
@@ -80,16 +86,21 @@ class Subject:
             content, provider=self.settings.provider, threads=self.settings.threads
         )
 
+    @property
+    def shows_gates(self) -> bool:
+        """Whether the file as it is shows all there is to see."""
+        return self.bundle.has_gate_outputs or not self.gates
+
     def observable(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """The graph with its gates in view, whether or not they are shipped as outputs."""
-        if self.bundle.has_gate_outputs:
+        if self.shows_gates:
             return model
         wanted = [f(gate) for gate in self.gates for f in (names.margin_name, names.decision_name)]
         return add_outputs(model, wanted)
 
     def shipped(self) -> Engine:
         """The file as it is, its gates in view."""
-        if self.bundle.has_gate_outputs:
+        if self.shows_gates:
             return self.engine(self.bundle.model_path)
         return self.engine(self.observable(self.model))
 
@@ -100,7 +111,8 @@ class Subject:
             empty = np.zeros((len(inputs), 0, self.config.num_tokens), np.float32)
             return Observed(logits, empty.astype(bool), empty)
         if names.MARGIN in outputs:
-            return Observed(logits, outputs[names.KEEP_MASK], outputs[names.MARGIN])
+            overflow = outputs.get(names.OVERFLOW)
+            return Observed(logits, outputs[names.KEEP_MASK], outputs[names.MARGIN], overflow)
         margin = np.stack([outputs[names.margin_name(gate)] for gate in self.gates], 1)
         decision = np.stack([outputs[names.decision_name(gate)] for gate in self.gates], 1)
         return Observed(logits, effective_keep(decision, margin, self.rows), margin)
@@ -117,19 +129,16 @@ class Subject:
         Returns:
             The flips of each gate, whether rounding explains them all, and that in words.
         """
-        limits = self.thresholds if thresholds is None else thresholds
-        distance = decision_distance(margin, limits, self.rows)
+        thresholds = self.thresholds if thresholds is None else thresholds
+        distance = decision_distance(margin, thresholds, self.rows)
         flips = compare_masks(keep, expected, distance, self.rounding, self.config)
         for gate, flip in enumerate(flips):
             if flip.faults:
-                reach, explained = flip.largest_margin, self.rounding[gate]
-                return (
-                    flips,
-                    False,
-                    (
-                        f"gate {gate} decides {flip.faults} tokens differently, margins up to "
-                        f"{reach:.2g} from the cut where rounding explains {explained:.2g}"
-                    ),
-                )
+                reach = f"margins up to {flip.largest_margin:.2g} from the cut where rounding "
+                reach += f"explains {self.rounding[gate]:.2g}"
+                if np.isinf(flip.largest_margin):
+                    reach = "some of which it must always keep"
+                words = f"gate {gate} decides {flip.faults} tokens differently, {reach}"
+                return flips, False, words
         tosses = sum(flip.coin_tosses for flip in flips)
         return flips, True, f"identical but for {tosses} coin tosses" if tosses else "identical"

@@ -1,0 +1,52 @@
+"""What a file is and what it says of itself; nothing in it is executed or unpickled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from svit_deploy.errors import InputError
+from svit_deploy.inspection.bundle import inspect_bundle
+from svit_deploy.inspection.checkpoint import inspect_checkpoint
+from svit_deploy.inspection.graph import inspect_onnx
+from svit_deploy.inspection.report import Inspection
+from svit_deploy.manifest import MANIFEST
+
+__all__ = ["Inspection", "inspect_path"]
+
+_TEXTS = (b"version https://git-lfs", b"<")
+
+
+def inspect_path(path: Path) -> Inspection:
+    """Describes a checkpoint, a bundle (its folder or its manifest.json) or an ONNX file.
+
+    Files are told apart by their content.
+
+    Raises:
+        InputError: none of these, damaged or hostile.
+        CapabilityError: a .pth file, and PyTorch is not installed.
+    """
+    path = Path(path)
+    if path.is_dir() or path.name == MANIFEST:
+        return inspect_bundle(path)
+    head = _head(path)
+    if head.startswith(b"\x08") or path.suffix == ".onnx":  # field 1 of an ONNX file: ir_version
+        return inspect_onnx(path)
+    if head.startswith((b"PK\x03\x04", b"\x80", *_TEXTS)) or head[8:9] == b"{" or not head:
+        return inspect_checkpoint(path)
+    raise InputError(
+        f"{path} is neither a checkpoint, nor a bundle, nor an ONNX file",
+        "give a .pth or .safetensors file, the folder of an export, or an .onnx file",
+    )
+
+
+def _head(path: Path) -> bytes:
+    if not path.is_file():
+        what = "is not a file" if path.exists() else "does not exist"
+        raise InputError(f"{path} {what}", "give a checkpoint, a bundle or an ONNX file")
+    try:
+        with path.open("rb") as file:
+            return file.read(64).lstrip()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror})", "check who may read it"
+        ) from None

@@ -1,0 +1,89 @@
+"""What a bundle's manifest says; `open_bundle` compares every file with its hash."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from svit_deploy.bundle import Bundle, open_bundle
+from svit_deploy.inspection.report import Inspection, Section, listed, mebibytes, number
+
+_FACTS = (
+    "tool", "checkpoint", "arch", "model", "tokens", "gates", "batch", "precision", "opset",
+    "reference", "files",
+)  # fmt: skip
+
+
+def inspect_bundle(path: Path) -> Inspection:
+    """Describes a bundle.
+
+    Raises:
+        InputError: see `open_bundle`.
+    """
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
+    facts = {name: manifest[name] for name in _FACTS}
+    sections = [Section(_overview(bundle))]
+    if manifest["gates"]:
+        sections.append(_gates(manifest["gates"]))
+    files = ((name, mebibytes(f["size_bytes"]), f["sha256"][:16]) for name, f in _files(manifest))
+    sections.append(Section(tuple(files), ("file, unchanged", "size", "sha256 begins")))
+    return Inspection("bundle", bundle.name, facts, tuple(sections), tuple(manifest["notes"]))
+
+
+def _overview(bundle: Bundle) -> tuple[tuple[str, str], ...]:
+    manifest, config = bundle.manifest, bundle.config
+    tokens, batch, reference = (manifest[key] for key in ("tokens", "batch", "reference"))
+    preprocess, checkpoint = config.preprocess, manifest["checkpoint"]
+    outputs = "logits and gate outputs" if tokens["gate_outputs"] else "logits only"
+    source = f"{checkpoint['name']} ({checkpoint['container']})" if checkpoint else "-"
+    height, width = config.image_size
+    return (
+        ("made by", f"{manifest['tool']['name']} {manifest['tool']['version']}"),
+        ("checkpoint", source),
+        ("", f"sha256 {checkpoint['sha256']}" if checkpoint else "-"),
+        ("architecture", f"{manifest['arch']} ({config.family})"),
+        (
+            "model",
+            f"{config.depth} blocks, {config.embed_dim} channels, {config.num_heads} heads, "
+            f"{config.num_classes} classes",
+        ),
+        (
+            "tokens",
+            f"{config.num_patches} patches of {config.patch_size}x{config.patch_size} "
+            f"+ {config.prefix_tokens}",
+        ),
+        ("token mode", tokens["mode"]),
+        ("outputs", outputs),
+        ("batch", f"{batch['min']} to {batch['max']}, mostly {batch['opt']}"),
+        ("precision", f"{manifest['precision']}, opset {manifest['opset']}"),
+        (
+            "preprocessing",
+            f"RGB {height}x{width} (h x w), {preprocess.interpolation}, "
+            f"crop ratio {preprocess.crop_ratio:g}",
+        ),
+        ("", f"mean {listed(preprocess.mean)}; std {listed(preprocess.std)}"),
+        ("reference", f"{reference['images']} images, {reference['source']}"),
+    )
+
+
+def _gates(gates: list[dict[str, Any]]) -> Section:
+    rows = (
+        (
+            str(gate["gate"]),
+            str(gate["block"]),
+            "may be pruned" if gate["sees_class_token"] else "always kept",
+            str(gate["gated_tokens"]),
+            number(gate["target_keep"]),
+            number(gate["measured_keep"]),
+            number(gate["threshold"]),
+            "-" if gate["budget"] is None else str(gate["budget"]),
+        )
+        for gate in gates
+    )
+    headings = ("gate", "block", "class token", "gated", "target", "kept", "threshold", "budget")
+    return Section(tuple(rows), headings)
+
+
+def _files(manifest: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return sorted(manifest["files"].items())

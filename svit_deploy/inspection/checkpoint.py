@@ -1,0 +1,147 @@
+"""What a checkpoint's weights tell about its model, and what they cannot tell."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from svit_deploy.checkpoint import Checkpoint, read_checkpoint
+from svit_deploy.errors import InputError
+from svit_deploy.inspection.report import Inspection, Section, listed, mebibytes
+from svit_deploy.models.layout import Dims, detect_family, infer_dims, to_canonical
+from svit_deploy.models.presets import PRESETS, Arch, recognise
+
+# Arguments of the official training scripts that say something about inference.
+TRAINING_ARGS = (
+    "model", "input_size", "nb_classes", "data_set", "eval_crop_ratio", "distillation_type",
+    "keep_ratio", "base_keep_ratio", "ratio_loss_lambda",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One property of the model.
+
+    Attributes:
+        value: JSON-able; None when it is not known.
+        source: `weights`, `preset NAME`, `assumed`, or `needed`.
+        option: what to type where the value is needed, or assumed and wrong.
+    """
+
+    name: str
+    value: Any
+    source: str
+    option: str = ""
+
+    def row(self) -> tuple[str, str, str]:
+        value = listed(self.value if isinstance(self.value, list) else [self.value])
+        value = "unknown" if self.value is None else value
+        needs = self.source in ("assumed", "needed")
+        return self.name, value, f"{self.source}: {self.option}" if needs else self.source
+
+
+def inspect_checkpoint(path: Path) -> Inspection:
+    """Describes a checkpoint, of a known model or not.
+
+    Raises:
+        InputError: see `read_checkpoint`.
+        CapabilityError: a .pth file, and PyTorch is not installed.
+    """
+    checkpoint = read_checkpoint(path)
+    tensors = checkpoint.tensors
+    family, preset, problem, found = None, None, None, []
+    try:
+        family = detect_family(tensors)
+        dims = infer_dims(tensors, family)
+        preset = recognise(dims)
+        found = _from_weights(dims) + _beyond_weights(dims, preset)
+        to_canonical(tensors, dims)
+    except InputError as error:
+        problem = error.message
+    args = {k: checkpoint.training_args[k] for k in TRAINING_ARGS if k in checkpoint.training_args}
+    facts = {
+        "size_bytes": checkpoint.size_bytes,
+        "sha256": checkpoint.sha256,
+        "container": checkpoint.container,
+        "family": family,
+        "preset": preset,
+        "tensors": len(tensors),
+        "parameters": sum(array.size for array in tensors.values()),
+        "model": [
+            {"name": f.name, "value": f.value, "source": f.source, "option": f.option}
+            for f in found
+        ],
+        "problem": problem,
+        "training_args": args,
+    }
+    sections = [Section(_overview(checkpoint, facts))]
+    if found:
+        sections.append(Section(tuple(f.row() for f in found), ("model", "value", "known from")))
+    return Inspection("checkpoint", path.name, facts, tuple(sections), checkpoint.notes)
+
+
+def _overview(checkpoint: Checkpoint, facts: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    rows = [
+        ("sha256", checkpoint.sha256),
+        ("size", mebibytes(checkpoint.size_bytes)),
+        ("container", checkpoint.container),
+        ("tensors", f"{facts['tensors']}, {facts['parameters']} parameters"),
+        ("family", facts["family"] or "unknown"),
+        ("preset", facts["preset"] or "none matches"),
+        ("export", f"not possible: {facts['problem']}" if facts["problem"] else "all keys fit"),
+    ]
+    args = facts["training_args"].items()
+    return (*rows, *((f"arg {name}", listed([value])) for name, value in args))
+
+
+def _from_weights(dims: Dims) -> list[Fact]:
+    side = math.isqrt(max(dims.num_patches, 0))
+    square = side * side == dims.num_patches
+    values: dict[str, Any] = {
+        "embed_dim": dims.embed_dim,
+        "depth": dims.depth,
+        "mlp_dim": dims.mlp_dim,
+        "patch_size": dims.patch_size,
+        "num_patches": dims.num_patches,
+        "num_classes": dims.num_classes,
+        "distilled": dims.distilled,
+        "num_gates": dims.num_gates,
+    }
+    facts = [Fact(name, value, "weights") for name, value in values.items()]
+    size = [side * dims.patch_size] * 2 if square else None
+    source = "weights" if square else "needed"
+    return [*facts, Fact("image_size", size, source, "--set image_size=HEIGHTxWIDTH")]
+
+
+def _beyond_weights(dims: Dims, preset: str | None) -> list[Fact]:
+    """What comes from a preset or an option: the weights are the same whatever these are."""
+    known = f"preset {preset}" if preset else ""
+    arch = PRESETS[preset] if preset else Arch(dims.family, 0)
+
+    def fact(name: str, value: Any, option: str) -> Fact:
+        source = known or ("needed" if value is None else "assumed")
+        return Fact(name, list(value) if isinstance(value, tuple) else value, source, option)
+
+    gates = dims.num_gates
+    facts = [fact("num_heads", arch.num_heads or None, "--set num_heads=NUMBER")]
+    if gates:
+        last = tuple(range(dims.depth - gates, dims.depth))
+        facts += [
+            fact("gate_blocks", arch.gate_blocks or last, "--set gate_blocks=NUMBERS"),
+            fact(
+                "gate_class_token",
+                arch.gate_class_token or (False,) * (gates - 1) + (True,),
+                "--set gate_class_token=BOOLEANS",
+            ),
+        ]
+        if arch.target_keep:
+            facts.append(fact("target_keep", arch.target_keep, "--set target_keep=RATIOS"))
+    return [
+        *facts,
+        fact("mean", arch.mean, "--set mean=R,G,B"),
+        fact("std", arch.std, "--set std=R,G,B"),
+        fact("crop_ratio", arch.crop_ratio, "--set crop_ratio=RATIO"),
+        fact("interpolation", arch.interpolation, "--set interpolation=NAME"),
+    ]

@@ -1,0 +1,100 @@
+"""The result of an inspection: a record for JSON, and tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from svit_deploy import __version__
+
+SCHEMA_VERSION = 1
+MAX_CELL = 300
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table; without headings it is a list of names and values."""
+
+    rows: tuple[tuple[str, ...], ...]
+    headings: tuple[str, ...] = ()
+
+    def table(self, encoding: str) -> Table:
+        table = Table(box=None, pad_edge=False, show_header=bool(self.headings))
+        for heading in self.headings or ("", ""):
+            table.add_column(heading, overflow="fold", no_wrap=not (self.headings or heading))
+        if not self.headings:
+            table.columns[1].no_wrap = False
+        for row in self.rows:
+            table.add_row(*(Text(printable(cell, encoding)) for cell in row))
+        return table
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found.
+
+    Attributes:
+        kind: what the file is.
+        name: its name, without the folders above.
+        facts: JSON-able.
+        sections: the same for the eye.
+        notes: sentences, in both.
+    """
+
+    kind: Literal["checkpoint", "bundle", "onnx"]
+    name: str
+    facts: dict[str, Any]
+    sections: tuple[Section, ...]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able record; sizes in bytes."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "tool": {"name": "svit-deploy", "version": __version__},
+            "kind": self.kind,
+            "name": self.name,
+            **self.facts,
+            "notes": list(self.notes),
+        }
+
+    def render(self, console: Console) -> None:
+        """Prints the sections and notes; fits 80 columns and any console's characters."""
+        lines = [f"{self.kind} {self.name}", *(f"note: {note}" for note in self.notes)]
+        title, *notes = (Text(printable(line, console.encoding)) for line in lines)
+        console.print(title, style="bold")
+        for section in self.sections:
+            console.print()
+            console.print(section.table(console.encoding))
+        for note in notes:
+            console.print(note)
+
+
+def printable(text: str, encoding: str) -> str:
+    """Text out of a file: cut, without control characters, and encodable."""
+    text = text if len(text) <= MAX_CELL else f"{text[: MAX_CELL - 3]}..."
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    return text.encode(encoding, errors="replace").decode(encoding)
+
+
+def listed(values: Sequence[Any] | None) -> str:
+    """`3, 4, 5`, or `-` for nothing."""
+    return ", ".join(_plain(value) for value in values) if values else "-"
+
+
+def number(value: float | None) -> str:
+    """A short decimal, or `-` for nothing."""
+    return "-" if value is None else f"{value:.4g}"
+
+
+def mebibytes(size_bytes: int) -> str:
+    return f"{size_bytes / 2**20:.2f} MiB"
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,120 @@
+"""Golden checkpoints, the toy model, and bundles of them, each made once per session."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+# Before PyTorch is imported: its threads spin, and on a small machine they would fight with ONNX
+# Runtime's over the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+
+from svit_deploy.bundle import Bundle
+from svit_deploy.config import TokenMode
+from svit_deploy.export.onnx import ExportSettings, export_model, without_gates
+from svit_deploy.images import ImageSet, load_images
+from svit_deploy.models import Model, load_model
+
+GOLDEN = Path(__file__).parent / "data" / "golden"
+DIGITS = Path(__file__).parent.parent / "examples" / "digits"
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A checkpoint and what the official code computes from it.
+
+    Attributes:
+        inputs: `[B, 3, H, W]`.
+        keep_mask, margin: `[B, G, S]` as the graphs have them, margin +inf for a class token that
+            is always kept; empty without gates.
+    """
+
+    name: str
+    model: Model
+    meta: dict[str, Any]
+    inputs: np.ndarray
+    logits: np.ndarray
+    keep_mask: np.ndarray
+    margin: np.ndarray
+
+    @property
+    def images(self) -> ImageSet:
+        return as_images(self.inputs)
+
+    @property
+    def dense(self) -> Model:
+        return without_gates(self.model)
+
+
+def as_images(inputs: np.ndarray) -> ImageSet:
+    """Model inputs as an image set."""
+    names = tuple(f"input-{i}" for i in range(len(inputs)))
+    return ImageSet(inputs, names, None, "0" * 64, "npz")
+
+
+@cache
+def load_golden(name: str) -> Golden:
+    pytest.importorskip("torch")
+    folder = GOLDEN / name
+    meta = json.loads((folder / "meta.json").read_text())
+    heads = {"num_heads": str(meta["config"]["num_heads"])}
+    with np.load(folder / "io.npz") as io:
+        arrays = {key: io[key] for key in io.files}
+    inputs = arrays["input"]
+    no_gates = np.zeros((0, len(inputs), 0), np.float32)
+    margin = arrays.get("gate_logits", no_gates).transpose(1, 0, 2)
+    return Golden(
+        name,
+        load_model(folder / "checkpoint.pth", overrides=heads),
+        meta,
+        inputs,
+        arrays["logits"],
+        arrays.get("keep_masks", no_gates).transpose(1, 0, 2).astype(bool),
+        np.where(np.isnan(margin), np.float32(np.inf), margin),
+    )
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], Golden]:
+    """A golden by name."""
+    return load_golden
+
+
+@pytest.fixture(scope="session")
+def digits() -> Model:
+    """The trained toy model."""
+    pytest.importorskip("torch")
+    return load_model(DIGITS / "svit_digits.pth", arch=str(DIGITS / "arch.yaml"))
+
+
+@pytest.fixture(scope="session")
+def heldout() -> ImageSet:
+    """Digits that the toy model was never trained on."""
+    return load_images(DIGITS / "heldout.npz")
+
+
+@pytest.fixture(scope="session")
+def export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
+    """Exports a golden once per session: name, token mode, and fields of `ExportSettings`.
+
+    The golden's inputs are the bundle's samples; a budget lets everything through by default.
+    """
+
+    @cache
+    def export_golden(name: str, mode: str, **settings: Any) -> Bundle:
+        found = load_golden(name)
+        chosen = ExportSettings(tokens=TokenMode(mode), calibration=found.images)
+        if mode == "budget":
+            chosen = replace(chosen, budget="1.0")
+        output = tmp_path_factory.mktemp(f"{name}-{mode}") / "bundle"
+        return export_model(found.model, output, replace(chosen, **settings))
+
+    return export_golden
