@@ -129,8 +129,8 @@ def open_bundle(path: Path) -> Bundle:
         path: its folder, or its manifest.json.
 
     Raises:
-        InputError: not a bundle, written by a newer version, contradictory, or a file is missing
-            or changed.
+        InputError: not a bundle, written by a newer version, contradictory, a file is missing or
+            changed, or the model is not one self-contained ONNX file.
     """
     path = Path(path)
     folder = path.parent if path.name == MANIFEST else path
@@ -151,6 +151,7 @@ def open_bundle(path: Path) -> Bundle:
         raise InputError(f"{manifest_path} is damaged ({reason})", EXPORT_AGAIN) from None
     for name, entry in manifest["files"].items():
         _check_file(folder, name, entry["size_bytes"], entry["sha256"])
+    bundle.load_model()  # a runtime would follow links out of the file that this refuses
     return bundle
 
 

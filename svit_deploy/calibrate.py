@@ -10,6 +10,7 @@ import torch
 
 from svit_deploy.compare import kept_counts
 from svit_deploy.config import ModelConfig
+from svit_deploy.errors import InputError
 from svit_deploy.models.reference import Reference
 
 BATCH = 16
@@ -63,14 +64,25 @@ def threshold_for(margins: np.ndarray, target: float) -> float:
 
     It lies half-way between the last kept and the first pruned margin, so that rounding on
     another machine does not move either across.
+
+    Raises:
+        InputError: a margin is NaN or infinite.
     """
-    descending = np.sort(margins.astype(np.float64), axis=None)[::-1]
-    kept = round(target * descending.size)
-    if kept == descending.size:
-        return float(np.float32(descending[-1] - max(1e-3, abs(descending[-1]) * 1e-3)))
-    if kept == 0:
-        return float(np.float32(descending[0]))
-    return float(np.float32((descending[kept - 1] + descending[kept]) / 2))
+    if not np.isfinite(margins).all():
+        raise InputError(
+            "the gates compute NaN or infinity on the calibration images", "check the checkpoint"
+        )
+    ranked = np.sort(margins.astype(np.float64), axis=None)[::-1]
+    # Equal margins are kept or pruned together: only these counts can be kept.
+    counts = np.concatenate([[0], np.flatnonzero(np.diff(ranked)) + 1, [ranked.size]])
+    kept = int(counts[np.argmin(np.abs(counts - round(target * ranked.size)))])
+    if kept in (0, ranked.size):
+        last = ranked[0] if kept == 0 else ranked[-1]
+        room = max(1e-3, abs(last) * 1e-3)
+        return float(np.float32(last + room if kept == 0 else last - room))
+    last, first = ranked[kept - 1], ranked[kept]
+    threshold = np.float32((last + first) / 2)
+    return float(threshold if threshold < last else first)  # neighbouring floats have no middle
 
 
 def auto_budgets(keep_mask: np.ndarray, config: ModelConfig, percentile: float) -> tuple[int, ...]:

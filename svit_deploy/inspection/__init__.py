@@ -13,7 +13,7 @@ from svit_deploy.manifest import MANIFEST
 
 __all__ = ["Inspection", "inspect_path"]
 
-_TEXTS = (b"version https://git-lfs", b"<")
+CHECKPOINT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
 
 def inspect_path(path: Path) -> Inspection:
@@ -29,10 +29,10 @@ def inspect_path(path: Path) -> Inspection:
     if path.is_dir() or path.name == MANIFEST:
         return inspect_bundle(path)
     head = _head(path)
-    if head.startswith(b"\x08") or path.suffix == ".onnx":  # field 1 of an ONNX file: ir_version
-        return inspect_onnx(path)
-    if head.startswith((b"PK\x03\x04", b"\x80", *_TEXTS)) or head[8:9] == b"{" or not head:
+    if _is_checkpoint(head) or path.suffix in CHECKPOINT_SUFFIXES:
         return inspect_checkpoint(path)
+    if head.startswith(b"\x08") or path.suffix == ".onnx":  # field 1 of ONNX: ir_version
+        return inspect_onnx(path)
     raise InputError(
         f"{path} is neither a checkpoint, nor a bundle, nor an ONNX file",
         "give a .pth or .safetensors file, the folder of an export, or an .onnx file",
@@ -45,8 +45,15 @@ def _head(path: Path) -> bytes:
         raise InputError(f"{path} {what}", "give a checkpoint, a bundle or an ONNX file")
     try:
         with path.open("rb") as file:
-            return file.read(64).lstrip()
+            return file.read(64)
     except OSError as error:
         raise InputError(
             f"{path} cannot be read ({error.strerror})", "check who may read it"
         ) from None
+
+
+def _is_checkpoint(head: bytes) -> bool:
+    """A zip archive, a pickle, or safetensors: an 8-byte length and a JSON object."""
+    return head.startswith((b"PK\x03\x04", b"\x80")) or (
+        head[8:9] == b"{" and head[5:8] == bytes(3)
+    )

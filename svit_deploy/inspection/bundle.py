@@ -26,8 +26,9 @@ def inspect_bundle(path: Path) -> Inspection:
     sections = [Section(_overview(bundle))]
     if manifest["gates"]:
         sections.append(_gates(manifest["gates"]))
-    files = ((name, mebibytes(f["size_bytes"]), f["sha256"][:16]) for name, f in _files(manifest))
-    sections.append(Section(tuple(files), ("file, unchanged", "size", "sha256 begins")))
+    files = sorted(manifest["files"].items())
+    rows = tuple((name, mebibytes(f["size_bytes"]), f["sha256"][:16]) for name, f in files)
+    sections.append(Section(rows, ("file", "size", "sha256, checked")))
     return Inspection("bundle", bundle.name, facts, tuple(sections), tuple(manifest["notes"]))
 
 
@@ -41,7 +42,7 @@ def _overview(bundle: Bundle) -> tuple[tuple[str, str], ...]:
     return (
         ("made by", f"{manifest['tool']['name']} {manifest['tool']['version']}"),
         ("checkpoint", source),
-        ("", f"sha256 {checkpoint['sha256']}" if checkpoint else "-"),
+        ("its sha256", checkpoint["sha256"] if checkpoint else "-"),
         ("architecture", f"{manifest['arch']} ({config.family})"),
         (
             "model",
@@ -83,7 +84,3 @@ def _gates(gates: list[dict[str, Any]]) -> Section:
     )
     headings = ("gate", "block", "class token", "gated", "target", "kept", "threshold", "budget")
     return Section(tuple(rows), headings)
-
-
-def _files(manifest: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    return sorted(manifest["files"].items())

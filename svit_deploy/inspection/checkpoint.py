@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svit_deploy.checkpoint import Checkpoint, read_checkpoint
+from svit_deploy.checkpoint import read_checkpoint
 from svit_deploy.errors import InputError
 from svit_deploy.inspection.report import Inspection, Section, listed, mebibytes
+from svit_deploy.models import build_model
 from svit_deploy.models.layout import Dims, detect_family, infer_dims, to_canonical
 from svit_deploy.models.presets import PRESETS, Arch, recognise
 
@@ -37,9 +38,12 @@ class Fact:
 
     def row(self) -> tuple[str, str, str]:
         value = listed(self.value if isinstance(self.value, list) else [self.value])
-        value = "unknown" if self.value is None else value
-        needs = self.source in ("assumed", "needed")
-        return self.name, value, f"{self.source}: {self.option}" if needs else self.source
+        is_open = self.source in ("assumed", "needed")
+        return (
+            self.name,
+            "unknown" if self.value is None else value,
+            f"{self.source}: {self.option}" if is_open else self.source,
+        )
 
 
 def inspect_checkpoint(path: Path) -> Inspection:
@@ -57,7 +61,10 @@ def inspect_checkpoint(path: Path) -> Inspection:
         dims = infer_dims(tensors, family)
         preset = recognise(dims)
         found = _from_weights(dims) + _beyond_weights(dims, preset)
-        to_canonical(tensors, dims)
+        if preset:
+            build_model(checkpoint)
+        else:
+            to_canonical(tensors, dims)
     except InputError as error:
         problem = error.message
     args = {k: checkpoint.training_args[k] for k in TRAINING_ARGS if k in checkpoint.training_args}
@@ -76,24 +83,29 @@ def inspect_checkpoint(path: Path) -> Inspection:
         "problem": problem,
         "training_args": args,
     }
-    sections = [Section(_overview(checkpoint, facts))]
+    needed = [fact.option for fact in found if fact.source == "needed"]
+    sections = [Section(_overview(facts, needed))]
     if found:
         sections.append(Section(tuple(f.row() for f in found), ("model", "value", "known from")))
     return Inspection("checkpoint", path.name, facts, tuple(sections), checkpoint.notes)
 
 
-def _overview(checkpoint: Checkpoint, facts: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    rows = [
-        ("sha256", checkpoint.sha256),
-        ("size", mebibytes(checkpoint.size_bytes)),
-        ("container", checkpoint.container),
+def _overview(facts: dict[str, Any], needed: list[str]) -> tuple[tuple[str, str], ...]:
+    export = "ready"
+    if facts["problem"]:
+        export = f"not possible: {facts['problem']}"
+    elif needed:
+        export = f"needs {' '.join(needed)}, or --arch FILE"
+    return (
+        ("sha256", facts["sha256"]),
+        ("size", mebibytes(facts["size_bytes"])),
+        ("container", facts["container"]),
         ("tensors", f"{facts['tensors']}, {facts['parameters']} parameters"),
         ("family", facts["family"] or "unknown"),
         ("preset", facts["preset"] or "none matches"),
-        ("export", f"not possible: {facts['problem']}" if facts["problem"] else "all keys fit"),
-    ]
-    args = facts["training_args"].items()
-    return (*rows, *((f"arg {name}", listed([value])) for name, value in args))
+        ("export", export),
+        *((f"arg {name}", listed([value])) for name, value in facts["training_args"].items()),
+    )
 
 
 def _from_weights(dims: Dims) -> list[Fact]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import TensorProto
 
-from svit_deploy.errors import InputError
 from svit_deploy.graph_edit import read_scalar
 from svit_deploy.inspection.report import Inspection, Section, listed, mebibytes, number
 from svit_deploy.manifest import hash_file
@@ -30,7 +31,14 @@ DATA_DEPENDENT = frozenset(
     {"Compress", "If", "Loop", "NonMaxSuppression", "NonZero", "StringSplit", "Unique"}
 )
 _THRESHOLD = re.compile(r"gate_(\d{1,4})\.threshold")
-_SHOWN_METADATA = ("version", "method", "arch", "mode", "batch", "gating", "checkpoint_sha256")
+_SHOWN_METADATA = {
+    "arch": "architecture",
+    "method": "family",
+    "mode": "token mode",
+    "batch": "batch",
+    "gating": "gating",
+    "checkpoint_sha256": "checkpoint",
+}
 
 
 def inspect_onnx(path: Path) -> Inspection:
@@ -62,14 +70,20 @@ def inspect_onnx(path: Path) -> Inspection:
             name: count for name, count in sorted(operators.items()) if name in DATA_DEPENDENT
         },
         "metadata": metadata or None,
-        "gates": [{"gate": gate, "threshold": value} for gate, value in thresholds.items()],
+        "gates": [
+            {"gate": gate, "threshold": value if math.isfinite(value) else None}
+            for gate, value in thresholds.items()
+        ],
     }
-    sections = [Section(_overview(facts))]
-    sections.append(Section(_signature(facts), ("input or output", "type", "shape")))
+    sections = [
+        Section(_overview(facts)),
+        Section(_signature(facts), ("input or output", "type", "shape")),
+    ]
     if thresholds:
         rows = tuple((str(gate), number(value)) for gate, value in thresholds.items())
         sections.append(Section(rows, ("gate", "threshold in the graph")))
-    return Inspection("onnx", path.name, facts, tuple(sections), _notes(facts))
+    notes = _notes(facts, thresholds)
+    return Inspection("onnx", path.name, facts, tuple(sections), notes)
 
 
 def gate_thresholds(model: onnx.ModelProto) -> dict[int, float]:
@@ -87,9 +101,7 @@ def _operator(node: onnx.NodeProto) -> str:
     return node.op_type if standard else f"{node.domain}::{node.op_type}"
 
 
-def _values(
-    model: onnx.ModelProto, values: Iterable[onnx.ValueInfoProto]
-) -> list[dict[str, Any]]:
+def _values(model: onnx.ModelProto, values: Iterable[onnx.ValueInfoProto]) -> list[dict[str, Any]]:
     """Name, type and shape of each; weights, which old files list as inputs, are left out."""
     weights = {tensor.name for tensor in model.graph.initializer}
     return [
@@ -129,7 +141,44 @@ def _overview(facts: dict[str, Any]) -> tuple[tuple[str, str], ...]:
         ("nodes", f"{facts['nodes']}, {facts['functions']} functions"),
         ("operators", ", ".join(counts)),
         ("random", listed(facts["random_operators"])),
-        ("custom domains", listed(facts["custom_domains"])),
-        ("data-dependent", listed(list(facts["data_dependent_operators"]))),
-        *((name, metadata[name]) for name in _SHOWN_METADATA if name in metadata),
+        ("custom domain", listed(facts["custom_domains"])),
+        ("dynamic shape", listed(list(facts["data_dependent_operators"]))),
+        *((label, metadata[key]) for key, label in _SHOWN_METADATA.items() if key in metadata),
     )
+
+
+def _signature(facts: dict[str, Any]) -> tuple[tuple[str, str, str], ...]:
+    return tuple(
+        (f"{kind} {value['name']}", value["type"], f"[{listed(value['shape'])}]")
+        for kind in ("input", "output")
+        for value in facts[f"{kind}s"]
+    )
+
+
+def _notes(facts: dict[str, Any], thresholds: dict[int, float]) -> tuple[str, ...]:
+    notes = []
+    if facts["metadata"] is None:
+        notes.append("foreign model: no svit-deploy metadata")
+    if facts["random_operators"]:
+        notes.append("it draws random numbers: two runs on one image may differ")
+    if facts["custom_domains"]:
+        notes.append("it needs operators that are not standard ONNX")
+    if facts["data_dependent_operators"]:
+        notes.append("its shapes depend on the image: no CUDA graph can capture it")
+    recorded = _recorded_thresholds(facts["metadata"] or {})
+    for gate in thresholds.keys() & recorded.keys():
+        if np.float32(recorded[gate]) != np.float32(thresholds[gate]):
+            notes.append(
+                f"gate {gate} was exported with threshold {number(recorded[gate])}, "
+                f"the graph has {number(thresholds[gate])}"
+            )
+    return tuple(notes)
+
+
+def _recorded_thresholds(metadata: Mapping[str, str]) -> dict[int, float]:
+    """What our metadata says, which anyone may have written."""
+    try:
+        gates = json.loads(metadata.get("gates", "[]"))
+        return {int(gate["gate"]): float(gate["threshold"]) for gate in gates}
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return {}

@@ -13,7 +13,7 @@ from rich.text import Text
 from svit_deploy import __version__
 
 SCHEMA_VERSION = 1
-MAX_CELL = 300
+MAX_CELL = 1500
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,8 @@ class Section:
 
     def table(self, encoding: str) -> Table:
         table = Table(box=None, pad_edge=False, show_header=bool(self.headings))
-        for heading in self.headings or ("", ""):
-            table.add_column(heading, overflow="fold", no_wrap=not (self.headings or heading))
-        if not self.headings:
-            table.columns[1].no_wrap = False
+        for heading in self.headings or ("name", "value"):
+            table.add_column(heading, overflow="fold")
         for row in self.rows:
             table.add_row(*(Text(printable(cell, encoding)) for cell in row))
         return table

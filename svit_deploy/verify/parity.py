@@ -20,7 +20,7 @@ from svit_deploy.export import names
 from svit_deploy.graph_edit import add_outputs, force_values, read_scalar
 from svit_deploy.onnx_file import random_operators
 from svit_deploy.progress import Progress
-from svit_deploy.verify.expected import BATCH, Expectations, Expected
+from svit_deploy.verify.expected import Expectations, Expected
 from svit_deploy.verify.report import GateResult, Stage
 from svit_deploy.verify.subject import Observed, Subject
 
@@ -76,7 +76,7 @@ class Parity:
             self.report.engine = forced.description
             for part in self.expectations.parts():
                 refuse_non_finite(part)
-                done = len(expected) * BATCH / self.expectations.count
+                done = sum(len(past.inputs) for past in expected) / self.expectations.count
                 progress.update("comparing with the reference", 0.7 * done)
                 for stage, error in self.stage_errors(forced, part).items():
                     errors[stage] = max(errors.get(stage, 0.0), error)

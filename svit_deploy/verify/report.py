@@ -14,6 +14,7 @@ from svit_deploy import __version__
 from svit_deploy.bundle import Bundle
 from svit_deploy.compare import GateFlips
 from svit_deploy.environment import describe_environment
+from svit_deploy.verify.limits import LIMITS, Limits
 
 SCHEMA_VERSION = 1
 
@@ -69,6 +70,11 @@ class VerifyReport:
     accuracy: float | None = None
     reference_accuracy: float | None = None
 
+    @property
+    def limits(self) -> Limits:
+        """What the differences were held against."""
+        return LIMITS[self.bundle.manifest["precision"]]
+
     def check(self, name: str, passed: bool, detail: str) -> None:
         self.checks.append(Check(name, bool(passed), detail))
 
@@ -100,7 +106,11 @@ class VerifyReport:
             },
             "inputs": [{"name": self.bundle.name, "model_sha256": self.bundle.model_sha256}],
             "environment": describe_environment(),
-            "settings": {"engine": self.engine, "reference": self.reference},
+            "settings": {
+                "engine": self.engine,
+                "reference": self.reference,
+                "limits": asdict(self.limits),
+            },
             "results": {
                 "images": self.images,
                 "checks": [asdict(check) for check in self.checks],

@@ -12,10 +12,8 @@ from svit_deploy.bundle import Bundle
 from svit_deploy.compare import GateFlips, compare_masks, decision_distance, effective_keep
 from svit_deploy.engines.base import Engine
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
-from svit_deploy.errors import InputError
 from svit_deploy.export import names
 from svit_deploy.graph_edit import add_outputs
-from svit_deploy.verify.limits import LIMITS
 from svit_deploy.verify.report import VerifyReport
 
 
@@ -67,13 +65,7 @@ class Subject:
     def __init__(self, bundle: Bundle, settings: VerifySettings, report: VerifyReport) -> None:
         self.bundle, self.config, self.settings = bundle, bundle.config, settings
         self.report = report
-        precision = bundle.manifest["precision"]
-        if precision not in LIMITS:
-            raise InputError(
-                f"{bundle.name} has precision {precision!r}, for which no limits are known",
-                f"export with one of {', '.join(LIMITS)}, or upgrade svit-deploy",
-            )
-        self.limits = LIMITS[precision]
+        self.limits = report.limits
         self.model = bundle.load_model()
         self.gates = range(self.config.num_gates)
         self.thresholds = np.array(self.config.thresholds, np.float32)

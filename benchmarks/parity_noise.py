@@ -1,0 +1,107 @@
+"""Rounding noise of correct exports: what the limits of `verify` must let through.
+
+Prints, for each model and token mode, the largest errors over image sets, batch sizes and thread
+counts, in the units of `svit_deploy.verify.limits`. Needs the repository: it reads the golden
+checkpoints of the tests and the toy model.
+
+    python benchmarks/parity_noise.py                # all models, about ten minutes on two cores
+    python benchmarks/parity_noise.py svit_cls deit  # only these
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from svit_deploy.config import TokenMode
+from svit_deploy.environment import cpu_model, installed_versions
+from svit_deploy.errors import UsageError
+from svit_deploy.export.onnx import ExportSettings, export_model
+from svit_deploy.images import ImageSet, load_images, synthetic_images
+from svit_deploy.models import Model, load_model
+from svit_deploy.models.random import init_checkpoint
+from svit_deploy.verify import Recomputed, VerifyReport, VerifySettings, verify_bundle
+
+ROOT = Path(__file__).parent.parent
+GOLDEN, DIGITS = ROOT / "tests" / "data" / "golden", ROOT / "examples" / "digits"
+MODELS = ("svit_cls", "svit_cls_224", "svit_cls_empty_gate", "deit", "deit_distilled", "digits")
+MODES = {"dynamic": None, "budget 1.0": "1.0", "budget 0.5": "0.5", "masked": None, "dense": None}
+BATCHES, THREADS = (1, 3, 16), (1, 2)
+
+
+def load(name: str, folder: Path) -> tuple[Model, list[ImageSet]]:
+    """A model and the image sets to run it on."""
+    if name == "digits":
+        model = load_model(DIGITS / "svit_digits.pth", arch=str(DIGITS / "arch.yaml"))
+        return model, [load_images(DIGITS / "heldout.npz")]
+    if name in ("svit_s", "deit_small"):
+        path = init_checkpoint(name, folder / f"{name}.safetensors").path
+        return load_model(path, arch=name), [synthetic_images(8, (224, 224))]
+    meta = json.loads((GOLDEN / name / "meta.json").read_text())
+    heads = {"num_heads": str(meta["config"]["num_heads"])}
+    model = load_model(GOLDEN / name / "checkpoint.pth", overrides=heads)
+    inputs = np.load(GOLDEN / name / "io.npz")["input"]
+    names = tuple(map(str, range(len(inputs))))
+    recorded = ImageSet(inputs, names, None, "0" * 64, "npz")
+    return model, [recorded, synthetic_images(16, model.config.image_size)]
+
+
+def reports(
+    model: Model, images: list[ImageSet], mode: str, folder: Path
+) -> Iterator[VerifyReport]:
+    """Verifies one export on every image set, in every batch size and thread count."""
+    settings = ExportSettings(tokens=TokenMode(mode.split()[0]), budget=MODES[mode])
+    bundle = export_model(model, folder, settings)
+    for image_set, batch, threads in itertools.product(images, BATCHES, THREADS):
+        expectations = Recomputed(bundle, model, image_set, batch=batch)
+        yield verify_bundle(bundle, expectations, VerifySettings(threads=threads, repeats=2))
+
+
+def measure(name: str, mode: str) -> str:
+    """One line of the table."""
+    token = margin = logits = 0.0
+    decisions = tosses = runs = 0
+    with tempfile.TemporaryDirectory() as folder:
+        model, images = load(name, Path(folder))
+        for report in reports(model, images, mode, Path(folder) / "bundle"):
+            if not report.passed:
+                print(report.verdict)
+            runs += 1
+            limits = report.limits
+            for stage in report.stages:
+                if stage.name == "head":
+                    logits = max(logits, stage.error)
+                elif stage.name.startswith("gate"):
+                    margin = max(margin, stage.error / stage.limit * limits.margin)
+                else:
+                    token = max(token, stage.error)
+            decisions += sum(gate.flips.tokens for gate in report.gates)
+            tosses += sum(gate.flips.flips + gate.flips.consequences for gate in report.gates)
+    return (
+        f"| {name} | {mode} | {runs} | {token:.1e} | {margin:.1e} | {logits:.1e} "
+        f"| {tosses} of {decisions} |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", default=[*MODELS, "svit_s", "deit_small"])
+    versions = installed_versions()
+    print(f"{cpu_model()}; " + ", ".join(f"{k} {versions[k]}" for k in sorted(versions)))
+    print("| model | mode | runs | token | margin | logits | decisions that differ |")
+    print("|---|---|---|---|---|---|---|")
+    for name, mode in itertools.product(parser.parse_args().models, MODES):
+        try:
+            print(measure(name, mode), flush=True)
+        except UsageError:  # a model without gates has one mode only
+            continue
+
+
+if __name__ == "__main__":
+    main()

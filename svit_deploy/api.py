@@ -1,0 +1,188 @@
+"""The verbs of the command line as Python functions.
+
+Paths may be strings; options have the command line's names and meaning. Every failure that a
+user can fix is a `SvitDeployError`.
+
+    from svit_deploy import api
+
+    bundle = api.export("svit_s.pth", "out", tokens="dynamic")
+    assert api.verify(bundle.path, against="svit_s.pth").passed
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from svit_deploy.bench import BenchReport, BenchSettings, run_bench
+from svit_deploy.bundle import Bundle, open_bundle
+from svit_deploy.config import BatchRange, TokenMode, parse_image_size, parse_ratios
+from svit_deploy.errors import InputError, UsageError
+from svit_deploy.export.onnx import ExportSettings, export_onnx, without_gates
+from svit_deploy.images import ImageSet, load_images
+from svit_deploy.inspection import Inspection, inspect_path
+from svit_deploy.models.random import RandomCheckpoint, init_checkpoint
+from svit_deploy.progress import SILENT, Progress
+from svit_deploy.targets import Inputs, bench_target, relabel
+from svit_deploy.verify import (
+    Recomputed,
+    Recorded,
+    VerifyReport,
+    VerifySettings,
+    verify_bundle,
+)
+
+PathLike = str | Path
+MAX_IMAGES = 1000
+
+
+def export(
+    checkpoint: PathLike,
+    output: PathLike,
+    *,
+    arch: str | None = None,
+    overrides: Mapping[str, str] | None = None,
+    tokens: str = "dynamic",
+    batch: str = "1:1:32",
+    image_size: str | None = None,
+    budget: str | None = None,
+    budget_percentile: float = 100.0,
+    calibration: PathLike | None = None,
+    calibrate_gates: PathLike | None = None,
+    target_keep: str | None = None,
+    max_images: int = MAX_IMAGES,
+    gate_outputs: bool = True,
+    opset: int = 20,
+    allow_pickle: bool = False,
+    force: bool = False,
+    command: Sequence[str] = (),
+) -> Bundle:
+    """Exports a checkpoint to an ONNX bundle; `svit-deploy export --help` explains the options."""
+    settings = ExportSettings(
+        tokens=_token_mode(tokens),
+        batch=BatchRange.parse(batch),
+        image_size=None if image_size is None else parse_image_size(image_size),
+        budget=budget,
+        budget_percentile=budget_percentile,
+        calibration=_images(calibration, None, max_images),
+        calibrate_gates=_images(calibrate_gates, None, max_images),
+        target_keep=() if target_keep is None else parse_ratios(target_keep, "--target-keep"),
+        gate_outputs=gate_outputs,
+        opset=opset,
+    )
+    return export_onnx(
+        Path(checkpoint),
+        Path(output),
+        settings,
+        arch=arch,
+        overrides=overrides,
+        allow_pickle=allow_pickle,
+        force=force,
+        command=command,
+    )
+
+
+def verify(
+    bundle: PathLike,
+    *,
+    against: PathLike | None = None,
+    images: PathLike | None = None,
+    labels: PathLike | None = None,
+    arch: str | None = None,
+    overrides: Mapping[str, str] | None = None,
+    max_images: int = MAX_IMAGES,
+    provider: str = "cpu",
+    threads: int = 0,
+    repeats: int = 3,
+    allow_pickle: bool = False,
+    progress: Progress = SILENT,
+) -> VerifyReport:
+    """Verifies a bundle against its checkpoint, or against what the export recorded of it.
+
+    Args:
+        against: the checkpoint; without it the bundle's reference.npz serves, and no PyTorch is
+            needed.
+        arch, overrides: what the checkpoint's weights cannot tell, independently of the bundle;
+            by default the bundle's manifest is trusted for it.
+    """
+    opened = open_bundle(Path(bundle))
+    settings = VerifySettings(provider=provider, threads=threads, repeats=repeats)
+    if against is None:
+        if images is not None or arch or overrides:
+            raise UsageError(
+                "--images, --arch and --set need a reference to compare with",
+                "add --against CHECKPOINT, or leave them out to use the recorded samples",
+            )
+        return verify_bundle(opened, Recorded(opened), settings, progress)
+    from svit_deploy.verify.checkpoint import load_reference_model
+
+    model = load_reference_model(
+        opened, Path(against), arch=arch, overrides=overrides, allow_pickle=allow_pickle
+    )
+    pictures = _images(images, labels, max_images)
+    return verify_bundle(opened, Recomputed(opened, model, pictures), settings, progress)
+
+
+def bench(
+    targets: Sequence[PathLike],
+    *,
+    images: PathLike | None = None,
+    max_images: int = MAX_IMAGES,
+    noise: bool = False,
+    allow_noise: bool = False,
+    settings: BenchSettings | None = None,
+    progress: Progress = SILENT,
+) -> BenchReport:
+    """Measures targets against each other; the first is the baseline."""
+    settings = settings or BenchSettings()
+    inputs = Inputs(_images(images, None, max_images), noise, allow_noise)
+    prepared = [bench_target(Path(path), inputs, settings) for path in targets]
+    return run_bench(relabel(prepared), settings, progress)
+
+
+def inspect(path: PathLike) -> Inspection:
+    """What is in a checkpoint, a bundle or an ONNX file; nothing is executed."""
+    return inspect_path(Path(path))
+
+
+def visualize(
+    target: PathLike,
+    output: PathLike,
+    *,
+    images: PathLike,
+    max_images: int = MAX_IMAGES,
+    provider: str = "cpu",
+    threads: int = 0,
+    progress: Progress = SILENT,
+) -> list[Path]:
+    """Draws which tokens the exported model keeps (the SViT paper's figures 4 and 6)."""
+    from svit_deploy.tokenmaps import draw_token_maps
+
+    pictures = load_images(Path(images), limit=max_images)
+    return draw_token_maps(
+        open_bundle(Path(target)), pictures, Path(output), provider, threads, progress
+    )
+
+
+def init(
+    arch: str, output: PathLike, *, keep_ratio: str | None = None, seed: int = 0, force: bool = False
+) -> RandomCheckpoint:
+    """Writes a random-weight checkpoint whose gates keep the given shares of tokens."""
+    ratios = () if keep_ratio is None else parse_ratios(keep_ratio, "--keep-ratio")
+    return init_checkpoint(arch, Path(output), keep_ratio=ratios, seed=seed, force=force)
+
+
+def _token_mode(name: str) -> TokenMode:
+    try:
+        return TokenMode(name)
+    except ValueError:
+        known = ", ".join(mode.value for mode in TokenMode)
+        raise UsageError(f"--tokens {name!r} is unknown", f"use one of {known}") from None
+
+
+def _images(path: PathLike | None, labels: PathLike | None, limit: int) -> ImageSet | None:
+    if path is None:
+        if labels is not None:
+            raise UsageError("--labels needs images", "add --images IMAGES")
+        return None
+    return load_images(Path(path), labels=None if labels is None else Path(labels), limit=limit)

@@ -1,0 +1,57 @@
+"""The checkpoint that a bundle is verified against."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from svit_deploy.bundle import Bundle
+from svit_deploy.config import ModelConfig
+from svit_deploy.models import Model, load_model
+
+log = logging.getLogger(__name__)
+
+
+def load_reference_model(
+    bundle: Bundle,
+    checkpoint: Path,
+    *,
+    arch: str | None = None,
+    overrides: Mapping[str, str] | None = None,
+    allow_pickle: bool = False,
+) -> Model:
+    """Loads a checkpoint independently of the bundle, as far as the caller's settings reach.
+
+    What weights cannot tell comes from `arch` and `overrides` if either is given. Otherwise the
+    bundle's manifest is trusted for it, and a wrong head count there goes unnoticed.
+    """
+    if not arch and not overrides:
+        overrides = told_by_manifest(bundle.config)
+    model = load_model(
+        checkpoint,
+        arch=arch,
+        overrides=overrides,
+        image_size=bundle.config.image_size,
+        allow_pickle=allow_pickle,
+    )
+    recorded = bundle.manifest["checkpoint"]
+    if recorded and model.checkpoint and recorded["sha256"] != model.checkpoint.sha256:
+        log.warning("%s was exported from another file than %s", bundle.name, checkpoint)
+    return model
+
+
+def told_by_manifest(config: ModelConfig) -> dict[str, str]:
+    """The manifest's word on what weights cannot tell, in the form of `--set`."""
+    preprocess = config.preprocess
+    told = {
+        "num_heads": str(config.num_heads),
+        "mean": ",".join(map(str, preprocess.mean)),
+        "std": ",".join(map(str, preprocess.std)),
+        "crop_ratio": str(preprocess.crop_ratio),
+        "interpolation": preprocess.interpolation,
+    }
+    if config.num_gates:
+        told["gate_blocks"] = ",".join(map(str, config.gate_blocks))
+        told["gate_class_token"] = ",".join(str(sees).lower() for sees in config.gate_class_token)
+    return told
