@@ -1,7 +1,7 @@
-"""The export that a user gets by translating the paper's forward pass literally.
+"""The exports that a user gets by tracing the paper's forward pass, written literally.
 
 Boolean indexing, a scatter with an expanded index, SDPA with a boolean mask padded to all tokens:
-correct, and slower than the dense model. It is the benchmark's point of departure, not a product.
+correct, and no faster than the dense model. It is the benchmark's point of departure.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class NaiveSvit(nn.Module):
         return x.reshape(-1, width).scatter(0, index, rows).reshape(x.shape)
 
 
-def export_naive(model: Model, path: Path, opset: int = 18) -> None:
+def trace(model: Model, path: Path, opset: int) -> None:
     """Traces the naive module with torch.onnx.export, any batch size."""
     images = torch.zeros(2, 3, *model.config.image_size)
     with torch.no_grad():

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from naive import export_naive
+from naive import trace
 from rich.console import Console
 
 from svit_deploy import api
@@ -21,6 +21,7 @@ from svit_deploy.bench import BenchReport, BenchSettings, render
 from svit_deploy.bundle import open_bundle
 from svit_deploy.config import ModelConfig
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from svit_deploy.export.onnx import without_gates
 from svit_deploy.images import load_images, synthetic_images
 from svit_deploy.models import load_model
 from svit_deploy.progress import show_progress
@@ -75,9 +76,11 @@ def build(output: Path, images: Path) -> list[Path]:
         api.export(
             checkpoint, output / name, calibration=images, batch="1:8:32", force=True, **options
         )
-    naive = output / "naive.onnx"
-    export_naive(load_model(checkpoint), naive)
-    return [*(output / name for name in graphs), naive]
+    model = load_model(checkpoint)
+    traced = [output / "naive.onnx", output / "dense-traced.onnx"]
+    trace(model, traced[0], opset=18)
+    trace(without_gates(model), traced[1], opset=20)
+    return [*(output / name for name in graphs), *traced]
 
 
 def flops_dense(config: ModelConfig) -> float:
