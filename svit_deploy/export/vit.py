@@ -113,9 +113,9 @@ class VitGraph:
             patches = graph.reshape(patches, 0, width, config.num_patches)
             patches = graph.op("Transpose", patches, perm=(0, 2, 1))
             patches = graph.op("Add", patches, graph.weight("patch_positions", patch_positions))
-            prefix = graph.weight("prefix_tokens", prefix + prefix_positions)
+            prefix_rows = graph.weight("prefix_tokens", prefix + prefix_positions)
             batch = graph.op("Concat", graph.shape(images, 0), graph.constant([1, 1]), axis=0)
-            tokens = graph.op("Concat", graph.op("Expand", prefix, batch), patches, axis=1)
+            tokens = graph.op("Concat", graph.op("Expand", prefix_rows, batch), patches, axis=1)
             rows = graph.reshape(tokens, -1, width)
         return graph.rename(rows, EMBEDDING)
 
