@@ -11,19 +11,21 @@ user can fix is a `SvitDeployError`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from svit_deploy.bench import BenchReport, BenchSettings, run_bench
-from svit_deploy.bundle import Bundle, open_bundle
+from svit_deploy.bundle import MANIFEST, Bundle, open_bundle
 from svit_deploy.config import BatchRange, TokenMode, parse_image_size, parse_ratios
 from svit_deploy.errors import InputError, UsageError
-from svit_deploy.export.onnx import ExportSettings, export_onnx, without_gates
+from svit_deploy.export.onnx import ExportSettings, export_onnx
 from svit_deploy.images import ImageSet, load_images
 from svit_deploy.inspection import Inspection, inspect_path
 from svit_deploy.models.random import RandomCheckpoint, init_checkpoint
+from svit_deploy.packages import require_torch
 from svit_deploy.progress import SILENT, Progress
-from svit_deploy.targets import Inputs, bench_target, relabel
+from svit_deploy.targets import Inputs, bench_target, check_targets, relabel
 from svit_deploy.verify import (
     Recomputed,
     Recorded,
@@ -31,6 +33,8 @@ from svit_deploy.verify import (
     VerifySettings,
     verify_bundle,
 )
+
+log = logging.getLogger(__name__)
 
 PathLike = str | Path
 MAX_IMAGES = 1000
@@ -56,21 +60,34 @@ def export(
     allow_pickle: bool = False,
     force: bool = False,
     command: Sequence[str] = (),
+    progress: Progress = SILENT,
 ) -> Bundle:
-    """Exports a checkpoint to an ONNX bundle; `svit-deploy export --help` explains the options."""
+    """Exports a checkpoint to an ONNX bundle; `svit-deploy export --help` explains the options.
+
+    What was assumed or changed on the way is logged, and stands in the bundle's manifest.
+
+    Args:
+        command: the command line, kept in the manifest for the record.
+    """
     settings = ExportSettings(
         tokens=_token_mode(tokens),
         batch=BatchRange.parse(batch),
         image_size=None if image_size is None else parse_image_size(image_size),
         budget=budget,
         budget_percentile=budget_percentile,
-        calibration=_images(calibration, None, max_images),
-        calibrate_gates=_images(calibrate_gates, None, max_images),
+        calibration=_images(calibration, None, max_images, progress),
+        calibrate_gates=_images(calibrate_gates, None, max_images, progress),
         target_keep=() if target_keep is None else parse_ratios(target_keep, "--target-keep"),
         gate_outputs=gate_outputs,
         opset=opset,
     )
-    return export_onnx(
+    if settings.tokens is TokenMode.DENSE and calibrate_gates is not None:
+        raise UsageError(
+            "--calibrate-gates has no meaning with --tokens dense",
+            "leave it out, or choose another token mode",
+        )
+    require_torch("export", "the reference outputs that a bundle is verified with")
+    bundle = export_onnx(
         Path(checkpoint),
         Path(output),
         settings,
@@ -79,7 +96,11 @@ def export(
         allow_pickle=allow_pickle,
         force=force,
         command=command,
+        progress=progress,
     )
+    for note in bundle.manifest["notes"]:
+        log.info("%s", note)
+    return bundle
 
 
 def verify(
@@ -105,21 +126,26 @@ def verify(
         arch, overrides: what the checkpoint's weights cannot tell, independently of the bundle;
             by default the bundle's manifest is trusted for it.
     """
-    opened = open_bundle(Path(bundle))
+    if against is None and (images is not None or labels is not None or arch or overrides):
+        raise UsageError(
+            "--images, --labels, --arch and --set need a checkpoint to compare with",
+            "add --against CHECKPOINT, or leave them out to use the recorded samples",
+        )
+    opened = _open(bundle, "verify")
     settings = VerifySettings(provider=provider, threads=threads, repeats=repeats)
     if against is None:
-        if images is not None or arch or overrides:
-            raise UsageError(
-                "--images, --arch and --set need a reference to compare with",
-                "add --against CHECKPOINT, or leave them out to use the recorded samples",
-            )
         return verify_bundle(opened, Recorded(opened), settings, progress)
+    require_torch(
+        "verify --against",
+        "the reference forward pass",
+        "leave --against out to compare with the recorded samples",
+    )
     from svit_deploy.verify.checkpoint import load_reference_model
 
     model = load_reference_model(
         opened, Path(against), arch=arch, overrides=overrides, allow_pickle=allow_pickle
     )
-    pictures = _images(images, labels, max_images)
+    pictures = _images(images, labels, max_images, progress)
     return verify_bundle(opened, Recomputed(opened, model, pictures), settings, progress)
 
 
@@ -133,10 +159,17 @@ def bench(
     settings: BenchSettings | None = None,
     progress: Progress = SILENT,
 ) -> BenchReport:
-    """Measures targets against each other; the first is the baseline."""
+    """Measures targets against each other; the first is the baseline.
+
+    Args:
+        noise: random inputs instead of images, for models whose latency is the same for all.
+        allow_noise: take noise for the others too.
+    """
     settings = settings or BenchSettings()
-    inputs = Inputs(_images(images, None, max_images), noise, allow_noise)
+    pictures = _images(images, None, max_images, progress)
+    inputs = Inputs(pictures, noise, allow_noise, count=max(32, *settings.batches))
     prepared = [bench_target(Path(path), inputs, settings) for path in targets]
+    check_targets(prepared, settings)
     return run_bench(relabel(prepared), settings, progress)
 
 
@@ -158,14 +191,19 @@ def visualize(
     """Draws which tokens the exported model keeps (the SViT paper's figures 4 and 6)."""
     from svit_deploy.tokenmaps import draw_token_maps
 
-    pictures = load_images(Path(images), limit=max_images)
-    return draw_token_maps(
-        open_bundle(Path(target)), pictures, Path(output), provider, threads, progress
-    )
+    bundle = _open(target, "visualize")
+    pictures = _images(images, None, max_images, progress)
+    assert pictures is not None
+    return draw_token_maps(bundle, pictures, Path(output), provider, threads, progress)
 
 
 def init(
-    arch: str, output: PathLike, *, keep_ratio: str | None = None, seed: int = 0, force: bool = False
+    arch: str,
+    output: PathLike,
+    *,
+    keep_ratio: str | None = None,
+    seed: int = 0,
+    force: bool = False,
 ) -> RandomCheckpoint:
     """Writes a random-weight checkpoint whose gates keep the given shares of tokens."""
     ratios = () if keep_ratio is None else parse_ratios(keep_ratio, "--keep-ratio")
@@ -180,9 +218,24 @@ def _token_mode(name: str) -> TokenMode:
         raise UsageError(f"--tokens {name!r} is unknown", f"use one of {known}") from None
 
 
-def _images(path: PathLike | None, labels: PathLike | None, limit: int) -> ImageSet | None:
+def _open(path: PathLike, command: str) -> Bundle:
+    """Opens a bundle; a single file gets a better sentence than that it is no folder."""
+    path = Path(path)
+    if path.is_file() and path.name != MANIFEST:
+        raise InputError(
+            f"{path} is a single file, and {command} needs the bundle it came in: only that says "
+            "which gates there are and what the model should compute",
+            "give the folder that `svit-deploy export` wrote",
+        )
+    return open_bundle(path)
+
+
+def _images(
+    path: PathLike | None, labels: PathLike | None, limit: int, progress: Progress
+) -> ImageSet | None:
     if path is None:
         if labels is not None:
             raise UsageError("--labels needs images", "add --images IMAGES")
         return None
+    progress.update(f"reading {Path(path).name}", 0)
     return load_images(Path(path), labels=None if labels is None else Path(labels), limit=limit)

@@ -144,7 +144,8 @@ def decision_distance(
             m, up = margin[:, gate], above[:, gate]
             last, beyond = ranked[:, gate, row - 1, None], ranked[:, gate, row, None]
             overtaken = np.maximum((m - beyond) / 2, thresholds[gate] - beyond)
-            overtaking = np.maximum((last - m) / 2, -up)
+            with np.errstate(invalid="ignore"):  # both infinite: kept, so not looked at
+                overtaking = np.maximum((last - m) / 2, -up)
             kept = (m >= last) & (up > 0)
             distance[:, gate] = np.where(kept, np.minimum(up, overtaken), overtaking)
     return distance
@@ -164,7 +165,8 @@ def logits_error(actual: np.ndarray, expected: np.ndarray) -> float:
     if not expected.size:
         return 0.0
     with np.errstate(invalid="ignore"):
-        return _largest(np.abs(actual.astype(np.float64) - expected)) / max(1.0, rms(expected))
+        scale = max(1.0, rms(expected))
+        return _largest(np.abs(actual.astype(np.float64) - expected) / scale)
 
 
 def rms(values: np.ndarray) -> float:

@@ -10,6 +10,7 @@ from svit_deploy.errors import InputError, UsageError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+MAX_BATCH, MAX_IMAGE_SIZE = 65536, 4096
 
 
 class TokenMode(str, Enum):
@@ -134,6 +135,8 @@ class BatchRange:
         low, opt, high = (int(part) for part in (parts * 3 if len(parts) == 1 else parts))
         if not 1 <= low <= opt <= high:
             raise UsageError(f"--batch {text!r} is out of order or below 1", fix)
+        if high > MAX_BATCH:
+            raise UsageError(f"--batch {text!r} is above {MAX_BATCH}", fix)
         return cls(low, opt, high)
 
     def __str__(self) -> str:
@@ -152,8 +155,10 @@ def parse_image_size(text: str) -> tuple[int, int]:
             f"--image-size {text!r} is not a size", "give pixels, for example 224 or 224x320"
         )
     height, width = (int(part) for part in (parts * 2 if len(parts) == 1 else parts))
-    if height < 1 or width < 1:
-        raise UsageError(f"--image-size {text!r} is empty", "give pixels, for example 224")
+    if not 1 <= min(height, width) <= max(height, width) <= MAX_IMAGE_SIZE:
+        raise UsageError(
+            f"--image-size {text!r} is outside 1 to {MAX_IMAGE_SIZE}", "give pixels, for example 224"
+        )
     return height, width
 
 

@@ -26,8 +26,8 @@ RUNTIMES = (
     "onnxruntime-migraphx", "onnxruntime-qnn",
 )  # fmt: skip
 EVERY = (
-    "export", "verify", "verify --against", "bench", "bench --plot", "visualize", "inspect",
-    "quickstart",
+    "export", "verify", "verify --against", "bench", "bench --sweep-tokens", "visualize",
+    "inspect", "quickstart",
 )  # fmt: skip
 RUNNING = tuple(command for command in EVERY if command not in ("inspect", "export"))
 RUNTIME_MINIMUM = "1.21"
@@ -56,12 +56,18 @@ class Finding:
 
 @dataclass(frozen=True)
 class Requirement:
-    """A package: its distribution, smallest version, and the commands that need it."""
+    """A package: its distribution, smallest version, and the commands that need it.
+
+    Attributes:
+        reason: why no older version will do.
+        advice: the version to prefer, and why.
+    """
 
     name: str
     minimum: str
     needed_for: tuple[str, ...]
-    remark: str = ""
+    reason: str = ""
+    advice: tuple[str, str] = ("0", "")
 
 
 REQUIREMENTS = (
@@ -75,8 +81,9 @@ REQUIREMENTS = (
         "2.6",
         ("export", "verify --against", "quickstart"),
         "older versions run code out of weight files (CVE-2025-32434)",
+        ("2.10", "hostile weight files can corrupt memory before it (CVE-2026-24747)"),
     ),
-    Requirement("matplotlib", "3.8", ("bench --plot",)),
+    Requirement("matplotlib", "3.8", ("bench --sweep-tokens",)),
 )
 
 
@@ -149,10 +156,12 @@ def _package(wanted: Requirement) -> Finding:
     if version is None:
         return Finding(wanted.name, "missing", "not installed", wanted.needed_for, install)
     if _numbers(version) < _numbers(wanted.minimum):
-        remark = f"; {wanted.remark}" if wanted.remark else ""
-        detail = f"{version}, needs {wanted.minimum}{remark}"
+        reason = f"; {wanted.reason}" if wanted.reason else ""
+        detail = f"{version}, needs {wanted.minimum}{reason}"
         return Finding(wanted.name, "too old", detail, wanted.needed_for, install)
-    return Finding(wanted.name, "ok", version, wanted.needed_for)
+    better, why = wanted.advice
+    advice = f", {better} is safer: {why}" if _numbers(version) < _numbers(better) else ""
+    return Finding(wanted.name, "ok", version + advice, wanted.needed_for)
 
 
 def _runtime() -> Finding:

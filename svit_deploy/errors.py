@@ -14,6 +14,8 @@ EXIT_EXPORT = 5
 EXIT_VERIFY = 6
 EXIT_BENCH = 7
 EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141
+"""Whoever read standard output stopped reading, as a shell reports it."""
 
 
 class SvitDeployError(Exception):

@@ -22,7 +22,7 @@ def write_folder(output: Path, check: Callable[[Path], None]) -> Iterator[Path]:
 
     Args:
         check: raises an error when `output` is in the way; what it lets pass is replaced. It is
-            asked before the block and after it, for another process may have been faster.
+            asked again at the end, for another process may have been faster.
 
     Raises:
         ExportError: the disk is full or not writable.
@@ -33,17 +33,14 @@ def write_folder(output: Path, check: Callable[[Path], None]) -> Iterator[Path]:
         check(output)
         output.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(output.parent, prefix)
-        folder = output.parent / f"{prefix}{secrets.token_hex(6)}"
-        folder.mkdir()
-        try:
-            with _lock(folder):
+        with _new_folder(output.parent, prefix) as folder:
+            try:
                 yield folder
                 _flush(folder)
-                check(output)
-                _put_in_place(folder, output)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+                _put_in_place(folder, output, check)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
     except OSError as error:
         raise ExportError(
             f"cannot write {output} ({error.strerror or error})",
@@ -57,11 +54,15 @@ def _flush(folder: Path) -> None:
             os.fsync(stream.fileno())
 
 
-def _put_in_place(folder: Path, output: Path) -> None:
+def _put_in_place(folder: Path, output: Path, check: Callable[[Path], None]) -> None:
     """Renames `folder` to `output`; what stood there comes back if that fails."""
-    if not output.exists():
-        folder.rename(output)
+    try:
+        folder.rename(output)  # onto nothing or an empty folder
         return
+    except OSError:
+        check(output)
+        if not output.exists():
+            raise
     replaced = folder.with_name(f"{folder.name}-replaced")
     output.rename(replaced)
     try:
@@ -70,6 +71,18 @@ def _put_in_place(folder: Path, output: Path) -> None:
         replaced.rename(output)
         raise
     shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def _new_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """A new folder under its lock."""
+    while True:
+        folder = parent / f"{prefix}{secrets.token_hex(6)}"
+        folder.mkdir()
+        with _lock(folder, wait=True):
+            if folder.exists():  # not taken for a leftover before it was locked
+                yield folder
+                return
 
 
 def _remove_leftovers(parent: Path, prefix: str) -> None:
@@ -82,7 +95,7 @@ def _remove_leftovers(parent: Path, prefix: str) -> None:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[bool]:
+def _lock(folder: Path, *, wait: bool = False) -> Iterator[bool]:
     """Whether this process alone holds the folder; when it dies the system lets go of it.
 
     Never so on Windows and on file systems without such locks: leftovers stay there.
@@ -95,7 +108,7 @@ def _lock(folder: Path) -> Iterator[bool]:
     descriptor, is_ours = None, False
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         is_ours = True
     try:
         yield is_ours

@@ -13,6 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from svit_deploy.errors import InputError
 
+FED = ".fed"
+
 
 def copy_model(model: onnx.ModelProto) -> onnx.ModelProto:
     copied = onnx.ModelProto()
@@ -100,4 +102,30 @@ def force_values(
             )
         edited.graph.node.remove(produced[name])
         edited.graph.input.append(helper.make_tensor_value_info(name, TensorProto.BOOL, shape))
+    return edited
+
+
+def feed_values(
+    model: onnx.ModelProto, shapes: Mapping[str, tuple[int | str, ...]]
+) -> onnx.ModelProto:
+    """Feeds all that reads a float32 value from a new input, named after it with `FED`.
+
+    The value as it is computed becomes an output. So each part of a graph can be run on given
+    values, in one run and whatever the parts before it compute.
+
+    Args:
+        shapes: value name to the input's shape.
+
+    Raises:
+        InputError: the graph has no such value.
+    """
+    edited = add_outputs(model, shapes)
+    for name, shape in shapes.items():
+        edited.graph.input.append(
+            helper.make_tensor_value_info(name + FED, TensorProto.FLOAT, shape)
+        )
+    for node in edited.graph.node:
+        for position, name in enumerate(node.input):
+            if name in shapes:
+                node.input[position] = name + FED
     return edited

@@ -116,7 +116,7 @@ def load_images(path: Path, *, labels: Path | None = None, limit: int | None = N
             f"{path} is not an image source",
             f"give a folder, an .npz, or a picture ({', '.join(PICTURE_SUFFIXES)})",
         )
-    raise InputError(f"image path {path} does not exist", "check the path given to --images")
+    raise InputError(f"image path {path} does not exist", "give a folder, a picture or an .npz")
 
 
 def synthetic_images(count: int, image_size: tuple[int, int], *, seed: int = 0) -> ImageSet:

@@ -12,16 +12,33 @@ import numpy as np
 from svit_deploy.errors import InputError
 
 
-def read_npz(path: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
+MAX_BYTES = 8 * 2**30
+
+
+def read_npz(
+    path: Path, keys: Sequence[str], *, max_bytes: int = MAX_BYTES
+) -> dict[str, np.ndarray]:
     """Reads those of `keys` that the archive holds; its other arrays are not touched.
 
+    Args:
+        max_bytes: what the archive may declare to unpack to, so that a small file cannot fill
+            the memory.
+
     Raises:
-        InputError: not a zip archive, truncated, damaged, or an array of Python objects.
+        InputError: not a zip archive, truncated, damaged, too large when unpacked, or an array of
+            Python objects.
     """
     with _user_errors(path):
         if not zipfile.is_zipfile(path):
             raise InputError(
                 f"{path} is not an .npz archive or is truncated", "write it again with numpy.savez"
+            )
+        with zipfile.ZipFile(path) as archive:
+            declared = sum(entry.file_size for entry in archive.infolist())
+        if declared > max_bytes:
+            raise InputError(
+                f"{path} would unpack to {declared} bytes, more than {max_bytes}",
+                "do not use it if it is not yours; else split it",
             )
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {key: archive[key] for key in keys if key in archive.files}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import onnx
 from onnx import NodeProto, TensorProto
@@ -25,7 +25,6 @@ MAX_BYTES = 2**31 - 1
 METADATA_PREFIX = "svit_deploy."
 
 _AGAIN = "export or download it again"
-MessageT = TypeVar("MessageT")
 
 
 def load_onnx(path: Path) -> onnx.ModelProto:
@@ -68,6 +67,8 @@ def load_onnx(path: Path) -> onnx.ModelProto:
         raise InputError(f"{path} is not an ONNX model or {reason}", _AGAIN) from None
     if not model.graph.node or not model.opset_import:
         raise InputError(f"{path} holds no ONNX graph", _AGAIN)
+    if not _is_text_utf8(model):
+        raise InputError(f"{path} holds names that are not UTF-8", _AGAIN)
     refuse_external_data(model, path)
     return model
 
@@ -78,7 +79,7 @@ def refuse_external_data(model: onnx.ModelProto, path: Path) -> None:
         if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
             location = {entry.key: entry.value for entry in tensor.external_data}.get("location")
             raise InputError(
-                f"{path} keeps tensor {tensor.name!r} in another file ({location!r}), "
+                f"{path} keeps tensor {tensor.name!r:.80} in another file ({location!r:.80}), "
                 "which is not followed",
                 "save the model as one file (onnx.save with save_as_external_data=False)",
             )
@@ -86,34 +87,44 @@ def refuse_external_data(model: onnx.ModelProto, path: Path) -> None:
 
 def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     """Every node, those inside control flow, functions and training graphs included."""
-    return _all_messages(model, NodeProto)
+    return (message for message in _all_messages(model) if isinstance(message, NodeProto))
 
 
 def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every tensor stored in the model: initializers, constants, defaults of functions, ..."""
-    return _all_messages(model, TensorProto)
+    return (message for message in _all_messages(model) if isinstance(message, TensorProto))
 
 
-def _all_messages(model: onnx.ModelProto, kind: type[MessageT]) -> Iterator[MessageT]:
-    """Every message of a kind, wherever it stands.
+def _all_messages(model: onnx.ModelProto) -> Iterator[Any]:
+    """Every protobuf message, wherever it stands.
 
     Going by the schema rather than by a list of places leaves none out, today's or tomorrow's.
     """
     pending: list[Any] = [model]
     while pending:
         message = pending.pop()
-        if isinstance(message, kind):
-            yield message
+        yield message
         for field, value in message.ListFields():
-            if field.message_type is not None:
+            if field.type == field.TYPE_MESSAGE:
                 pending.extend([value] if hasattr(value, "ListFields") else value)
+
+
+def _is_text_utf8(model: onnx.ModelProto) -> bool:
+    """Whether all strings are; protobuf lets others pass and gives them as bytes."""
+    return not any(
+        isinstance(text, bytes)
+        for message in _all_messages(model)
+        for field, value in message.ListFields()
+        if field.type == field.TYPE_STRING
+        for text in ([value] if isinstance(value, str | bytes) else value)
+    )
 
 
 def random_operators(model: onnx.ModelProto) -> list[str]:
     """`name (type)` of every operator that draws random numbers."""
     found = []
     for node in all_nodes(model):
-        name = node.name or ", ".join(node.output)
+        name = (node.name or ", ".join(node.output))[:80]
         if node.op_type in RANDOM_OPERATORS:
             found.append(f"{name} ({node.op_type})")
         # An exporter that means inference leaves the third input, training_mode, out.

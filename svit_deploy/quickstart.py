@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -36,16 +35,12 @@ def run_quickstart(
     """Exports the digits model and its dense twin, verifies, benches and draws token maps.
 
     Raises:
-        ExportError: `output` exists.
+        ExportError: `output` exists; with `force` the bundles and maps in it are replaced.
         VerificationFailed: an export is not equal to its checkpoint.
     """
     digits = digits_folder()
-    if output.exists():
-        if not force:
-            raise ExportError(f"{output} exists", "give another folder with -o, or --force")
-        if not (output / "dynamic" / "manifest.json").is_file():
-            raise ExportError(f"{output} is not from a quickstart", "give another folder with -o")
-        shutil.rmtree(output)
+    if output.exists() and not force and not (output.is_dir() and not any(output.iterdir())):
+        raise ExportError(f"{output} exists", "give another folder with -o, or --force")
     checkpoint, heldout = digits / "svit_digits.pth", digits / "heldout.npz"
     arch = str(digits / "arch.yaml")
     reports = []
@@ -57,7 +52,9 @@ def run_quickstart(
             arch=arch,
             tokens=mode,
             calibration=digits / "calibration.npz",
+            force=force,
             command=["svit-deploy", "quickstart"],
+            progress=progress,
         )
         report = api.verify(
             bundle.path, against=checkpoint, images=heldout, arch=arch, progress=progress
@@ -69,7 +66,13 @@ def run_quickstart(
     console.rule("latency, dense against dynamic", characters="-")
     targets = [output / mode for mode, _ in reports]
     render(api.bench(targets, images=heldout, settings=BENCH, progress=progress), console)
-    maps = api.visualize(output / "dynamic", output / "maps", images=heldout, max_images=PICTURES)
+    maps = api.visualize(
+        output / "dynamic",
+        output / "maps",
+        images=heldout,
+        max_images=PICTURES,
+        progress=progress,
+    )
     console.rule("summary", characters="-")
     labels = np.load(heldout)["labels"]
     console.print(f"top-1 on {len(labels)} held-out digits", highlight=False)

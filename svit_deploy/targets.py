@@ -1,42 +1,85 @@
-"""What a command line names as something to run: a bundle or a single ONNX file."""
+"""What a command line names as something to bench: a bundle or a single ONNX file."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 
-from svit_deploy.bench.settings import KEEP, WORST_CASE, BenchSettings, BenchTarget
-from svit_deploy.bundle import MANIFEST, Bundle, open_bundle
+from svit_deploy.bench.settings import (
+    KEEP,
+    WORST_CASE,
+    BenchSettings,
+    BenchTarget,
+    Provenance,
+)
+from svit_deploy.bundle import MANIFEST, MODEL, Bundle, hash_file, open_bundle
 from svit_deploy.config import Preprocess, TokenMode
 from svit_deploy.engines.base import Engine, TensorSpec
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
-from svit_deploy.errors import InputError, UsageError
+from svit_deploy.errors import InputError, SvitDeployError, UsageError
 from svit_deploy.export import names
 from svit_deploy.graph_edit import add_outputs, force_values, set_scalars
 from svit_deploy.images import ImageSet
-from svit_deploy.onnx_file import load_onnx, random_operators
+from svit_deploy.inspection.graph import DATA_DEPENDENT
+from svit_deploy.models import config_from_dict
+from svit_deploy.onnx_file import all_nodes, load_onnx, random_operators, read_metadata
+
+log = logging.getLogger(__name__)
 
 SWEEP = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Where a benchmark's images come from: pictures, noise, or each bundle's own samples."""
+    """Where a benchmark's images come from: pictures, noise, or each bundle's own samples.
+
+    Attributes:
+        count: images of noise.
+    """
 
     images: ImageSet | None = None
     noise: bool = False
     allow_noise: bool = False
     count: int = 32
+    _made: dict[Any, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.noise and self.images is not None:
             raise UsageError("--random and --images exclude each other", "leave one out")
+
+    def prepare(self, preprocess: Preprocess, image_size: tuple[int, int]) -> np.ndarray:
+        """The pictures or noise `[n, 3, H, W]`, in memory once for models that want the same."""
+        key = (preprocess, image_size)
+        if key not in self._made:
+            if self.images is not None:
+                self._made[key] = self.images.inputs(preprocess, image_size)
+            else:
+                shape = (self.count, 3, *image_size)
+                self._made[key] = np.random.default_rng(0).standard_normal(shape, np.float32)
+        return self._made[key]
+
+    def refuse_noise(self, name: str) -> None:
+        """Raises UsageError if there is noise for a model whose latency depends on content."""
+        if self.noise and not self.allow_noise:
+            raise UsageError(
+                f"the latency of {name} depends on the content of the images, so noise would "
+                "measure something else",
+                "give real pictures with --images, or add --allow-noise if noise is what you want",
+            )
+
+    def provenance(self, model: str, sha256: str, size_bytes: int) -> Provenance:
+        """What the report says about a model that is run on these."""
+        if self.images is None:
+            return Provenance(model, sha256, size_bytes, "noise", None)
+        return Provenance(model, sha256, size_bytes, self.images.source, self.images.sha256)
 
 
 def bench_target(path: Path, inputs: Inputs, settings: BenchSettings) -> BenchTarget:
@@ -52,6 +95,27 @@ def bench_target(path: Path, inputs: Inputs, settings: BenchSettings) -> BenchTa
     return _onnx_target(path, inputs, settings)
 
 
+def check_targets(targets: Sequence[BenchTarget], settings: BenchSettings) -> None:
+    """Refuses a comparison on different images, and a sweep that no target can do.
+
+    Raises:
+        UsageError: either, before anything is measured.
+    """
+    samples = {target.provenance.images_sha256 for target in targets if target.provenance}
+    if len(samples) > 1:
+        raise UsageError(
+            "the bundles were exported with different sample images, on which their latencies "
+            "cannot be compared",
+            "add --images IMAGES",
+        )
+    variants = (name for target in targets for name in target.variants)
+    if settings.sweep and not any(name.startswith(KEEP) for name in variants):
+        raise UsageError(
+            "the latency of none of the targets depends on the tokens kept, there is no sweep",
+            "bench a bundle in token mode dynamic, or leave --sweep-tokens out",
+        )
+
+
 def _bundle_target(bundle: Bundle, inputs: Inputs, settings: BenchSettings) -> BenchTarget:
     config, batch = bundle.config, bundle.manifest["batch"]
     for size in settings.batches:
@@ -61,12 +125,17 @@ def _bundle_target(bundle: Bundle, inputs: Inputs, settings: BenchSettings) -> B
                 "bench another batch size, or export with a wider --batch MIN:OPT:MAX",
             )
     dynamic = bundle.mode is TokenMode.DYNAMIC
-    if inputs.images is not None:
-        arrays = inputs.images.inputs(config.preprocess, config.image_size)
-    elif inputs.noise:
-        arrays = _noise(bundle.name, dynamic, inputs, config.image_size)
+    if dynamic:
+        inputs.refuse_noise(bundle.name)
+    file = bundle.manifest["files"][MODEL]
+    provenance = inputs.provenance(bundle.name, file["sha256"], file["size_bytes"])
+    if inputs.images is not None or inputs.noise:
+        arrays = inputs.prepare(config.preprocess, config.image_size)
     else:
-        arrays = bundle.load_reference()["images"]
+        arrays, samples = bundle.load_reference()["images"], bundle.manifest["reference"]
+        provenance = dataclasses.replace(
+            provenance, images=f"recorded ({samples['source']})", images_sha256=samples["sha256"]
+        )
     load = _loader(settings)
     return BenchTarget(
         label=bundle.name,
@@ -77,6 +146,7 @@ def _bundle_target(bundle: Bundle, inputs: Inputs, settings: BenchSettings) -> B
         keep_output=names.KEEP_MASK if bundle.has_gate_outputs else None,
         variants=_variants(bundle, load) if dynamic else {},
         task_outputs=(names.LOGITS,),
+        provenance=provenance,
     )
 
 
@@ -138,18 +208,17 @@ class ForcedKeep(Engine):
 def _onnx_target(path: Path, inputs: Inputs, settings: BenchSettings) -> BenchTarget:
     model = load_onnx(path)
     name, image_size = image_input(model, path)
-    dynamic = any(node.op_type == "NonZero" for node in model.graph.node)
+    dynamic = any(node.op_type in DATA_DEPENDENT for node in all_nodes(model))
     if random := random_operators(model):
         raise InputError(
             f"{path} draws random numbers in {random[0]}, so two runs are not comparable",
             "export it with deterministic gates",
         )
-    if inputs.images is not None:
-        arrays = inputs.images.inputs(Preprocess(), image_size)
-    elif inputs.noise:
-        arrays = _noise(path.name, dynamic, inputs, image_size)
-    else:
-        raise UsageError(f"{path.name} brings no sample inputs", "add --images IMAGES")
+    if dynamic:
+        inputs.refuse_noise(path.name)
+    if inputs.images is None and not inputs.noise:
+        fix = "add --images IMAGES" if dynamic else "add --images IMAGES, or --random"
+        raise UsageError(f"{path.name} brings no sample inputs", fix)
     load = _loader(settings)
     outputs = {output.name for output in model.graph.output}
     return BenchTarget(
@@ -157,10 +226,26 @@ def _onnx_target(path: Path, inputs: Inputs, settings: BenchSettings) -> BenchTa
         engine_factory=lambda: load(path),
         content_dependent=dynamic,
         input_name=name,
-        inputs=arrays,
+        inputs=inputs.prepare(_preprocess(model, path), image_size),
         keep_output=names.KEEP_MASK if names.KEEP_MASK in outputs else None,
         task_outputs=(names.LOGITS,) if names.LOGITS in outputs else None,
+        provenance=inputs.provenance(path.name, hash_file(path), path.stat().st_size),
     )
+
+
+def _preprocess(model: onnx.ModelProto, path: Path) -> Preprocess:
+    """What the file says of it; ImageNet's for a foreign one."""
+    text = read_metadata(model).get("model")
+    if text is None:
+        log.info("%s does not tell its preprocessing, ImageNet's is used", path.name)
+        return Preprocess()
+    try:
+        return config_from_dict(json.loads(text)).preprocess
+    except (ValueError, RecursionError, SvitDeployError) as error:
+        raise InputError(
+            f"the metadata of {path} is damaged ({str(error).splitlines()[0][:200]})",
+            "export the model again",
+        ) from None
 
 
 def image_input(model: onnx.ModelProto, path: Path) -> tuple[str, tuple[int, int]]:
@@ -181,19 +266,6 @@ def image_input(model: onnx.ModelProto, path: Path) -> tuple[str, tuple[int, int
     if not (sizes[2] and sizes[3]):
         raise InputError(f"{path} leaves its image size open", "export it with a fixed size")
     return inputs[0].name, (sizes[2], sizes[3])
-
-
-def _noise(
-    name: str, content_dependent: bool, inputs: Inputs, image_size: tuple[int, int]
-) -> np.ndarray:
-    if content_dependent and not inputs.allow_noise:
-        raise UsageError(
-            f"the latency of {name} depends on the content of the images, so noise would measure "
-            "something else",
-            "give real pictures with --images, or add --allow-noise if noise is what you want",
-        )
-    rng = np.random.default_rng(0)
-    return rng.standard_normal((inputs.count, 3, *image_size), dtype=np.float32)
 
 
 def _loader(settings: BenchSettings) -> Callable[[Path | bytes], Engine]:

@@ -45,15 +45,18 @@ def verify(golden, tmp_path):
 
 
 def refused(report, *where):
-    """The report refuses, and its verdict begins with what is wrong."""
+    """The report refuses, clearly, and its verdict begins with what is wrong."""
     assert not report.passed, report.verdict
     assert report.verdict.startswith(f"FAIL broken: {where[0]}: "), report.verdict
     for words in where[1:]:
         assert words in report.verdict
+    # What docs/verify.md promises: no fault of these is anywhere near its limit.
+    wrong = [stage for stage in report.stages if stage.error > stage.limit]
+    assert not wrong or wrong[0].error > 10 * wrong[0].limit
 
 
 def first_stage(name):
-    return "stages, masks forced", f"{name} is the first"
+    return "every stage by itself", f"{name} is the first"
 
 
 # --- ways to break the exporter ----------------------------------------------------------------
@@ -280,7 +283,7 @@ def test_keys_not_hidden(verify, monkeypatch, mode):
 
 def test_padding_hidden_incompletely(verify, monkeypatch):
     """A bias that is too small lets a little through."""
-    monkeypatch.setattr(tokens, "MASKED", -4.0)
+    monkeypatch.setattr(tokens, "MASKED", -6.0)
     refused(verify(), *first_stage("block 3"))
 
 
@@ -438,5 +441,34 @@ def test_an_unbroken_export_is_accepted(golden, export, name, mode):
     bundle = export(name, mode)
     report = verify_bundle(bundle, Recomputed(bundle, golden(name).model, None), SETTINGS)
     assert report.passed, report.verdict
-    assert all(check.passed for check in report.checks)
     assert all(not gate.flips.flips for gate in report.gates)
+    # Nor is rounding: see docs/verify.md.
+    assert all(stage.error < stage.limit / 5 for stage in report.stages)
+    assert all(gate.drift < gate.rounding / 5 for gate in report.gates)
+    assert report.logits_error < report.limits.logits / 5
+
+
+@pytest.mark.parametrize("name", ["svit_cls", "svit_cls_empty_gate"])
+@pytest.mark.parametrize("mode", PRUNING)
+def test_an_unbroken_export_is_accepted_without_pytorch(export, name, mode):
+    bundle = export(name, mode)
+    report = verify_bundle(bundle, Recorded(bundle), SETTINGS)
+    assert report.passed, report.verdict
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        ({"block_eps": 1e-6}, "gates and logits: gate 0 is the first of 10"),
+        ({"gate_eps": 1e-6}, "gates and logits: gate 0 is the first of 9"),
+        ({"norm_eps": 1e-5}, "gates and logits: head is the first"),
+        ({"gate_class_token": (False,) * 9}, "gates and logits: gate 8 is the first"),
+        ({"thresholds": (0.01,) * 9}, "thresholds: gate 0 has 0.01, not 0, gate 1"),
+    ],
+)
+def test_faults_are_seen_without_pytorch_too(verify, model_fault, tmp_path, change, verdict):
+    model_fault(with_config(**change))
+    verify()
+    bundle = open_bundle(tmp_path / "broken")
+    report = verify_bundle(bundle, Recorded(bundle), SETTINGS)
+    assert report.verdict.startswith(f"FAIL broken: {verdict}"), report.verdict

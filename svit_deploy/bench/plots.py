@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from svit_deploy.bench.report import BenchReport
 from svit_deploy.errors import CapabilityError, UsageError
+from svit_deploy.files import check_writable, write_file
+
+
+def check_plot(path: Path) -> None:
+    """Refuses a plot that could not be drawn; call it before the measurement.
+
+    Raises:
+        CapabilityError: matplotlib is missing.
+        UsageError: an unknown suffix, or a place that cannot be written.
+    """
+    formats = _figure_class()().canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in formats:
+        raise UsageError(f"{path} is no kind of picture", "name a .png, .svg or .pdf file")
+    check_writable(path, "--sweep-tokens")
 
 
 def plot_sweep(report: BenchReport, path: Path) -> None:
@@ -17,22 +32,16 @@ def plot_sweep(report: BenchReport, path: Path) -> None:
         path: the picture to write; its suffix names the format (.png, .svg, .pdf).
 
     Raises:
-        UsageError: the report has no sweep, or the file cannot be written.
+        UsageError: the report has no sweep, or `check_plot` refuses.
         CapabilityError: matplotlib is missing.
+        ExportError: the disk is full or not writable.
     """
     results = [result for result in report.results if result.sweep]
     if not results:
-        raise UsageError("there is no token sweep to plot", "run the benchmark with --sweep")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise CapabilityError(
-            "plots need matplotlib, which is not installed",
-            "run: pip install 'svit-deploy[plot]'",
-        ) from error
-
+        raise UsageError("there is no token sweep to plot", "bench a bundle in token mode dynamic")
+    check_plot(path)
     batches = list(dict.fromkeys(result.batch for result in results))
-    figure = Figure(figsize=(6 * len(batches), 4), layout="constrained")
+    figure = _figure_class()(figsize=(6 * len(batches), 4), layout="constrained")
     panels = dict(zip(batches, figure.subplots(1, len(batches), squeeze=False)[0], strict=True))
     for batch, panel in panels.items():
         panel.set(title=f"batch {batch}", xlabel="keep ratio", ylabel="p50 latency, ms")
@@ -56,9 +65,16 @@ def plot_sweep(report: BenchReport, path: Path) -> None:
     for panel in panels.values():
         panel.set_ylim(bottom=0)
         panel.legend()
+    with write_file(path, "--sweep-tokens") as part:
+        figure.savefig(part)
+
+
+def _figure_class() -> Any:
     try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:  # no such folder, or an unknown suffix
-        raise UsageError(
-            f"{path} cannot be drawn: {error}", "name a .png, .svg or .pdf file in a folder"
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise CapabilityError(
+            "plots need matplotlib, which is not installed",
+            "run: pip install 'svit-deploy[plot]'",
         ) from error
+    return Figure

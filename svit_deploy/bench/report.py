@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from svit_deploy import __version__
+from svit_deploy.bench.settings import Provenance
 from svit_deploy.errors import BenchmarkFailed
 from svit_deploy.stats import LatencySummary, RatioInterval, percentile_floor
 
@@ -121,6 +123,7 @@ class TargetInfo:
     images: int
     engine: Mapping[str, Any]
     cold_start: ColdStart
+    provenance: Provenance | None = None
 
 
 @dataclass(frozen=True)
@@ -142,18 +145,28 @@ class BenchReport:
                 "; ".join(self.failures), "see the report, or repeat on an idle machine"
             )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self, command: Sequence[str] = ()) -> dict[str, Any]:
         """JSON-able form without NaN; units stand in the keys."""
         return {
             "schema_version": SCHEMA_VERSION,
+            "tool": {"name": "svit-deploy", "version": __version__},
+            "command": list(command),
             "status": {
                 "verdict": "failed" if self.failures else "ok",
                 "reasons": list(self.failures),
             },
+            "inputs": [
+                {"label": target.label, **_plain(target.provenance)}
+                for target in self.targets
+                if target.provenance
+            ],
             "measured": MEASURED,
             "environment": _plain(self.environment),
             "settings": _plain(self.settings),
-            "targets": _plain(self.targets),
+            "targets": [
+                {key: value for key, value in _plain(target).items() if key != "provenance"}
+                for target in self.targets
+            ],
             "results": _plain(self.results),
             "peak_rss_mib": self.peak_rss_mib,
         }

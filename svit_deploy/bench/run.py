@@ -129,7 +129,12 @@ def _cold_start(
     engine.run(feeds, lane.outputs)
     cold_start = ColdStart(load_ns / 1e6, (clock() - start) / 1e6)
     info = TargetInfo(
-        target.label, target.content_dependent, len(lane.images), engine.description, cold_start
+        target.label,
+        target.content_dependent,
+        len(lane.images),
+        engine.description,
+        cold_start,
+        target.provenance,
     )
     return lane, info
 

@@ -16,6 +16,20 @@ KEEP = "keep="
 LIMITS = ("mean", "p50", "p90", "p99", "max")
 
 
+@dataclass(frozen=True)
+class Provenance:
+    """What was measured on what: names and hashes for the report.
+
+    `images_sha256` is None for noise; `images` says what the pictures are.
+    """
+
+    model: str
+    model_sha256: str
+    size_bytes: int
+    images: str
+    images_sha256: str | None
+
+
 @dataclass(frozen=True, eq=False)
 class BenchTarget:
     """A model to measure.
@@ -30,6 +44,7 @@ class BenchTarget:
         variants: more engines of the same model: `worst-case` keeps all tokens, `keep=0.25`
             forces a keep ratio for the sweep.
         task_outputs: what the timed runs ask for; all outputs but the keep mask by default.
+        provenance: for the report.
     """
 
     label: str
@@ -40,6 +55,7 @@ class BenchTarget:
     keep_output: str | None = None
     variants: Mapping[str, Callable[[], Engine]] = field(default_factory=dict)
     task_outputs: tuple[str, ...] | None = None
+    provenance: Provenance | None = None
 
 
 @dataclass(frozen=True)

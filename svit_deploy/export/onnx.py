@@ -24,6 +24,7 @@ from svit_deploy.export.check import finish
 from svit_deploy.export.vit import VitGraph
 from svit_deploy.images import ImageSet, synthetic_images
 from svit_deploy.models import Model, config_to_dict, load_model
+from svit_deploy.progress import SILENT, Progress
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ def export_onnx(
     allow_pickle: bool = False,
     force: bool = False,
     command: Sequence[str] = (),
+    progress: Progress = SILENT,
 ) -> Bundle:
     """Exports a checkpoint to a bundle (docs/architecture.md).
 
@@ -106,6 +108,7 @@ def export_onnx(
         SvitDeployError: InputError, UsageError or ExportError, each with its fix.
     """
     settings = settings or ExportSettings()
+    progress.update(f"reading {checkpoint.name}", 0)
     model = load_model(
         checkpoint,
         arch=arch,
@@ -113,7 +116,7 @@ def export_onnx(
         image_size=settings.image_size,
         allow_pickle=allow_pickle,
     )
-    return export_model(model, output, settings, force=force, command=command)
+    return export_model(model, output, settings, force=force, command=command, progress=progress)
 
 
 def export_model(
@@ -123,6 +126,7 @@ def export_model(
     *,
     force: bool = False,
     command: Sequence[str] = (),
+    progress: Progress = SILENT,
 ) -> Bundle:
     """Exports a loaded model; see `export_onnx`."""
     from svit_deploy.models.reference import Reference
@@ -134,9 +138,10 @@ def export_model(
             "use --tokens dense",
         )
     with write_bundle(output, force=force) as folder:
-        model, measured = _calibrated(model, settings)
+        model, measured = _calibrated(model, settings, progress)
         if settings.tokens is TokenMode.DENSE:
             model = without_gates(model)
+        progress.update("running the reference", 0.7)
         budgets = choose_budgets(model, settings)
         samples = _samples(settings, model.config)
         inputs = samples.inputs(model.config.preprocess, model.config.image_size)
@@ -146,6 +151,7 @@ def export_model(
             measured = keep_ratios(outputs.keep_mask, model.config)
         gates = describe_gates(model.config, measured or (), budgets)
         metadata = _metadata(model, settings, gates)
+        progress.update("writing and checking the graph", 0.9)
         onnx.save(build_graph(model, settings, budgets, metadata), folder / MODEL)
         _save_reference(folder / REFERENCE, inputs, samples, outputs)
         write_manifest(folder, _manifest(model, settings, gates, samples, budgets, command))
@@ -168,7 +174,9 @@ def without_gates(model: Model) -> Model:
     return dataclasses.replace(model, config=config)
 
 
-def _calibrated(model: Model, settings: ExportSettings) -> tuple[Model, tuple[float, ...] | None]:
+def _calibrated(
+    model: Model, settings: ExportSettings, progress: Progress
+) -> tuple[Model, tuple[float, ...] | None]:
     """The model with calibrated thresholds and the keep ratios measured, if asked for."""
     from svit_deploy.calibrate import calibrate_gates
     from svit_deploy.models.reference import Reference
@@ -184,7 +192,13 @@ def _calibrated(model: Model, settings: ExportSettings) -> tuple[Model, tuple[fl
         )
     targets = spread_over_gates(targets, config.num_gates, "--target-keep")
     inputs = images.inputs(config.preprocess, config.image_size)
-    found = calibrate_gates(Reference(model), inputs, targets)
+    progress.update("calibrating the gates", 0.1)
+    found = calibrate_gates(
+        Reference(model),
+        inputs,
+        targets,
+        lambda done, total: progress.update("calibrating the gates", 0.1 + 0.6 * done / total),
+    )
     log.info("gate thresholds calibrated on %d images", len(images))
     config = dataclasses.replace(config, thresholds=found.thresholds, target_keep=targets)
     return dataclasses.replace(model, config=config), found.measured_keep

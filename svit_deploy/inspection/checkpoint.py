@@ -67,7 +67,11 @@ def inspect_checkpoint(path: Path) -> Inspection:
             to_canonical(tensors, dims)
     except InputError as error:
         problem = error.message
-    args = {k: checkpoint.training_args[k] for k in TRAINING_ARGS if k in checkpoint.training_args}
+    args = {
+        name: checkpoint.training_args[name]
+        for name in TRAINING_ARGS
+        if _is_sensible(checkpoint.training_args.get(name))
+    }
     facts = {
         "size_bytes": checkpoint.size_bytes,
         "sha256": checkpoint.sha256,
@@ -90,6 +94,13 @@ def inspect_checkpoint(path: Path) -> Inspection:
     return Inspection("checkpoint", path.name, facts, tuple(sections), checkpoint.notes)
 
 
+def _is_sensible(value: Any) -> bool:
+    """Whether JSON and the terminal can take it: no NaN, no integer of a thousand digits."""
+    if isinstance(value, list | tuple):
+        return all(map(_is_sensible, value))
+    return isinstance(value, str) or (isinstance(value, int | float) and abs(value) < 2**53)
+
+
 def _overview(facts: dict[str, Any], needed: list[str]) -> tuple[tuple[str, str], ...]:
     export = "ready"
     if facts["problem"]:
@@ -104,7 +115,7 @@ def _overview(facts: dict[str, Any], needed: list[str]) -> tuple[tuple[str, str]
         ("family", facts["family"] or "unknown"),
         ("preset", facts["preset"] or "none matches"),
         ("export", export),
-        *((f"arg {name}", listed([value])) for name, value in facts["training_args"].items()),
+        ("trained with", ", ".join(f"{k} {v}" for k, v in facts["training_args"].items()) or "-"),
     )
 
 
@@ -123,7 +134,7 @@ def _from_weights(dims: Dims) -> list[Fact]:
     }
     facts = [Fact(name, value, "weights") for name, value in values.items()]
     size = [side * dims.patch_size] * 2 if square else None
-    source = "weights" if square else "needed"
+    source = "weights, as a square" if square else "needed"
     return [*facts, Fact("image_size", size, source, "--set image_size=HEIGHTxWIDTH")]
 
 

@@ -166,7 +166,7 @@ def _notes(facts: dict[str, Any], thresholds: dict[int, float]) -> tuple[str, ..
     if facts["data_dependent_operators"]:
         notes.append("its shapes depend on the image: no CUDA graph can capture it")
     recorded = _recorded_thresholds(facts["metadata"] or {})
-    for gate in thresholds.keys() & recorded.keys():
+    for gate in sorted(thresholds.keys() & recorded.keys()):
         if np.float32(recorded[gate]) != np.float32(thresholds[gate]):
             notes.append(
                 f"gate {gate} was exported with threshold {number(recorded[gate])}, "

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from svit_deploy.config import spread_over_gates
 from svit_deploy.errors import ExportError, UsageError
+from svit_deploy.files import check_writable, write_file
 from svit_deploy.images import synthetic_images
 from svit_deploy.models import Model, build_model
 from svit_deploy.models.layout import Dims, expected_shapes, to_official
 from svit_deploy.models.presets import Arch, find_arch
+from svit_deploy.packages import require_torch
 
 CALIBRATION_IMAGES = 32
 
@@ -38,30 +40,38 @@ def init_checkpoint(
 
     Args:
         arch: preset name or architecture file that names the sizes.
-        output: `.pth` (needs the container `{'model': …}`) or `.safetensors`.
+        output: `.pth` (PyTorch's format, the weights under `model`) or `.safetensors`.
         keep_ratio: per gate, or a number of values that divides the number of gates; the
             architecture's targets by default.
 
     Raises:
-        UsageError: a ratio outside (0, 1], a wrong number of them, or an architecture file
-            without sizes.
-        ExportError: the file exists or cannot be written.
+        UsageError: a ratio outside (0, 1], a wrong number of them, an architecture file without
+            sizes, or an output that cannot be written.
+        ExportError: the file exists, or the disk is full.
+        CapabilityError: gates, or a .pth file, and PyTorch is not installed.
     """
     name, settings = find_arch(arch)
     if output.suffix not in (".pth", ".pt", ".safetensors"):
         raise UsageError(f"-o {output} has no known suffix", "name it *.pth or *.safetensors")
     if output.exists() and not force:
         raise ExportError(f"{output} exists", "give another file with -o, or --force")
-    overrides = {"target_keep": ",".join(map(str, keep_ratio))} if keep_ratio else {}
+    check_writable(output, "-o")
     dims = _dims(name, settings)
     if keep_ratio and not dims.num_gates:
         raise UsageError(f"{name} has no gates to calibrate", "leave --keep-ratio out")
+    targets = keep_ratio or settings.target_keep
+    if dims.num_gates:
+        if not targets:
+            raise UsageError(
+                f"{name} does not say which share its gates keep", "add --keep-ratio 0.7,0.49,0.343"
+            )
+        spread_over_gates(tuple(targets), dims.num_gates, "--keep-ratio")
+        require_torch("setting gates", "the reference forward pass", "init a preset without gates")
+    elif output.suffix != ".safetensors":
+        require_torch(f"writing {output.suffix}", "its file format", "name the file *.safetensors")
+    overrides = {"target_keep": ",".join(map(str, targets))} if targets else {}
     weights = random_weights(dims, np.random.default_rng(seed))
     model = build_model(to_official(weights, dims.family), arch=arch, overrides=overrides)
-    if dims.num_gates and not model.config.target_keep:
-        raise UsageError(
-            f"{name} does not say which share its gates keep", "add --keep-ratio 0.7,0.49,0.343"
-        )
     ratios = _calibrate(model) if dims.num_gates else ()
     _save(to_official(model.weights, dims.family), output)
     return RandomCheckpoint(output, name, ratios)
@@ -136,26 +146,16 @@ def _calibrate(model: Model) -> tuple[float, ...]:
 
 def _save(tensors: dict[str, np.ndarray], output: Path) -> None:
     """Writes the file whole or not at all."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.parent)
-        os.close(handle)
-        try:
-            if output.suffix == ".safetensors":
-                from safetensors.numpy import save_file
+    # Made in memory: at a full disk the libraries' own errors would not say so.
+    if output.suffix == ".safetensors":
+        from safetensors.numpy import save
 
-                save_file(tensors, name)
-            else:
-                import torch
+        content = save(tensors)
+    else:
+        import torch
 
-                torch.save({"model": {k: torch.from_numpy(v) for k, v in tensors.items()}}, name)
-            Path(name).chmod(0o644)
-            Path(name).replace(output)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise ExportError(
-            f"cannot write {output} ({reason})", "give a place with room you may write to, with -o"
-        ) from error
+        buffer = io.BytesIO()
+        torch.save({"model": {k: torch.from_numpy(v) for k, v in tensors.items()}}, buffer)
+        content = buffer.getvalue()
+    with write_file(output, "-o") as part:
+        part.write_bytes(content)

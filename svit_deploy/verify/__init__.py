@@ -2,8 +2,8 @@
 
 Three kinds of runs, all of the exported graph:
 
-1. masks forced to the reference's: the error of every stage by itself, so that a wrong block is
-   told from a wrong gate (`parity`);
+1. every stage by itself, on the reference's tokens and keep masks: no error hides behind
+   another, and a wrong block is told from a wrong gate (`parity`);
 2. as shipped: which decisions differ and by what margin, then logits and classes (`parity`);
 3. behaviour: alone and in a batch, repeated, all tokens kept, none kept (`behaviour`).
 """

@@ -36,15 +36,18 @@ def load_reference_model(
         allow_pickle=allow_pickle,
     )
     recorded = bundle.manifest["checkpoint"]
-    if recorded and model.checkpoint and recorded["sha256"] != model.checkpoint.sha256:
-        log.warning("%s was exported from another file than %s", bundle.name, checkpoint)
+    told = recorded and model.checkpoint and recorded["sha256"] == model.checkpoint.sha256
+    for note in model.notes:  # the export of the same file told them
+        log.log(logging.DEBUG if told else logging.INFO, "%s: %s", checkpoint.name, note)
     return model
 
 
 def told_by_manifest(config: ModelConfig) -> dict[str, str]:
     """The manifest's word on what weights cannot tell, in the form of `--set`."""
-    preprocess = config.preprocess
+    preprocess, patch = config.preprocess, config.patch_size
     told = {
+        # Of the position embedding, which need not be square; what to run at is the bundle's.
+        "image_size": "x".join(str(side * patch) for side in config.native_grid),
         "num_heads": str(config.num_heads),
         "mean": ",".join(map(str, preprocess.mean)),
         "std": ",".join(map(str, preprocess.std)),

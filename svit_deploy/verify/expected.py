@@ -55,6 +55,7 @@ class Expectations(ABC):
 
     Attributes:
         count: images, at least 1.
+        has_features: whether feature maps are known, so that each stage can be run by itself.
         labels: `[count]`, if known.
         differences: a check's name to the settings in which the bundle differs from the reference.
         notes: what else a reader of the verdict should know.
@@ -62,6 +63,7 @@ class Expectations(ABC):
 
     description: str
     count: int
+    has_features: bool
     labels: np.ndarray | None = None
     differences: Mapping[str, list[str]] = MappingProxyType({})
     notes: tuple[str, ...] = ()
@@ -77,6 +79,8 @@ class Expectations(ABC):
 
 class Recorded(Expectations):
     """The bundle's reference.npz: no PyTorch needed, no feature maps, no extreme runs."""
+
+    has_features = False
 
     def __init__(self, bundle: Bundle) -> None:
         arrays = bundle.load_reference()
@@ -106,6 +110,8 @@ class Recomputed(Expectations):
         images: what to run, or the bundle's own recorded inputs if None.
         batch: images that the graph and the reference get at once.
     """
+
+    has_features = True
 
     def __init__(
         self, bundle: Bundle, model: Model, images: ImageSet | None, *, batch: int = BATCH

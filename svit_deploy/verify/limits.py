@@ -12,19 +12,37 @@ from dataclasses import dataclass
 class Limits:
     """Largest accepted differences for one precision.
 
+    Errors of tokens and logits are those of `compare.token_error` and `compare.logits_error`,
+    those of margins are in units of max(1, rms of the gate's margins).
+
     Attributes:
-        token: relative error of a token in a feature map (`compare.token_error`), with the
-            reference's masks forced.
-        margin: absolute error of a gate's margin, in units of max(1, rms of that gate's
-            margins). A margin nearer than this to its threshold may fall either way.
-        logits: absolute error of a logit, in units of max(1, rms of the logits).
+        embedding: token error after the patch embedding.
+        block: token error of a block by itself, run on the reference's tokens and keep mask.
+        margin: error of a gate's margins by itself, run on the reference's tokens.
+        head: error of the logits by themselves, run on the reference's tokens.
+        logits: error of the logits of the whole model, where its keep masks are the reference's.
+        rounding: how far rounding in all stages before it may move a margin. Decisions that turn
+            nearer than this to their cut are coin tosses.
         top1: smallest share of images whose top-1 class agrees.
     """
 
-    token: float
+    embedding: float
+    block: float
     margin: float
+    head: float
     logits: float
+    rounding: float
     top1: float
 
 
-LIMITS = {"fp32": Limits(token=5e-5, margin=5e-5, logits=5e-5, top1=0.995)}
+LIMITS = {
+    "fp32": Limits(
+        embedding=1e-4,
+        block=1e-5,
+        margin=2e-5,
+        head=2e-5,
+        logits=1e-4,
+        rounding=2e-4,
+        top1=0.995,
+    )
+}

@@ -1,10 +1,11 @@
-"""Parity with the reference: every stage with masks forced, then the file as it is."""
+"""Parity with the reference: every stage by itself, then the file as it is."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import numpy as np
+import onnx
 
 from svit_deploy.compare import (
     effective_keep,
@@ -17,7 +18,7 @@ from svit_deploy.compare import (
 from svit_deploy.engines.base import Engine
 from svit_deploy.errors import InputError
 from svit_deploy.export import names
-from svit_deploy.graph_edit import add_outputs, force_values, read_scalar
+from svit_deploy.graph_edit import FED, add_outputs, feed_values, force_values, read_scalar
 from svit_deploy.onnx_file import random_operators
 from svit_deploy.progress import Progress
 from svit_deploy.verify.expected import Expectations, Expected
@@ -36,7 +37,7 @@ class Parity:
     def check_file(self) -> None:
         """What can be said without running: settings, random operators, thresholds."""
         for name, differences in self.expectations.differences.items():
-            self.check(name, not differences, ", ".join(differences) or "as the checkpoint's")
+            self.check(name, not differences, ", ".join(differences) or "as the reference's")
         random = random_operators(self.subject.model)
         self.check(
             "no random operator",
@@ -61,24 +62,17 @@ class Parity:
         Returns:
             The first part of the reference's outputs, for the behaviour checks.
         """
-        subject, config = self.subject, self.config
-        shape = ("batch", config.num_tokens)
-        forced_model = force_values(
-            subject.model, {names.decision_name(gate): shape for gate in self.gates}
-        )
-        blocks = [names.block_name(block) for block in range(config.depth)]
-        margins = [names.margin_name(gate) for gate in self.gates]
-        forced_model = add_outputs(forced_model, [names.EMBEDDING, *blocks, *margins])
+        subject = self.subject
         errors: dict[str, float] = {}
         expected: list[Expected] = []
         actual: list[Observed] = []
-        with subject.engine(forced_model) as forced, subject.shipped() as shipped:
-            self.report.engine = forced.description
+        with subject.engine(self.staged()) as staged, subject.shipped() as shipped:
+            self.report.engine = staged.description
             for part in self.expectations.parts():
                 refuse_non_finite(part)
                 done = sum(len(past.inputs) for past in expected) / self.expectations.count
                 progress.update("comparing with the reference", 0.7 * done)
-                for stage, error in self.stage_errors(forced, part).items():
+                for stage, error in self.stage_errors(staged, part).items():
                     errors[stage] = max(errors.get(stage, 0.0), error)
                 actual.append(subject.observe(shipped, part.inputs))
                 expected.append(dataclasses.replace(part, features=[]))
@@ -86,40 +80,58 @@ class Parity:
             [Observed(part.logits, part.keep_mask, part.margin) for part in expected]
         )
         finite = np.where(np.isfinite(whole.margin), whole.margin, 0)
-        scales = [max(1.0, rms(finite[:, gate])) for gate in self.gates]
-        subject.rounding = self.limits.margin * np.array(scales)
+        subject.scales = np.array([max(1.0, rms(finite[:, gate])) for gate in self.gates])
         self.judge_stages(errors)
         self.judge_decisions(Observed.concatenate(actual), whole)
         self.judge_budget(Observed.concatenate(actual))
         self.judge_logits(Observed.concatenate(actual), whole)
         return expected[0]
 
-    def stage_errors(self, forced: Engine, part: Expected) -> dict[str, float]:
-        """Error of each value of the graph that the reference knows, with its masks forced."""
+    @property
+    def feature_maps(self) -> list[str]:
+        """The graph's values that the reference knows as feature maps, in order."""
+        return [names.EMBEDDING, *(names.block_name(block) for block in range(self.config.depth))]
+
+    def staged(self) -> onnx.ModelProto:
+        """The graph with the reference's keep masks and, if known, feature maps for inputs."""
+        config, shape = self.config, ("batch", self.config.num_tokens)
+        decisions = {names.decision_name(gate): shape for gate in self.gates}
+        model = force_values(self.subject.model, decisions)
+        model = add_outputs(model, [names.margin_name(gate) for gate in self.gates])
+        if not self.expectations.has_features:
+            return model
+        return feed_values(model, dict.fromkeys(self.feature_maps, ("rows", config.embed_dim)))
+
+    def stage_errors(self, staged: Engine, part: Expected) -> dict[str, float]:
+        """Error of each value of the graph that the reference knows."""
         feeds = {names.INPUT: part.inputs}
         for gate in self.gates:
             mask = np.ascontiguousarray(part.keep_mask[:, gate])
             feeds[names.decision_name(gate)] = mask
-        actual = forced.run(feeds)
+        maps = list(zip(self.feature_maps, part.features, strict=False))
+        for name, features in maps:
+            feeds[name + FED] = features.reshape(-1, self.config.embed_dim)
+        actual = staged.run(feeds)
         errors = {names.LOGITS: logits_error(actual[names.LOGITS], part.logits)}
         for gate in self.gates:
             name = names.margin_name(gate)
             errors[name] = margin_error(actual[name], part.margin[:, gate])
-        for index, features in enumerate(part.features):
-            name = names.block_name(index - 1) if index else names.EMBEDDING
+        for name, features in maps:
             errors[name] = token_error(actual[name].reshape(features.shape), features)
         return errors
 
     def judge_stages(self, errors: dict[str, float]) -> None:
         """Lists the stages in the order they run and names the first that differs."""
-        limits, stages = self.limits, self.report.stages
+        limits, stages, scales = self.limits, self.report.stages, self.subject.scales
+        alone = self.expectations.has_features  # else errors add up from stage to stage
         gate_of = {block: gate for gate, block in enumerate(self.config.gate_blocks)}
-        order = [("embedding", names.EMBEDDING, limits.token)]
+        order = [("embedding", names.EMBEDDING, limits.embedding)]
         for block in range(self.config.depth):
             if (gate := gate_of.get(block)) is not None:
-                order.append((f"gate {gate}", names.margin_name(gate), self.subject.rounding[gate]))
-            order.append((f"block {block}", names.block_name(block), limits.token))
-        order.append(("head", names.LOGITS, limits.logits))
+                limit = (limits.margin if alone else limits.rounding) * scales[gate]
+                order.append((f"gate {gate}", names.margin_name(gate), limit))
+            order.append((f"block {block}", names.block_name(block), limits.block))
+        order.append(("head", names.LOGITS, limits.head if alone else limits.logits))
         stages += [Stage(n, errors[v], float(limit)) for n, v, limit in order if v in errors]
         wrong = [stage for stage in stages if not stage.error <= stage.limit]
         detail = f"largest error is {max(s.error / s.limit for s in stages):.0%} of its limit"
@@ -130,7 +142,7 @@ class Parity:
                 by = "by NaN, infinity or a token that only one of them always keeps"
             rest = f" of {len(wrong)}" if len(wrong) > 1 else ""
             detail = f"{first.name} is the first{rest} to differ from the reference, {by}"
-        self.check("stages, masks forced", not wrong, detail)
+        self.check("every stage by itself" if alone else "gates and logits", not wrong, detail)
 
     def judge_decisions(self, actual: Observed, expected: Observed) -> None:
         """The decisions of the file as it is, gate by gate."""
@@ -151,6 +163,17 @@ class Parity:
             actual.keep_mask, expected.keep_mask, expected.margin
         )
         self.check("gate decisions", explained, detail)
+        drift = margin_drift(actual, expected)
+        wrong = [gate for gate in self.gates if not drift[gate] <= subject.rounding[gate]]
+        self.check(
+            "margins",
+            not wrong,
+            f"those of gate {wrong[0]} differ by {drift[wrong[0]]:.2g} where rounding explains "
+            f"{subject.rounding[wrong[0]]:.2g}"
+            if wrong
+            else f"differ by at most {np.max(drift / subject.scales):.2g}, in units of "
+            "max(1, rms of the gate)",
+        )
         ratios = keep_ratios(actual.keep_mask, config)
         expected_ratios = keep_ratios(expected.keep_mask, config)
         for gate in self.gates:
@@ -158,6 +181,7 @@ class Parity:
                 gate=gate,
                 block=config.gate_blocks[gate],
                 flips=flips[gate],
+                drift=float(drift[gate]),
                 rounding=float(subject.rounding[gate]),
                 keep=ratios[gate],
                 expected_keep=expected_ratios[gate],
@@ -192,6 +216,7 @@ class Parity:
         broken = ~np.isfinite(actual.logits).all(axis=1)
         same = ~(actual.keep_mask != expected.keep_mask).any(axis=(1, 2))
         error = logits_error(actual.logits[same], expected.logits[same])
+        self.report.logits_error = error
         self.check(
             "logits",
             error <= self.limits.logits and not broken.any(),
@@ -216,6 +241,16 @@ class Parity:
         if labels is not None:
             self.report.accuracy = float((top1 == labels).mean())
             self.report.reference_accuracy = float((expected_top1 == labels).mean())
+
+
+def margin_drift(actual: Observed, expected: Observed) -> np.ndarray:
+    """Largest difference of the margins of each gate `[G]`, where all decisions before it agree."""
+    late = np.zeros(len(actual.logits), bool)
+    drift = []
+    for gate in range(actual.margin.shape[1]):
+        drift.append(margin_error(actual.margin[~late, gate], expected.margin[~late, gate]))
+        late |= (actual.keep_mask[:, gate] != expected.keep_mask[:, gate]).any(axis=1)
+    return np.array(drift)
 
 
 def refuse_non_finite(part: Expected) -> None:

@@ -30,7 +30,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Stage:
-    """Largest error of one stage of the model with the reference's masks forced."""
+    """Largest error of one stage of the model, its inputs being the reference's."""
 
     name: str
     error: float
@@ -42,13 +42,15 @@ class GateResult:
     """One gate of the model as shipped.
 
     Attributes:
-        rounding: how far from its threshold a margin may flip.
+        drift: largest difference of its margins where all decisions before it agree.
+        rounding: how far rounding may move a margin: nearer to its cut, it may turn.
         keep, expected_keep: mean keep ratio of the graph and of the reference.
     """
 
     gate: int
     block: int
     flips: GateFlips
+    drift: float
     rounding: float
     keep: float
     expected_keep: float
@@ -67,6 +69,7 @@ class VerifyReport:
     gates: list[GateResult] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    logits_error: float | None = None
     accuracy: float | None = None
     reference_accuracy: float | None = None
 
@@ -89,8 +92,7 @@ class VerifyReport:
         if failed:
             more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
             return f"FAIL {self.bundle.name}: {failed[0].name}: {failed[0].detail}{more}"
-        tosses = sum(result.flips.coin_tosses for result in self.gates)
-        decisions = f"identical but for {tosses} coin tosses" if tosses else "identical"
+        decisions = decisions_in_words([result.flips for result in self.gates])
         gates = f", decisions of {len(self.gates)} gates {decisions}" if self.gates else ""
         return f"PASS {self.bundle.name}: {self.images} images{gates}, against the {self.reference}"
 
@@ -119,6 +121,7 @@ class VerifyReport:
                     for s in self.stages
                 ],
                 "gates": [self._gate_dict(result) for result in self.gates],
+                "logits_error": None if self.logits_error is None else _finite(self.logits_error),
                 "top1_accuracy": self.accuracy,
                 "reference_top1_accuracy": self.reference_accuracy,
                 "notes": self.notes,
@@ -136,6 +139,7 @@ class VerifyReport:
             "fault_flips": flips.faults,
             "consequent_flips": flips.consequences,
             "largest_flipped_margin": _finite(flips.largest_margin),
+            "margin_drift": _finite(result.drift),
             "rounding": result.rounding,
             "keep_ratio": result.keep,
             "reference_keep_ratio": result.expected_keep,
@@ -149,8 +153,7 @@ class VerifyReport:
         if self.stages:
             worst = max(self.stages, key=lambda stage: stage.error / stage.limit)
             console.print(
-                f"masks forced: worst stage {worst.name}, error {worst.error:.2g}, "
-                f"limit {worst.limit:.2g}",
+                f"worst stage: {worst.name}, error {worst.error:.2g}, limit {worst.limit:.2g}",
                 highlight=False,
             )
         table = Table(box=None, pad_edge=False, show_header=False)
@@ -185,6 +188,18 @@ class VerifyReport:
                 target,
             )
         return table
+
+
+def decisions_in_words(flips: list[GateFlips]) -> str:
+    """How far decisions agree whose differences rounding explains."""
+    tosses = sum(flip.coin_tosses for flip in flips)
+    later = sum(flip.consequences for flip in flips)
+    if not tosses:
+        return "identical"
+    plural = "" if tosses == 1 else "es"
+    return f"identical but for {tosses} coin toss{plural}" + (
+        f" and {later} decisions after {'it' if tosses == 1 else 'them'}" if later else ""
+    )
 
 
 def _finite(value: float) -> float | None:

@@ -14,7 +14,7 @@ from svit_deploy.engines.base import Engine
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.export import names
 from svit_deploy.graph_edit import add_outputs
-from svit_deploy.verify.report import VerifyReport
+from svit_deploy.verify.report import VerifyReport, decisions_in_words
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,11 @@ class Observed:
 
 
 class Subject:
-    """A bundle's graph, variants of it, and the thresholds that its manifest promises."""
+    """A bundle's graph, variants of it, and the thresholds that its manifest promises.
+
+    Attributes:
+        scales: `[G]`, what an error of a margin is measured in, once margins are known.
+    """
 
     def __init__(self, bundle: Bundle, settings: VerifySettings, report: VerifyReport) -> None:
         self.bundle, self.config, self.settings = bundle, bundle.config, settings
@@ -70,7 +74,12 @@ class Subject:
         self.gates = range(self.config.num_gates)
         self.thresholds = np.array(self.config.thresholds, np.float32)
         self.rows = np.array(bundle.budget_rows) if bundle.budget_rows else None
-        self.rounding = np.full(len(self.gates), self.limits.margin)
+        self.scales = np.ones(len(self.gates))
+
+    @property
+    def rounding(self) -> np.ndarray:
+        """How far rounding may move a margin of each gate `[G]`."""
+        return self.limits.rounding * self.scales
 
     def engine(self, model: onnx.ModelProto | Path) -> Engine:
         content = model if isinstance(model, Path) else model.SerializeToString()
@@ -132,5 +141,4 @@ class Subject:
                     reach = "some of which it must always keep"
                 words = f"gate {gate} decides {flip.faults} tokens differently, {reach}"
                 return flips, False, words
-        tosses = sum(flip.coin_tosses for flip in flips)
-        return flips, True, f"identical but for {tosses} coin tosses" if tosses else "identical"
+        return flips, True, decisions_in_words(flips)

@@ -63,12 +63,13 @@ def test_sweep_is_drawn(report, tmp_path, suffix):
 
 
 def test_sweep_that_cannot_be_drawn(world, report, tmp_path, monkeypatch):
-    with pytest.raises(UsageError, match="run the benchmark with --sweep"):
+    with pytest.raises(UsageError, match="token mode dynamic"):
         plot_sweep(world.bench(world.dense()), tmp_path / "sweep.png")
     with pytest.raises(UsageError, match=r"name a \.png"):
         plot_sweep(report, tmp_path / "sweep.docx")
-    with pytest.raises(UsageError, match="absent"):
-        plot_sweep(report, tmp_path / "absent" / "sweep.png")
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="not a folder"):
+        plot_sweep(report, tmp_path / "file" / "sweep.png")
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(CapabilityError, match=r"svit-deploy\[plot\]"):
         plot_sweep(report, tmp_path / "sweep.png")

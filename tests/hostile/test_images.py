@@ -252,3 +252,13 @@ def test_bad_label_file(
 def test_missing_label_file(folder: Path, tmp_path: Path) -> None:
     assert "labels.txt does not exist" in refusal(folder, tmp_path / "labels.txt")
     assert "pictures does not exist" in refusal(folder, folder)
+
+
+def test_an_npz_that_declares_too_much_is_refused_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr("svit_deploy.npz.read_npz.__kwdefaults__", {"max_bytes": 10**6})
+    path = tmp_path / "bomb.npz"
+    np.savez_compressed(path, images=np.zeros((100, 64, 64, 3), np.uint8))
+    assert path.stat().st_size < 10_000
+    with pytest.raises(InputError, match="would unpack to 122") as caught:
+        load_images(path)
+    assert caught.value.exit_code == 3

@@ -109,6 +109,17 @@ def test_truncated(tmp_path: Path, share: float) -> None:
     assert "cut short" in sentence or "no ONNX graph" in sentence
 
 
+@pytest.mark.parametrize("text", ["operator", "metadata"])
+def test_text_that_is_not_utf8(tmp_path: Path, text: str) -> None:
+    model = small_model()
+    helper.set_model_props(model, {"svit_deploy.metadata": "metadata"})
+    model.graph.node[0].domain = "operator"
+    content = model.SerializeToString().replace(text.encode(), b"\xff" * len(text))
+    path = tmp_path / "m.onnx"
+    path.write_bytes(content)
+    assert "not UTF-8" in refusal(path)
+
+
 @settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

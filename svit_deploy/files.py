@@ -1,0 +1,60 @@
+"""Writing a single file that is complete or absent."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from svit_deploy.errors import ExportError, UsageError
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Refuses a file that `write_file` could not write; call it before a long run.
+
+    Raises:
+        UsageError: `path` is a folder, or the place is not a folder or closed to us.
+    """
+    fix = f"give another file with {option}"
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder", fix)
+    place = next(folder for folder in path.absolute().parents if folder.exists())
+    if not place.is_dir():
+        raise UsageError(f"{path} cannot be written: {place} is not a folder", fix)
+    if not os.access(path if path.exists() else place, os.W_OK):
+        raise UsageError(f"{path} cannot be written (Permission denied)", fix)
+
+
+@contextmanager
+def write_file(path: Path, option: str) -> Iterator[Path]:
+    """Gives a temporary file beside `path` that becomes it, whole, when the block ends well.
+
+    Missing folders are made. A device or a pipe (/dev/null, /dev/stdout) is written directly.
+
+    Args:
+        option: what the user named the file with, for the message.
+
+    Raises:
+        ExportError: the disk is full or not writable.
+    """
+    try:
+        path = path.resolve()  # what a link points to is replaced, not the link
+        if path.exists() and not path.is_file():
+            yield path
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{secrets.token_hex(6)}{path.suffix}")
+        try:
+            part.touch(exist_ok=False)
+            yield part
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise ExportError(
+            f"cannot write {path} ({error.strerror or error})",
+            f"give a place with room that you may write to, with {option}",
+        ) from error
