@@ -21,9 +21,8 @@ from svit_deploy.bench import BenchReport, BenchSettings, render
 from svit_deploy.bundle import open_bundle
 from svit_deploy.config import ModelConfig
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
-from svit_deploy.export.onnx import without_gates
 from svit_deploy.images import load_images, synthetic_images
-from svit_deploy.models import load_model
+from svit_deploy.models import load_model, without_gates
 from svit_deploy.progress import show_progress
 
 RATIOS = "0.7,0.49,0.343"

@@ -19,7 +19,8 @@ from svit_deploy.bench import BenchReport, BenchSettings, run_bench
 from svit_deploy.bundle import MANIFEST, Bundle, open_bundle
 from svit_deploy.config import BatchRange, TokenMode, parse_image_size, parse_ratios
 from svit_deploy.errors import InputError, UsageError
-from svit_deploy.export.onnx import ExportSettings, export_onnx
+from svit_deploy.export.onnx import export_onnx
+from svit_deploy.export.settings import ExportSettings
 from svit_deploy.images import ImageSet, load_images
 from svit_deploy.inspection import Inspection, inspect_path
 from svit_deploy.models.random import RandomCheckpoint, init_checkpoint

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from svit_deploy.compare import first_gated
+from svit_deploy.compare import budget_rows
 from svit_deploy.config import ModelConfig, TokenMode
 from svit_deploy.errors import ExportError, InputError, SvitDeployError
 from svit_deploy.folder import write_folder
@@ -68,9 +68,7 @@ class Bundle:
     @property
     def budget_rows(self) -> tuple[int, ...]:
         """Tokens a budget lets through per gate, always-kept ones included; empty without one."""
-        return tuple(
-            budget + first_gated(self.config, gate) for gate, budget in enumerate(self.budgets)
-        )
+        return budget_rows(self.config, self.budgets)
 
     @property
     def has_gate_outputs(self) -> bool:

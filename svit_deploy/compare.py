@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,11 @@ def kept_counts(keep_mask: np.ndarray, config: ModelConfig) -> np.ndarray:
 def first_gated(config: ModelConfig, gate: int) -> int:
     """The first token that a gate decides on: those before it are always kept."""
     return 0 if config.gate_class_token[gate] else config.prefix_tokens
+
+
+def budget_rows(config: ModelConfig, budgets: Sequence[int]) -> tuple[int, ...]:
+    """Rows each gated block computes per image: its budget and the tokens always kept."""
+    return tuple(budget + first_gated(config, gate) for gate, budget in enumerate(budgets))
 
 
 def keep_ratios(keep_mask: np.ndarray, config: ModelConfig) -> tuple[float, ...]:

@@ -157,7 +157,8 @@ def parse_image_size(text: str) -> tuple[int, int]:
     height, width = (int(part) for part in (parts * 2 if len(parts) == 1 else parts))
     if not 1 <= min(height, width) <= max(height, width) <= MAX_IMAGE_SIZE:
         raise UsageError(
-            f"--image-size {text!r} is outside 1 to {MAX_IMAGE_SIZE}", "give pixels, for example 224"
+            f"--image-size {text!r} is outside 1 to {MAX_IMAGE_SIZE}",
+            "give pixels, for example 224",
         )
     return height, width
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from svit_deploy.errors import InputError
 
-
 MAX_BYTES = 8 * 2**30
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from svit_deploy import api
 from svit_deploy.bench import BenchSettings, render
 from svit_deploy.errors import ExportError, InputError, VerificationFailed
+from svit_deploy.packages import require_torch
 from svit_deploy.progress import Progress
 
 BENCH = BenchSettings(batches=(1, 32), warmup_s=0.5, duration_s=3.0, threads=1)
@@ -38,6 +39,7 @@ def run_quickstart(
         ExportError: `output` exists; with `force` the bundles and maps in it are replaced.
         VerificationFailed: an export is not equal to its checkpoint.
     """
+    require_torch("quickstart", "the reference forward pass")
     digits = digits_folder()
     if output.exists() and not force and not (output.is_dir() and not any(output.iterdir())):
         raise ExportError(f"{output} exists", "give another folder with -o, or --force")

@@ -106,6 +106,16 @@ def with_weights(change, pattern):
     )
 
 
+def tanh_gelu(scope):
+    def approximate(model):
+        found = [n for n in model.graph.node if n.op_type == "Gelu" and scope in n.name]
+        assert found
+        for node in found:
+            node.attribute.append(onnx.helper.make_attribute("approximate", "tanh"))
+
+    return approximate
+
+
 # --- numerics ----------------------------------------------------------------------------------
 
 
@@ -124,13 +134,22 @@ def test_layer_norm_epsilon(verify, model_fault, epsilon, stage):
 
 @pytest.mark.parametrize(("scope", "stage"), [("/mlp/", "block 0"), ("/gate/", "gate 0")])
 def test_tanh_gelu(verify, graph_fault, scope, stage):
-    def approximate(model):
-        for node in model.graph.node:
-            if node.op_type == "Gelu" and scope in node.name:
-                node.attribute.append(onnx.helper.make_attribute("approximate", "tanh"))
-
-    graph_fault(approximate)
+    graph_fault(tanh_gelu(scope))
     refused(verify(), *first_stage(stage))
+
+
+@pytest.mark.parametrize("fault", ["epsilon of blocks", "GELU of blocks", "GELU of gates"])
+def test_numerics_of_a_trained_model(digits, heldout, tmp_path, model_fault, graph_fault, fault):
+    """Not made to be sensitive, and refused all the same."""
+    stage = "gate 0" if "gates" in fault else "block 0"
+    if "epsilon" in fault:
+        model_fault(with_config(block_eps=1e-6))
+    else:
+        graph_fault(tanh_gelu("/gate/" if "gates" in fault else "/mlp/"))
+    settings = ExportSettings(calibration=heldout[:8])
+    bundle = export_model(digits, tmp_path / "broken", settings)
+    report = verify_bundle(bundle, Recomputed(bundle, digits, None), SETTINGS)
+    refused(report, *first_stage(stage))
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.001])

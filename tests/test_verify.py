@@ -301,12 +301,12 @@ def shifted_export(golden, tmp_path, monkeypatch, shift):
 
 
 def test_a_decision_within_rounding_is_a_coin_toss(golden, tmp_path, monkeypatch):
-    report = shifted_export(golden, tmp_path, monkeypatch, 2e-5)
+    report = shifted_export(golden, tmp_path, monkeypatch, 4e-5)
     assert report.passed, report.verdict
     first, *others = report.gates
     assert (first.flips.coin_tosses, first.flips.faults) == (1, 0)
     later = sum(gate.flips.consequences for gate in others)
-    assert first.flips.largest_margin == pytest.approx(1e-5, rel=0.1)
+    assert 0 < first.flips.largest_margin < 4e-5 < first.rounding
     words = "decisions of 9 gates identical but for 1 coin toss"
     assert words + (f" and {later} decisions after it" if later else "") in report.verdict
     assert "2 of 3 images with identical masks" in check(report, "logits").detail
@@ -432,5 +432,5 @@ def test_a_fed_value_cuts_the_graph(golden, export):
         outputs["block_1.out"].reshape(3, 197, 48), expected[2], rtol=0, atol=1e-4
     )
     np.testing.assert_array_equal(outputs["keep_mask"], found.keep_mask[::-1])
-    with pytest.raises(InputError, match="no value named 'block_99.out'"):
+    with pytest.raises(InputError, match="no value named 'block_99"):
         feed_values(model, {"block_99.out": ("rows", 48)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,14 @@ from svit_deploy.models.presets import Arch, recognise, resolve_arch
 from svit_deploy.models.serialise import check_config, config_from_dict, config_to_dict
 from svit_deploy.torch_file import some
 
-__all__ = ["Model", "build_model", "config_from_dict", "config_to_dict", "load_model"]
+__all__ = [
+    "Model",
+    "build_model",
+    "config_from_dict",
+    "config_to_dict",
+    "load_model",
+    "without_gates",
+]
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,14 @@ class Model:
     arch: str
     checkpoint: Checkpoint | None = None
     notes: tuple[str, ...] = ()
+
+
+def without_gates(model: Model) -> Model:
+    """The dense twin: the same weights, every block on every token."""
+    config = replace(
+        model.config, gate_blocks=(), gate_class_token=(), target_keep=(), thresholds=()
+    )
+    return replace(model, config=config)
 
 
 def load_model(

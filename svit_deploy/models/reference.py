@@ -55,7 +55,12 @@ def keep_forced(keep_mask: np.ndarray) -> Decide:
 
 
 def keep_budget(decide: Decide, rows: Sequence[int]) -> Decide:
-    """At most `rows[gate]` tokens per image, always-kept ones included; lowest margins go first."""
+    """At most `rows[gate]` tokens per image, always-kept ones included; lowest margins go first.
+
+    Without `rows` there is no budget.
+    """
+    if not rows:
+        return decide
 
     def decide_within(gate: int, margin: Tensor) -> Tensor:
         keep = decide(gate, margin)

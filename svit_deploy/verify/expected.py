@@ -14,9 +14,8 @@ import numpy as np
 from svit_deploy.bundle import Bundle
 from svit_deploy.config import ModelConfig, TokenMode
 from svit_deploy.errors import InputError
-from svit_deploy.export.onnx import without_gates
 from svit_deploy.images import ImageSet
-from svit_deploy.models import Model, config_to_dict
+from svit_deploy.models import Model, config_to_dict, without_gates
 
 BATCH = 16
 CHOSEN = frozenset({"image_size", "thresholds", "target_keep"})
@@ -127,8 +126,7 @@ class Recomputed(Expectations):
         if not self.differences["configuration"]:  # else they may not fit the model
             model = dataclasses.replace(model, config=dataclasses.replace(model.config, **chosen))
         self.reference = Reference(model)
-        rule = keep_above(exported.thresholds)
-        self.rule = keep_budget(rule, self.rows) if self.rows else rule
+        self.rule = keep_budget(keep_above(exported.thresholds), self.rows)
         if images is None:
             recorded = bundle.load_reference()
             self.inputs, self.labels = recorded["images"], recorded.get("labels")
@@ -150,8 +148,7 @@ class Recomputed(Expectations):
         from svit_deploy.models.reference import keep_all, keep_budget, keep_none
 
         everything = keep_all if keep == "all" else keep_none
-        rule = keep_budget(everything, self.rows) if self.rows else everything
-        outputs = self.reference.run(part.inputs, rule)
+        outputs = self.reference.run(part.inputs, keep_budget(everything, self.rows))
         return Expected(part.inputs, outputs.logits, outputs.keep_mask, outputs.margin)
 
 

@@ -1,0 +1,115 @@
+"""What a bundle records beside its graph: metadata, manifest, the reference's outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from svit_deploy import __version__
+from svit_deploy.config import ModelConfig
+from svit_deploy.environment import describe_environment
+from svit_deploy.export.settings import ExportSettings
+from svit_deploy.images import ImageSet
+from svit_deploy.models import Model, config_to_dict
+
+GATING = "keep iff margin > threshold, margin = keep logit - prune logit, a tie is pruned"
+
+
+def save_reference(path: Path, inputs: np.ndarray, samples: ImageSet, outputs: Any) -> None:
+    arrays = {
+        "images": inputs,
+        "logits": outputs.logits,
+        "keep_mask": outputs.keep_mask,
+        "margin": outputs.margin,
+    }
+    if samples.labels is not None:
+        arrays["labels"] = samples.labels
+    np.savez_compressed(path, **arrays)
+
+
+def describe_gates(
+    config: ModelConfig, measured: Sequence[float], budgets: Sequence[int]
+) -> list[dict[str, Any]]:
+    """One record per gate, for the manifest, the ONNX metadata and `inspect`."""
+    return [
+        {
+            "gate": gate,
+            "block": config.gate_blocks[gate],
+            "sees_class_token": config.gate_class_token[gate],
+            "gated_tokens": config.gated_tokens(gate),
+            "target_keep": config.target_keep[gate] if config.target_keep else None,
+            "measured_keep": round(measured[gate], 6),
+            "threshold": config.thresholds[gate],
+            "budget": budgets[gate] if budgets else None,
+        }
+        for gate in range(config.num_gates)
+    ]
+
+
+def metadata(model: Model, settings: ExportSettings, gates: list[dict[str, Any]]) -> dict[str, str]:
+    """metadata_props: flat strings, JSON where nested; no path and no time of day."""
+    checkpoint = model.checkpoint
+    content: dict[str, Any] = {
+        "schema": "1",
+        "version": __version__,
+        "method": model.config.family,
+        "arch": Path(model.arch).name,
+        "mode": settings.tokens.value,
+        "gating": GATING if gates else "none",
+        "gates": gates,
+        "model": config_to_dict(model.config),
+        "preprocess": dataclasses.asdict(model.config.preprocess),
+        "batch": str(settings.batch),
+        "checkpoint_sha256": checkpoint.sha256 if checkpoint else "",
+    }
+    return {
+        key: value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+        for key, value in content.items()
+    }
+
+
+def manifest(
+    model: Model,
+    settings: ExportSettings,
+    gates: list[dict[str, Any]],
+    samples: ImageSet,
+    budgets: Sequence[int],
+    command: Sequence[str],
+) -> dict[str, Any]:
+    checkpoint = model.checkpoint
+    return {
+        "tool": {"name": "svit-deploy", "version": __version__},
+        "command": [Path(part).name if "/" in part else part for part in command],
+        "checkpoint": {
+            "name": checkpoint.path.name,
+            "sha256": checkpoint.sha256,
+            "size_bytes": checkpoint.size_bytes,
+            "container": checkpoint.container,
+        }
+        if checkpoint
+        else None,
+        "arch": Path(model.arch).name,
+        "model": config_to_dict(model.config),
+        "preprocess": dataclasses.asdict(model.config.preprocess),
+        "tokens": {
+            "mode": settings.tokens.value,
+            "budgets": list(budgets),
+            "gate_outputs": settings.gate_outputs,
+        },
+        "gates": gates,
+        "batch": {"min": settings.batch.min, "opt": settings.batch.opt, "max": settings.batch.max},
+        "precision": "fp32",
+        "opset": settings.opset,
+        "reference": {
+            "source": samples.source,
+            "images": len(samples),
+            "sha256": samples.sha256,
+        },
+        "notes": list(model.notes),
+        "environment": describe_environment(),
+    }

@@ -1,0 +1,177 @@
+"""Random-weight checkpoints: sizes, keep ratios, spread, and files that are whole or absent."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from svit_deploy.bundle import hash_file
+from svit_deploy.compare import kept_counts
+from svit_deploy.errors import ExportError, UsageError
+from svit_deploy.images import synthetic_images
+from svit_deploy.models import load_model
+from svit_deploy.models.layout import expected_shapes
+from svit_deploy.models.presets import PRESETS
+from svit_deploy.models.random import _dims, init_checkpoint, random_weights
+
+pytest.importorskip("torch")
+
+SIZES = "family: svit\nnum_heads: 3\nembed_dim: 96\ndepth: 6\npatch_size: 8\nimage_size: 112\n"
+
+
+@pytest.fixture
+def arch(tmp_path: Path):
+    """Writes an architecture file with some more lines."""
+
+    def write(*lines: str, sizes: str = SIZES) -> str:
+        path = tmp_path / "arch.yaml"
+        path.write_text(sizes + "\n".join(lines))
+        return str(path)
+
+    return write
+
+
+def keep_shares(model, seed: int, count: int = 32) -> np.ndarray:
+    """Kept over gated tokens of synthetic images, `[count, G]`."""
+    from svit_deploy.models.reference import Reference
+
+    config = model.config
+    images = synthetic_images(count, config.image_size, seed=seed)
+    outputs = Reference(model).run(images.inputs(config.preprocess, config.image_size))
+    gated = [config.gated_tokens(gate) for gate in range(config.num_gates)]
+    return kept_counts(outputs.keep_mask, config) / np.array(gated)
+
+
+def test_gates_keep_what_is_asked_for(arch, tmp_path):
+    file = arch("gate_blocks: [1, 3, 5]")
+    made = init_checkpoint(file, tmp_path / "x.pth", keep_ratio=(0.7, 0.5, 0.3))
+    assert made.keep_ratios == pytest.approx((0.7, 0.5, 0.3), abs=1e-3)
+    model = load_model(made.path, arch=file)
+    assert model.config.gate_blocks == (1, 3, 5)
+    assert model.config.thresholds == (0, 0, 0)
+    shares = keep_shares(model, seed=0)  # the images it was calibrated on
+    assert shares.mean(axis=0) == pytest.approx((0.7, 0.5, 0.3), abs=2e-3)
+    shares = keep_shares(model, seed=1)
+    assert shares.mean(axis=0) == pytest.approx((0.7, 0.5, 0.3), abs=0.06)
+    # Content decides, as in trained models: about a tenth from image to image.
+    assert ((shares.std(axis=0) > 0.03) & (shares.std(axis=0) < 0.2)).all()
+
+
+@pytest.mark.parametrize(("ratios", "expected"), [((0.6,), (0.6, 0.6)), ((1.0, 0.05), (1.0, 0.05))])
+def test_ratios_are_spread_over_the_gates(arch, tmp_path, ratios, expected):
+    file = arch("gate_blocks: [2, 4]")
+    made = init_checkpoint(file, tmp_path / "x.safetensors", keep_ratio=ratios)
+    assert made.keep_ratios == pytest.approx(expected, abs=1e-3)
+
+
+def test_targets_of_the_architecture_are_the_default(arch, tmp_path):
+    made = init_checkpoint(arch("target_keep: 0.4"), tmp_path / "x.safetensors")
+    assert made.keep_ratios == pytest.approx([0.4] * 6, abs=1e-3)  # a gate in front of each block
+
+
+def test_sizes_come_from_the_file(arch, tmp_path):
+    more = ("num_classes: 7", "gate_blocks: [5]", "mean: [0, 0, 0]")
+    file = arch(*more, sizes=SIZES.replace("112", "64x112"))
+    made = init_checkpoint(file, tmp_path / "x.safetensors", keep_ratio=(0.5,))
+    config = load_model(made.path, arch=file).config
+    assert (config.embed_dim, config.depth, config.mlp_dim) == (96, 6, 384)
+    assert (config.num_classes, config.patch_size, config.native_grid) == (7, 8, (8, 14))
+    assert config.preprocess.mean == (0, 0, 0)
+
+
+@pytest.mark.parametrize("preset", [name for name, arch in PRESETS.items() if not arch.gate_blocks])
+def test_dense_presets(preset):
+    """Of the right sizes, and recognised; the largest are not written."""
+    arch = PRESETS[preset]
+    dims = _dims(preset, arch)
+    assert dims.num_gates == 0
+    assert dims.distilled == bool(arch.distilled)
+    small = replace(dims, depth=1, num_classes=2)
+    weights = random_weights(small, np.random.default_rng(0))
+    assert {name: array.shape for name, array in weights.items()} == expected_shapes(small)
+    assert all(array.dtype == np.float32 for array in weights.values())
+
+
+def test_written_preset_is_recognised(tmp_path):
+    made = init_checkpoint("deit_tiny_distilled", tmp_path / "x.safetensors")
+    assert made.keep_ratios == ()
+    model = load_model(made.path)
+    assert (model.arch, model.config.num_heads) == ("deit_tiny_distilled", 3)
+    assert "recognised as deit_tiny_distilled by its dimensions" in model.notes
+
+
+def test_svit_preset(tmp_path):
+    dims = _dims("svit_s", PRESETS["svit_s"])
+    assert (dims.num_gates, dims.gate_dim, dims.num_patches) == (9, 96, 196)
+
+
+def test_seed_decides(arch, tmp_path):
+    file = arch("gate_blocks: [5]", "target_keep: 0.5")
+
+    def made(seed: int, name: str) -> str:
+        return hash_file(init_checkpoint(file, tmp_path / name, seed=seed).path)
+
+    assert made(1, "a.safetensors") == made(1, "b.safetensors") != made(2, "c.safetensors")
+
+
+def test_activations_neither_vanish_nor_explode(arch, tmp_path):
+    from svit_deploy.models.reference import Reference
+
+    deep = SIZES.replace("depth: 6", "depth: 24")
+    made = init_checkpoint(arch("target_keep: 0.5", sizes=deep), tmp_path / "x.safetensors")
+    model = load_model(made.path, arch=str(tmp_path / "arch.yaml"))
+    config = model.config
+    inputs = synthetic_images(4, config.image_size).inputs(config.preprocess, config.image_size)
+    outputs = Reference(model).run(inputs, features=True)
+    scales = [float(features.std()) for features in outputs.features]
+    assert max(scales) < 10 * min(scales)
+    assert 0.1 < outputs.logits.std() < 10
+    margins = outputs.margin[np.isfinite(outputs.margin)]
+    assert 0.1 < margins.std() < 10
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "words"),
+    [
+        ([], {}, "add --keep-ratio"),
+        (["gate_blocks: [1, 2]"], {"keep_ratio": (0.5, 0.5, 0.5)}, "--keep-ratio has 3 values"),
+        ([], {"keep_ratio": (0.0,)}, "above 0"),
+        ([], {"keep_ratio": (1.5,)}, "at most 1"),
+        (["family: deit"], {"keep_ratio": (0.5,)}, "leave --keep-ratio out"),
+    ],
+)
+def test_wrong_ratios(arch, tmp_path, lines, options, words):
+    sizes = SIZES.replace("family: svit\n", "") if "family: deit" in lines else SIZES
+    file = arch(*lines, sizes=f"{sizes}\n")
+    with pytest.raises(UsageError, match=words):
+        init_checkpoint(file, tmp_path / "x.safetensors", **options)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["arch.yaml"]
+
+
+def test_wrong_outputs(arch, tmp_path):
+    with pytest.raises(UsageError, match=r"\.pth or \*\.safetensors"):
+        init_checkpoint("deit_tiny", tmp_path / "x.onnx")
+    there = tmp_path / "x.safetensors"
+    there.write_text("mine")
+    with pytest.raises(ExportError, match="--force"):
+        init_checkpoint("deit_tiny", there)
+    assert there.read_text() == "mine"
+    with pytest.raises(UsageError, match="does not say embed_dim"):
+        init_checkpoint(arch(sizes="family: svit\nnum_heads: 2\n"), tmp_path / "y.pth")
+
+
+def test_failed_write_leaves_nothing(arch, tmp_path, monkeypatch):
+    file = arch("gate_blocks: [5]", "target_keep: 0.5")
+
+    def interrupt(self, content):
+        with self.open("wb") as stream:
+            stream.write(content[:100])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        init_checkpoint(file, tmp_path / "x.safetensors")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["arch.yaml"]
