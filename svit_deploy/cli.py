@@ -13,7 +13,7 @@ import typer
 
 from svit_deploy import __version__
 from svit_deploy.commands.bench import bench
-from svit_deploy.commands.common import Session, configure_logging, restore_logging
+from svit_deploy.commands.common import Invocation, configure_logging, restore_logging
 from svit_deploy.commands.export import export
 from svit_deploy.commands.others import doctor, init, inspect, quickstart, visualize
 from svit_deploy.commands.verify import verify
@@ -64,9 +64,9 @@ def configure(
         ),
     ] = False,
 ) -> None:
-    session: Session = context.obj
-    session.verbose, session.quiet, session.no_progress = verbose, quiet, no_progress
-    configure_logging(session)
+    invocation: Invocation = context.obj
+    invocation.verbose, invocation.quiet, invocation.no_progress = verbose, quiet, no_progress
+    configure_logging(invocation)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -78,12 +78,12 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit code (see `svit_deploy.errors`).
     """
-    session = Session(sys.argv[1:] if args is None else list(args))
+    invocation = Invocation(sys.argv[1:] if args is None else list(args))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a cp1252 console must not fail on a file's name
             stream.reconfigure(errors="replace")
     try:
-        return _run(session)
+        return _run(invocation)
     except SvitDeployError as error:
         return _fail(str(error), error.exit_code)
     except TyperUsageError as error:
@@ -102,7 +102,7 @@ def main(args: Sequence[str] | None = None) -> int:
             return _fail(f"cannot write ({error.strerror}); make room on the disk.", EXIT_EXPORT)
         if isinstance(error, OSError) and error.filename is not None:
             return _fail(f"{error.filename}: {error.strerror}; check the path.", EXIT_INPUT)
-        if session.verbose:
+        if invocation.verbose:
             raise
         return _fail(
             f"unexpected {type(error).__name__}: {error}. This is a bug: please report it, with "
@@ -111,12 +111,12 @@ def main(args: Sequence[str] | None = None) -> int:
         )
 
 
-def _run(session: Session) -> int:
+def _run(invocation: Invocation) -> int:
     # Not app(): that would turn errors into boxes, and Ctrl-C into an exit code without a word.
     group = typer.main.get_command(app)
     try:
         with group.make_context(
-            "svit-deploy", list(session.args) or ["--help"], obj=session
+            "svit-deploy", list(invocation.args) or ["--help"], obj=invocation
         ) as context:
             group.invoke(context)
         code = EXIT_OK

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -130,7 +131,7 @@ class BatchRange:
         """
         fix = "give one number or MIN:OPT:MAX with 1 <= MIN <= OPT <= MAX, for example 1:8:32"
         parts = text.split(":")
-        if len(parts) not in (1, 3) or not all(part.strip().isdigit() for part in parts):
+        if len(parts) not in (1, 3) or not all(map(_is_number, parts)):
             raise UsageError(f"--batch {text!r} is not a batch range", fix)
         low, opt, high = (int(part) for part in (parts * 3 if len(parts) == 1 else parts))
         if not 1 <= low <= opt <= high:
@@ -150,7 +151,7 @@ def parse_image_size(text: str) -> tuple[int, int]:
         UsageError: anything else.
     """
     parts = text.lower().split("x")
-    if len(parts) not in (1, 2) or not all(part.strip().isdigit() for part in parts):
+    if len(parts) not in (1, 2) or not all(map(_is_number, parts)):
         raise UsageError(
             f"--image-size {text!r} is not a size", "give pixels, for example 224 or 224x320"
         )
@@ -161,6 +162,11 @@ def parse_image_size(text: str) -> tuple[int, int]:
             "give pixels, for example 224",
         )
     return height, width
+
+
+def _is_number(text: str) -> bool:
+    """Whether it is a whole number of a sensible length."""
+    return re.fullmatch(r"\s*[0-9]{1,18}\s*", text) is not None
 
 
 def parse_ratios(text: str, option: str) -> tuple[float, ...]:

@@ -1,10 +1,13 @@
-"""The whole job on the digits model, with a short benchmark."""
+"""The whole job on the digits model, with few images and a short benchmark."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from svit_deploy import quickstart
@@ -15,14 +18,23 @@ pytest.importorskip("torch")
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs `svit-deploy quickstart` with little to measure."""
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[[Path], tuple[int, str, str]]:
+    """Runs `svit-deploy quickstart -o FOLDER` with more options."""
+    few = tmp_path / "digits"
+    shutil.copytree(quickstart.digits_folder(), few)
+    for name in ("heldout.npz", "calibration.npz"):
+        with np.load(few / name) as arrays:
+            some = {key: arrays[key][:30] for key in arrays.files}
+        np.savez(few / name, **some)
     short = replace(quickstart.BENCH, batches=(1,), warmup_s=0, duration_s=0, min_samples=1)
+    monkeypatch.setattr(quickstart, "digits_folder", lambda: few)
     monkeypatch.setattr(quickstart, "BENCH", short)
     monkeypatch.setattr(quickstart, "PICTURES", 2)
 
-    def run(*args):
-        code = main(["-q", "quickstart", *map(str, args)])
+    def run(output: Path, *options: str) -> tuple[int, str, str]:
+        code = main(["-q", "quickstart", "-o", str(output), *options])
         return code, *capsys.readouterr()
 
     return run
@@ -30,34 +42,37 @@ def run(monkeypatch, capsys):
 
 def test_quickstart(run, tmp_path):
     output = tmp_path / "quick start"
-    code, out, err = run("-o", output)
+    code, out, err = run(output)
     assert (code, err) == (0, "")
     assert sorted(entry.name for entry in output.iterdir()) == ["dense", "dynamic", "maps"]
     assert out.count("PASS") == 2
     assert "speed-up over dense" in out
-    assert "dense    PyTorch 98.61%, exported 98.61%" in out
-    assert "dynamic  PyTorch 99.72%, exported 99.72%" in out
-    code, out, err = run("-o", output)
+    assert "top-1 on 30 held-out digits" in out
+    assert "  dynamic  PyTorch 100.00%, exported 100.00%" in out
+    code, out, err = run(output)
     assert (code, out) == (5, "")
     assert "--force" in err
-    # What an interrupted run left, and what the user put there, is no obstacle.
-    (output / "dynamic" / "manifest.json").unlink()
+    # What an interrupted run left and what the user put there is no obstacle.
+    shutil.rmtree(output / "dynamic")
     (output / "notes.txt").write_text("mine")
-    code, out, err = run("-o", output, "--force")
+    assert run(output, "--force")[0] == 0
+    assert (output / "dynamic" / "manifest.json").is_file()
+    assert (output / "notes.txt").read_text() == "mine"
+
+
+def test_quickstart_leaves_files_of_others_alone(run, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert run(file)[0] == 5
+    assert run(file, "--force")[0] == 5
+    assert file.read_text() == "mine"
+    taken = tmp_path / "taken"
+    (taken / "dense").mkdir(parents=True)
+    (taken / "dense" / "thesis.txt").write_text("mine")
+    code, _, err = run(taken, "--force")
     assert code == 5
-    assert (output / "notes.txt").read_text() == "mine"
-
-
-def test_quickstart_replaces_its_own_folders(run, tmp_path):
-    output = tmp_path / "quickstart"
-    output.mkdir()
-    assert run("-o", output)[0] == 0
-    (output / "notes.txt").write_text("mine")
-    (output / "maps" / "mean_map.png").unlink()
-    code, _, _ = run("-o", output, "--force")
-    assert code == 0
-    assert (output / "maps" / "mean_map.png").is_file()
-    assert (output / "notes.txt").read_text() == "mine"
+    assert "not a sound bundle" in err
+    assert (taken / "dense" / "thesis.txt").read_text() == "mine"
 
 
 def test_digits_are_found_in_a_checkout_or_a_package(monkeypatch, tmp_path):
@@ -69,10 +84,3 @@ def test_digits_are_found_in_a_checkout_or_a_package(monkeypatch, tmp_path):
     inside.mkdir(parents=True)
     (inside / "svit_digits.pth").touch()
     assert quickstart.digits_folder() == inside
-
-
-def test_quickstart_refuses_a_file(run, tmp_path):
-    file = tmp_path / "quickstart"
-    file.touch()
-    assert run("-o", file)[0] == 5
-    assert Path(file).is_file()

@@ -9,10 +9,10 @@ import typer
 
 from svit_deploy.commands.common import (
     Images,
+    Invocation,
     Json,
     MaxImages,
     Provider,
-    Session,
     Threads,
     check_json,
     dated,
@@ -72,7 +72,7 @@ def bench(
     from svit_deploy import api
     from svit_deploy.bench import BenchSettings, check_plot, plot_sweep, render
 
-    session: Session = context.obj
+    invocation: Invocation = context.obj
     settings = BenchSettings(
         batches=parse_whole_numbers(batch, "--batch"),
         warmup_s=parse_seconds(warmup, "--warmup"),
@@ -88,7 +88,7 @@ def bench(
     )
     if sweep_tokens is not None:
         check_plot(sweep_tokens)
-    with session.progress() as progress:
+    with invocation.progress() as progress:
         report = api.bench(
             list(targets),
             images=images,
@@ -98,8 +98,8 @@ def bench(
             settings=settings,
             progress=progress,
         )
-    render(report, session.console(json_file))
-    write_json(json_file, dated(report.to_dict(session.command)))
+    render(report, invocation.console(json_file))
+    write_json(json_file, dated(report.to_dict(invocation.command)))
     if sweep_tokens is not None:
         plot_sweep(report, sweep_tokens)
     report.raise_for_failures()

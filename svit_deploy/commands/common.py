@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -52,12 +53,12 @@ Provider = Annotated[
     str, typer.Option(metavar="NAME", help="ONNX Runtime provider: cpu, cuda, tensorrt, ...")
 ]
 Threads = Annotated[
-    int, typer.Option(metavar="N", min=0, help="Threads per operator; 0 is one per core.")
+    int, typer.Option(metavar="N", min=0, max=1024, help="Per operator; 0 is one per core.")
 ]
 
 
 @dataclass
-class Session:
+class Invocation:
     """The command line as typed, and what it says before the command's name."""
 
     args: Sequence[str]
@@ -160,9 +161,12 @@ def parse_limits(pairs: Sequence[str] | None) -> dict[str, float]:
         try:
             limits[name] = float(value.removesuffix("ms"))
         except ValueError:
+            limits[name] = math.nan
+        if not math.isfinite(limits[name]):
             raise UsageError(
-                f"--fail-above {pair!r} is not NAME=MILLISECONDS", "write, e.g., p99=12"
-            ) from None
+                f"--fail-above {pair!r} is not NAME=MILLISECONDS",
+                "write, e.g., --fail-above p99=12",
+            )
     return limits
 
 
@@ -177,12 +181,12 @@ class LogHandler(logging.Handler):
             self.handleError(record)
 
 
-def configure_logging(session: Session) -> None:
+def configure_logging(invocation: Invocation) -> None:
     """Sends this package's log, and others' warnings, to standard error."""
     level = logging.INFO
-    if session.verbose:
+    if invocation.verbose:
         level = logging.DEBUG
-    elif session.quiet:
+    elif invocation.quiet:
         level = logging.WARNING
     root = logging.getLogger()
     if not any(isinstance(handler, LogHandler) for handler in root.handlers):
@@ -190,7 +194,9 @@ def configure_logging(session: Session) -> None:
     logging.getLogger("svit_deploy").setLevel(level)
     # Other packages' Python warnings tell a user nothing to act on.
     logging.captureWarnings(True)
-    logging.getLogger("py.warnings").setLevel(logging.WARNING if session.verbose else logging.ERROR)
+    logging.getLogger("py.warnings").setLevel(
+        logging.WARNING if invocation.verbose else logging.ERROR
+    )
 
 
 def restore_logging() -> None:

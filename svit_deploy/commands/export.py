@@ -14,8 +14,8 @@ from svit_deploy.commands.common import (
     Arch,
     Checkpoint,
     Force,
+    Invocation,
     MaxImages,
-    Session,
     Set,
     parse_overrides,
 )
@@ -79,8 +79,8 @@ def export(
     """Export a checkpoint to an ONNX bundle."""
     from svit_deploy import api
 
-    session: Session = context.obj
-    with session.progress() as progress:
+    invocation: Invocation = context.obj
+    with invocation.progress() as progress:
         bundle = api.export(
             checkpoint,
             output,
@@ -99,7 +99,7 @@ def export(
             opset=opset,
             allow_pickle=allow_pickle,
             force=force,
-            command=session.command,
+            command=invocation.command,
             progress=progress,
         )
     for label, text in _summary(bundle):
@@ -141,7 +141,7 @@ def _gates(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
     rows = {
         "target": [f"{gate['target_keep']:.3f}" for gate in gates if gate["target_keep"]],
         "keep": [f"{gate['measured_keep']:.3f}" for gate in gates],
-        "threshold": [f"{gate['threshold']:.3g}" for gate in gates if gate["threshold"]],
+        "threshold": [f"{gate['threshold']:.3f}" for gate in gates if gate["threshold"]],
         "budget": [f"{gate['budget']}" for gate in gates if gate["budget"]],
     }
     for label, values in rows.items():

@@ -9,10 +9,10 @@ import typer
 
 from svit_deploy.commands.common import (
     Force,
+    Invocation,
     Json,
     MaxImages,
     Provider,
-    Session,
     Threads,
     check_json,
     write_json,
@@ -28,9 +28,9 @@ def inspect(
     check_json(json_file)
     from svit_deploy import api
 
-    session: Session = context.obj
+    invocation: Invocation = context.obj
     inspection = api.inspect(file)
-    inspection.render(session.console(json_file))
+    inspection.render(invocation.console(json_file))
     write_json(json_file, inspection.to_dict())
 
 
@@ -48,8 +48,8 @@ def visualize(
     """Draw which tokens a bundle keeps, over the pictures."""
     from svit_deploy import api
 
-    session: Session = context.obj
-    with session.progress() as progress:
+    invocation: Invocation = context.obj
+    with invocation.progress() as progress:
         files = api.visualize(
             bundle,
             output,
@@ -96,9 +96,9 @@ def doctor(context: typer.Context, json_file: Json = None) -> None:
     check_json(json_file)
     from svit_deploy.doctor import examine
 
-    session: Session = context.obj
+    invocation: Invocation = context.obj
     diagnosis = examine()
-    diagnosis.render(session.console(json_file))
+    diagnosis.render(invocation.console(json_file))
     write_json(json_file, diagnosis.to_dict())
 
 
@@ -112,6 +112,6 @@ def quickstart(
     """Run everything once on the digits model that comes along."""
     from svit_deploy.quickstart import run_quickstart
 
-    session: Session = context.obj
-    with session.progress() as progress:
-        run_quickstart(output, session.console(), progress, force=force)
+    invocation: Invocation = context.obj
+    with invocation.progress() as progress:
+        run_quickstart(output, invocation.console(), progress, force=force)

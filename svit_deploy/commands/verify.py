@@ -11,10 +11,10 @@ from svit_deploy.commands.common import (
     AllowPickle,
     Arch,
     Images,
+    Invocation,
     Json,
     MaxImages,
     Provider,
-    Session,
     Set,
     Threads,
     check_json,
@@ -56,8 +56,8 @@ def verify(
     check_json(json_file)
     from svit_deploy import api
 
-    session: Session = context.obj
-    with session.progress() as progress:
+    invocation: Invocation = context.obj
+    with invocation.progress() as progress:
         report = api.verify(
             bundle,
             against=against,
@@ -72,7 +72,7 @@ def verify(
             allow_pickle=allow_pickle,
             progress=progress,
         )
-    report.render(session.console(json_file))
-    write_json(json_file, dated(report.to_dict(session.command)))
+    report.render(invocation.console(json_file))
+    write_json(json_file, dated(report.to_dict(invocation.command)))
     if not report.passed:
         raise VerificationFailed(report.verdict.removeprefix("FAIL "), "do not ship this bundle")

@@ -165,6 +165,11 @@ def find_arch(name: str) -> tuple[str, Arch]:
             f"{path} lacks the field {' and '.join(missing)}",
             "write one 'field: value' per line, for example 'num_heads: 6'",
         )
+    for key, value in fields.items():  # before anything prints it: aliases nest without end
+        if any(
+            isinstance(item, list | dict) for item in (value if type(value) is list else [value])
+        ):
+            raise InputError(f"{path}: {key!s:.80} is nested", "give a value, or a list of values")
     return path.name, Arch(**{k: _parse(k, v, f"{path}: ", InputError) for k, v in fields.items()})
 
 

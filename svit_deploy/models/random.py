@@ -109,7 +109,7 @@ def random_weights(dims: Dims, rng: np.random.Generator) -> dict[str, np.ndarray
 
     What a block adds is scaled down with the depth, so that tokens stay themselves and a gate
     tells tokens apart, not only images. Patch filters see no brightness, as most trained ones
-    do not, for the same reason.
+    do not, for the same reason. Biases are small but not zero: an optimiser would drop zeros.
     """
     weights = {}
     for name, shape in expected_shapes(dims).items():
@@ -117,7 +117,7 @@ def random_weights(dims: Dims, rng: np.random.Generator) -> dict[str, np.ndarray
         if "norm" in name:
             array = np.full(shape, float(name.endswith("weight")))
         elif name.endswith("bias"):
-            array = np.zeros(shape)
+            array = 0.02 * rng.standard_normal(shape)
         elif name in ("cls_token", "dist_token", "pos_embed"):
             array = 0.2 * rng.standard_normal(shape)
         else:

@@ -21,11 +21,21 @@ from typing import Any
 
 import onnx
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from svit_deploy import api
 from svit_deploy.bundle import MANIFEST, MODEL
 from svit_deploy.cli import main
+from svit_deploy.commands.common import (
+    parse_limits,
+    parse_overrides,
+    parse_seconds,
+    parse_whole_numbers,
+)
+from svit_deploy.config import BatchRange, parse_image_size, parse_ratios
+from svit_deploy.errors import UsageError
 from svit_deploy.export import vit
 
 pytest.importorskip("torch")
@@ -244,7 +254,8 @@ def test_export_options(cli, tmp_path, options, words):
 
 
 @pytest.mark.parametrize(
-    "batch", ["0", "-1", "8:4:2", "0:1:2", "1:8", "1:2:3:4", "1x3x224x224", "many", "", "9" * 30]
+    "batch",
+    ["0", "-1", "8:4:2", "0:1:2", "1:8", "1:2:3:4", "1x3x224x224", "many", "", "9" * 30, "²"],
 )
 def test_export_batches(refused, tmp_path, batch):
     message = refused(2, *EXPORT, f"--batch={batch}", "-o", tmp_path / "out")
@@ -270,7 +281,9 @@ def test_bench_batches(refused, bundles, batch):
         (["--fail-above", "p99"], "p99=12"),
         (["--fail-above", "p42=1"], "p50"),
         (["--fail-above", "p50=-1"], "positive"),
-        (["--fail-above", "p50=nan"], "positive"),
+        (["--fail-above", "p50=nan"], "p99=12"),
+        (["--fail-above", "p50=1e999"], "p99=12"),
+        (["--threads", "9999999"], "--threads"),
         (["--provider", "abacus"], "cpu, cuda"),
         (["--random", "--images", HELDOUT], "leave one out"),
         (["--sweep-tokens", "sweep.docx"], ".png"),
@@ -411,6 +424,46 @@ def test_provider_that_is_not_here(refused, bundles):
         for command in ("verify", "bench"):
             message = refused(4, command, bundles / "dense", "--provider", provider)
             assert "--provider cpu" in message
+
+
+def test_arch_file_that_nests(refused, tmp_path):
+    arch = tmp_path / "arch.yaml"
+    ones = "&v0 [x, x, x, x, x, x, x, x, x]"
+    more = [f"&v{i} [{', '.join([f'*v{i - 1}'] * 9)}]" for i in range(1, 20)]
+    arch.write_text(f"family: svit\nnum_heads: 4\nimage_size: [{', '.join([ones, *more])}]\n")
+    message = refused(3, "export", CHECKPOINT, "--arch", arch, "-o", tmp_path / "out")
+    assert "image_size is nested" in message
+
+
+TEXTS = st.text(st.characters(codec="utf-8")) | st.text("0123456789.,:x=-+eEinfa ms²٣_")
+
+
+@given(text=TEXTS)
+@example("²")
+@example("9" * 5000)
+def test_values_of_options_parse_or_are_refused(text):
+    parsers: list[Callable[[str], Any]] = [
+        BatchRange.parse,
+        parse_image_size,
+        parse_seconds_of_option,
+        lambda text: parse_ratios(text, "--option"),
+        lambda text: parse_whole_numbers(text, "--option"),
+        lambda text: parse_limits([text]),
+        lambda text: parse_overrides([text]),
+    ]
+    for parse in parsers:
+        try:
+            value = parse(text)
+        except UsageError as error:
+            assert error.fix
+        else:
+            assert value is not None
+
+
+def parse_seconds_of_option(text: str) -> float:
+    seconds = parse_seconds(text, "--option")
+    assert 0 <= seconds < 1e7
+    return seconds
 
 
 # --- disks --------------------------------------------------------------------------------------
