@@ -81,9 +81,6 @@ def attention(
 ) -> str:
     """Softmax attention, one group of K rows at a time.
 
-    The scale is applied to the queries, before the first product: the pattern that fused
-    attention kernels look for.
-
     Args:
         qkv: queries, keys, values `[B, K, C]`.
         bias: `[B, 1, 1, K]`, added to the scores of each key.
@@ -98,10 +95,29 @@ def attention(
 
     query, key, value = qkv
     query, key, value = heads(query, 0, 2, 1, 3), heads(key, 0, 2, 3, 1), heads(value, 0, 2, 1, 3)
+    mixed = attend_heads(graph, query, key, value, head_dim, bias)
+    mixed = graph.op("Transpose", mixed, perm=(0, 2, 1, 3))
+    return graph.reshape(mixed, -1, num_heads * head_dim)
+
+
+def attend_heads(
+    graph: GraphBuilder, query: str, key: str, value: str, head_dim: int, bias: str | None
+) -> str:
+    """Softmax attention of each head by itself.
+
+    The scale is applied to the queries, before the first product: the pattern that fused
+    attention kernels look for.
+
+    Args:
+        query, value: `[B, H, K, D]`.
+        key: `[B, H, D, K]`.
+        bias: `[B, 1, 1, K]`, added to the scores of each key.
+
+    Returns:
+        `[B, H, K, D]`.
+    """
     query = graph.op("Mul", query, graph.constant(head_dim**-0.5, np.float32))
     scores = graph.op("MatMul", query, key)
     if bias is not None:
         scores = graph.op("Add", scores, bias)
-    mixed = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), value)
-    mixed = graph.op("Transpose", mixed, perm=(0, 2, 1, 3))
-    return graph.reshape(mixed, -1, num_heads * head_dim)
+    return graph.op("MatMul", graph.op("Softmax", scores, axis=-1), value)

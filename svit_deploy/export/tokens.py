@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from svit_deploy.export.builder import INT64, GraphBuilder
-from svit_deploy.export.layers import MASKED, QKV, Attend, attention
+from svit_deploy.export.layers import MASKED, QKV, Attend, attend_heads, attention
 
 LOWEST = float(np.finfo(np.float32).min)
 
@@ -102,14 +102,23 @@ def select_dynamic(graph: GraphBuilder, grid: TokenGrid, decision: str) -> Selec
     filled = graph.op("Less", slots, counts)  # [B, Kmax]
     # The row in each slot; an empty slot repeats row 0, which the bias hides.
     table = graph.op("Where", filled, graph.op("Add", starts, slots), graph.constant(0))
-    slot_of_row = true_positions(graph, filled)  # [T]
     bias = key_bias(graph, filled)
+    heads, dim = grid.num_heads, grid.head_dim
+    # Rows of D values, one per row and head: moving those splits the heads in the same pass.
+    head_numbers = graph.constant([[[head] for head in range(heads)]])  # [1, H, 1]
+    first = graph.op(
+        "Mul", graph.op("Unsqueeze", table, graph.constant([1])), graph.constant(heads)
+    )
+    head_table = graph.op("Add", first, head_numbers)  # [B, H, Kmax]
+    slot_of_row = true_positions(graph, filled)  # [T]
     scatter_rows = graph.op("Unsqueeze", rows, graph.constant([1]))
 
     def attend(qkv: QKV) -> str:
-        slotted = (graph.op("Gather", t, table) for t in qkv)
-        mixed = attention(graph, slotted, grid.num_heads, grid.head_dim, bias)
-        return graph.op("Gather", mixed, slot_of_row)
+        query, key, value = (graph.op("Gather", graph.reshape(t, -1, dim), head_table) for t in qkv)
+        key = graph.op("Transpose", key, perm=(0, 1, 3, 2))
+        mixed = attend_heads(graph, query, key, value, dim, bias)
+        mixed = graph.op("Transpose", mixed, perm=(0, 2, 1, 3))
+        return graph.op("Gather", graph.reshape(mixed, -1, heads * dim), slot_of_row)
 
     return Selection(
         take=lambda x: graph.op("Gather", x, rows),
