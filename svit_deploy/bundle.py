@@ -13,12 +13,12 @@ import onnx
 from svit_deploy.compare import budget_rows
 from svit_deploy.config import ModelConfig, TokenMode
 from svit_deploy.errors import ExportError, InputError, SvitDeployError
+from svit_deploy.files import hash_file
 from svit_deploy.folder import write_folder
 from svit_deploy.manifest import (
     EXPORT_AGAIN,
     MANIFEST,
     SCHEMA_VERSION,
-    hash_file,
     read_manifest,
     write_manifest,
 )
@@ -32,7 +32,6 @@ __all__ = [
     "REFERENCE",
     "SCHEMA_VERSION",
     "Bundle",
-    "hash_file",
     "open_bundle",
     "write_bundle",
     "write_manifest",

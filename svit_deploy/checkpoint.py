@@ -6,7 +6,6 @@ A checkpoint is untrusted input: no code runs out of a file unless the caller sa
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from svit_deploy.errors import InputError
+from svit_deploy.files import hash_file
 from svit_deploy.torch_file import (
     DOWNLOAD_AGAIN,
     MAX_BYTES,
@@ -82,7 +82,7 @@ def read_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
         notes.append(f"{dtype} weights {verb} to float32")
     return Checkpoint(
         path=path,
-        sha256=_sha256(path),
+        sha256=hash_file(path),
         size_bytes=path.stat().st_size,
         container=found.container,
         tensors=tensors,
@@ -186,11 +186,3 @@ def _check_finite(path: Path, tensors: dict[str, np.ndarray]) -> None:
             f"{path} holds NaN or infinite values in {some(bad)}",
             "use a checkpoint from before the training diverged",
         )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

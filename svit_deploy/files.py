@@ -1,7 +1,8 @@
-"""Writing a single file that is complete or absent."""
+"""Single files: their hash, and writing one that is complete or absent."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -9,6 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from svit_deploy.errors import ExportError, UsageError
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def check_writable(path: Path, option: str) -> None:

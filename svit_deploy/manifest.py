@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from svit_deploy.errors import InputError
+from svit_deploy.files import hash_file
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -99,15 +99,6 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(manifest, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     # A file name that is not valid Unicode, in the command, must not end a whole export.
     (folder / MANIFEST).write_bytes(text.encode("utf-8", errors="replace"))
-
-
-def hash_file(path: Path) -> str:
-    """sha256 of a file, hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _check(value: Any, wanted: Any, where: str) -> None:

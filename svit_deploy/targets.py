@@ -20,12 +20,13 @@ from svit_deploy.bench.settings import (
     BenchTarget,
     Provenance,
 )
-from svit_deploy.bundle import MANIFEST, MODEL, Bundle, hash_file, open_bundle
+from svit_deploy.bundle import MANIFEST, MODEL, Bundle, open_bundle
 from svit_deploy.config import Preprocess, TokenMode
 from svit_deploy.engines.base import Engine, TensorSpec
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.errors import InputError, SvitDeployError, UsageError
 from svit_deploy.export import names
+from svit_deploy.files import hash_file
 from svit_deploy.graph_edit import add_outputs, force_values, set_scalars
 from svit_deploy.images import ImageSet
 from svit_deploy.inspection.graph import DATA_DEPENDENT

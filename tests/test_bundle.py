@@ -19,7 +19,6 @@ from svit_deploy.bundle import (
     MODEL,
     REFERENCE,
     Bundle,
-    hash_file,
     open_bundle,
     write_bundle,
     write_manifest,
@@ -27,6 +26,7 @@ from svit_deploy.bundle import (
 from svit_deploy.config import TokenMode
 from svit_deploy.errors import EXIT_EXPORT, ExportError
 from svit_deploy.export.onnx import ExportSettings, export_model
+from svit_deploy.files import hash_file
 from svit_deploy.models import Model
 
 Export = Callable[..., Bundle]

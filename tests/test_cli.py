@@ -21,8 +21,9 @@ import pytest
 from PIL import Image
 
 from svit_deploy import __version__, api, doctor
-from svit_deploy.bundle import MANIFEST, MODEL, hash_file
+from svit_deploy.bundle import MANIFEST, MODEL
 from svit_deploy.cli import main
+from svit_deploy.files import hash_file
 from svit_deploy.graph_edit import set_scalars
 from svit_deploy.images import load_images
 

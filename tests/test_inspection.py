@@ -20,8 +20,9 @@ import safetensors.numpy
 from onnx import TensorProto, helper
 from rich.console import Console
 
-from svit_deploy.bundle import MODEL, Bundle, hash_file
+from svit_deploy.bundle import MODEL, Bundle
 from svit_deploy.errors import InputError
+from svit_deploy.files import hash_file
 from svit_deploy.graph_edit import set_scalars
 from svit_deploy.inspection import Inspection, inspect_path
 from svit_deploy.models.presets import PRESETS, Arch

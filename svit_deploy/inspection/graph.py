@@ -14,9 +14,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from svit_deploy.files import hash_file
 from svit_deploy.graph_edit import read_scalar
 from svit_deploy.inspection.report import Inspection, Section, listed, mebibytes, number
-from svit_deploy.manifest import hash_file
 from svit_deploy.onnx_file import (
     all_nodes,
     all_tensors,
