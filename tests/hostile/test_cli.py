@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -584,14 +583,17 @@ def test_report_through_a_link(cli, bundles, tmp_path):
 # --- the end of a process -----------------------------------------------------------------------
 
 
+def wait_for(process: subprocess.Popen[bytes], words: bytes) -> None:
+    """Returns when a line with these words has come on standard error."""
+    assert process.stderr is not None
+    assert any(words in line for line in iter(process.stderr.readline, b""))
+
+
 def export_slowly(output: Path) -> subprocess.Popen[bytes]:
     """An export that has begun to write and is far from its end."""
     process = start(*EXPORT, "--calibrate-gates", HELDOUT, "-o", output)
-    deadline = time.monotonic() + 60
-    while not list(output.parent.glob(f".{output.name}.partial-*")):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    wait_for(process, b"calibrating the gates")
+    assert list(output.parent.glob(f".{output.name}.partial-*"))
     return process
 
 
@@ -621,9 +623,7 @@ def test_interrupted_export(tmp_path):
 def test_interrupted_bench(bundles, tmp_path):
     report = tmp_path / "report.json"
     process = start("bench", bundles / "dense", "--duration", "300", "--json", report)
-    assert process.stderr is not None
-    lines = iter(process.stderr.readline, b"")
-    assert any(b"timing dense" in line for line in lines)
+    wait_for(process, b"timing dense")
     process.send_signal(signal.SIGINT)
     result = finish(process)
     assert (result.code, result.out) == (130, "")
