@@ -27,9 +27,10 @@ RUNTIMES = (
 )  # fmt: skip
 EVERY = (
     "export", "verify", "verify --against", "bench", "bench --sweep-tokens", "visualize",
-    "inspect", "quickstart",
+    "inspect", "init", "quickstart",
 )  # fmt: skip
-RUNNING = tuple(command for command in EVERY if command not in ("inspect", "export"))
+RUNNING = tuple(command for command in EVERY if command not in ("inspect", "export", "init"))
+WITH_CHECKPOINT = ("export", "verify --against", "init", "quickstart")
 RUNTIME_MINIMUM = "1.21"
 CPU_FLAGS = {  # in /proc/cpuinfo: what matters to the kernels of ONNX Runtime
     "avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "AVX-512 VNNI", "avx_vnni": "AVX VNNI",
@@ -75,11 +76,11 @@ REQUIREMENTS = (
     Requirement("onnx", "1.21", EVERY, "older versions follow links out of model files"),
     Requirement("pillow", "10.0", EVERY),
     Requirement("pyyaml", "6.0", EVERY),
-    Requirement("safetensors", "0.4.3", ("export", "verify --against", "inspect", "quickstart")),
+    Requirement("safetensors", "0.4.3", (*WITH_CHECKPOINT, "inspect")),
     Requirement(
         "torch",
         "2.6",
-        ("export", "verify --against", "quickstart"),
+        WITH_CHECKPOINT,
         "older versions run code out of weight files (CVE-2025-32434)",
         ("2.10", "hostile weight files can corrupt memory before it (CVE-2026-24747)"),
     ),

@@ -67,7 +67,7 @@ def test_complete_machine(machine: Machine) -> None:
     assert broken_commands(diagnosis) == set()
     assert list(diagnosis.commands) == [
         "export", "verify", "verify --against", "bench", "bench --sweep-tokens", "visualize",
-        "inspect", "quickstart",
+        "inspect", "init", "quickstart",
     ]  # fmt: skip
     assert "CPU" in find(diagnosis, "onnxruntime").detail
     text = shown(diagnosis)
@@ -78,13 +78,17 @@ def test_complete_machine(machine: Machine) -> None:
 @pytest.mark.parametrize(
     ("changes", "state", "commands"),
     [
-        ({"torch": None}, "missing", {"export", "verify --against", "quickstart"}),
-        ({"torch": "2.5.1"}, "too old", {"export", "verify --against", "quickstart"}),
+        ({"torch": None}, "missing", set(doctor.WITH_CHECKPOINT)),
+        ({"torch": "2.5.1"}, "too old", set(doctor.WITH_CHECKPOINT)),
         ({"matplotlib": None}, "missing", {"bench --sweep-tokens"}),
         ({"onnx": "1.20.9"}, "too old", set(doctor.EVERY)),
-        ({"onnxruntime": None}, "missing", set(doctor.EVERY) - {"export", "inspect"}),
-        ({"onnxruntime": "1.9.0"}, "too old", set(doctor.EVERY) - {"export", "inspect"}),
-        ({"onnxruntime_gpu": "1.31.1"}, "broken", set(doctor.EVERY) - {"export", "inspect"}),
+        ({"onnxruntime": None}, "missing", set(doctor.EVERY) - {"export", "inspect", "init"}),
+        ({"onnxruntime": "1.9.0"}, "too old", set(doctor.EVERY) - {"export", "inspect", "init"}),
+        (
+            {"onnxruntime_gpu": "1.31.1"},
+            "broken",
+            set(doctor.EVERY) - {"export", "inspect", "init"},
+        ),
     ],
 )
 def test_what_is_missing(
@@ -131,7 +135,7 @@ def test_record(machine: Machine) -> None:
     assert record["commands"]["verify"] == {"works": True, "reasons": []}
     assert record["commands"]["export"] == {"works": False, "reasons": ["torch is missing"]}
     torch = next(finding for finding in record["findings"] if finding["name"] == "torch")
-    assert torch["needed_for"] == ["export", "verify --against", "quickstart"]
+    assert torch["needed_for"] == ["export", "verify --against", "init", "quickstart"]
 
 
 def test_machine(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,7 @@ def manifest(
     checkpoint = model.checkpoint
     return {
         "tool": {"name": "svit-deploy", "version": __version__},
-        "command": [Path(part).name if "/" in part else part for part in command],
+        "command": [_without_folders(part) for part in command],
         "checkpoint": {
             "name": checkpoint.path.name,
             "sha256": checkpoint.sha256,
@@ -113,3 +113,9 @@ def manifest(
         "notes": list(model.notes),
         "environment": describe_environment(),
     }
+
+
+def _without_folders(argument: str) -> str:
+    """`--arch=/home/me/a.yaml` -> `--arch=a.yaml`: a bundle travels, its maker's folders do not."""
+    option, equals, value = argument.rpartition("=")
+    return f"{option}{equals}{Path(value).name if '/' in value else value}"

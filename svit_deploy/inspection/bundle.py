@@ -36,7 +36,7 @@ def _overview(bundle: Bundle) -> tuple[tuple[str, str], ...]:
     manifest, config = bundle.manifest, bundle.config
     tokens, batch, reference = (manifest[key] for key in ("tokens", "batch", "reference"))
     preprocess, checkpoint = config.preprocess, manifest["checkpoint"]
-    outputs = "logits and gate outputs" if tokens["gate_outputs"] else "logits only"
+    outputs = "logits and gate outputs" if bundle.has_gate_outputs else "logits only"
     source = f"{checkpoint['name']} ({checkpoint['container']})" if checkpoint else "-"
     height, width = config.image_size
     return (
