@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 MODEL, REFERENCE = "model.onnx", "reference.npz"
-PRECISIONS = ("fp32",)
+PRECISIONS = ("fp32", "fp16", "bf16")
 MAX_REFERENCE_BYTES = 2**30
 GIVE_FOLDER = "give the folder that `svit-deploy export` wrote"
 
@@ -77,6 +77,17 @@ class Bundle:
     @property
     def model_path(self) -> Path:
         return self.path / MODEL
+
+    @property
+    def engine_path(self) -> Path | None:
+        """The TensorRT engine built from the graph, if there is one; its sidecar lies beside it."""
+        name = self.manifest["engine"]
+        return None if name is None else self.path / name
+
+    @property
+    def precision(self) -> str:
+        """fp32, fp16 or bf16; gates compute in float32 in all of them."""
+        return str(self.manifest["precision"])
 
     @property
     def model_sha256(self) -> str:
@@ -169,8 +180,8 @@ def _check_contents(bundle: Bundle) -> None:
         raise ValueError(f"the batch range {batch} is out of order")
     if manifest["precision"] not in PRECISIONS:
         raise ValueError(f"precision {manifest['precision']!r:.80} is unknown")
-    for name in (MODEL, REFERENCE):
-        if name not in manifest["files"]:
+    for name in (MODEL, REFERENCE, manifest["engine"]):
+        if name is not None and name not in manifest["files"]:
             raise ValueError(f"{name} is not listed")
 
 

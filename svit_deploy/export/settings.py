@@ -39,6 +39,8 @@ class ExportSettings:
     target_keep: tuple[float, ...] = ()
     gate_outputs: bool = True
     opset: int = 20
+    precision: str = "fp32"
+    plugins: bool = False
 
     def __post_init__(self) -> None:
         if not MIN_OPSET <= self.opset <= MAX_OPSET:
