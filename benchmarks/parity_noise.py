@@ -6,6 +6,7 @@ the golden checkpoints of the tests and the toy model.
 
     python benchmarks/parity_noise.py                # all models, about ten minutes on two cores
     python benchmarks/parity_noise.py svit_cls deit  # only these
+    python benchmarks/parity_noise.py --precision fp16
 """
 
 from __future__ import annotations
@@ -71,23 +72,25 @@ def load(name: str, folder: Path) -> tuple[Model, list[ImageSet]]:
 
 
 def reports(
-    model: Model, images: list[ImageSet], mode: str, folder: Path
+    model: Model, images: list[ImageSet], mode: str, precision: str, folder: Path
 ) -> Iterator[VerifyReport]:
     """Verifies one export on every image set, in every batch size and thread count."""
-    settings = ExportSettings(tokens=TokenMode(mode.split()[0]), budget=MODES[mode])
+    settings = ExportSettings(
+        tokens=TokenMode(mode.split()[0]), budget=MODES[mode], precision=precision
+    )
     bundle = export_model(model, folder, settings)
     for image_set, batch, threads in itertools.product(images, BATCHES, THREADS):
         expectations = Recomputed(bundle, model, image_set, batch=batch)
         yield verify_bundle(bundle, expectations, VerifySettings(threads=threads, repeats=2))
 
 
-def measure(name: str, mode: str) -> str:
+def measure(name: str, mode: str, precision: str) -> str:
     """One line of the table."""
     largest = dict.fromkeys(COLUMNS, 0.0)
     decisions = flips = runs = 0
     with tempfile.TemporaryDirectory() as folder:
         model, images = load(name, Path(folder))
-        for report in reports(model, images, mode, Path(folder) / "bundle"):
+        for report in reports(model, images, mode, precision, Path(folder) / "bundle"):
             if not report.passed:
                 print(report.verdict)
             runs += 1
@@ -111,13 +114,15 @@ def measure(name: str, mode: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=[*MODELS, *LARGE])
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "fp16", "bf16"])
+    arguments = parser.parse_args()
     versions = installed_versions()
     print(f"{cpu_model()}; " + ", ".join(f"{k} {versions[k]}" for k in sorted(versions)))
     print(f"| model | mode | runs | {' | '.join(COLUMNS.values())} | decisions that differ |")
     print("|---" * (4 + len(COLUMNS)) + "|")
-    for name, mode in itertools.product(parser.parse_args().models, MODES):
+    for name, mode in itertools.product(arguments.models, MODES):
         try:
-            print(measure(name, mode), flush=True)
+            print(measure(name, mode, arguments.precision), flush=True)
         except UsageError:  # a model without gates has one mode only
             continue
 

@@ -6,7 +6,7 @@ export takes seconds, needs no PyTorch tracing, and the same input gives the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,14 @@ import onnx
 from numpy.typing import ArrayLike
 from onnx import TensorProto, helper, numpy_helper
 
-FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+FLOAT, BOOL = TensorProto.FLOAT, TensorProto.BOOL
+INT32, INT64 = TensorProto.INT32, TensorProto.INT64
+FLOAT16, BFLOAT16 = TensorProto.FLOAT16, TensorProto.BFLOAT16
+PRECISIONS = {"fp32": FLOAT, "fp16": FLOAT16, "bf16": BFLOAT16}
+FUNCTIONS_DOMAIN = "trt.plugins"
+"""Where TensorRT, and ONNX Runtime's TensorRT provider, look for plugins."""
+PLUGIN = {"plugin_namespace": "svit", "plugin_version": "1"}
+Body = Callable[..., tuple[str, ...]]
 
 
 class GraphBuilder:
@@ -24,10 +31,16 @@ class GraphBuilder:
     Args:
         name: the graph's name.
         opset: version of the default operator set.
+        precision: fp32, fp16 or bf16: of values that are not said to be float32.
+        plugins: write functions as nodes of their own, each with its body beside it.
     """
 
-    def __init__(self, name: str, opset: int) -> None:
-        self.name, self.opset = name, opset
+    def __init__(
+        self, name: str, opset: int, precision: str = "fp32", plugins: bool = False
+    ) -> None:
+        self.name, self.opset, self.plugins = name, opset, plugins
+        self.dtype = PRECISIONS[precision]
+        self._functions: dict[str, onnx.FunctionProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []
         self._nodes: list[onnx.NodeProto] = []
@@ -69,6 +82,18 @@ class GraphBuilder:
             self._constants[key] = self.weight(name, array)
         return self._constants[key]
 
+    def number(self, value: ArrayLike) -> str:
+        """A constant in the graph's precision."""
+        return self.constant(value, helper.tensor_dtype_to_np_dtype(self.dtype))
+
+    def narrow(self, value: str) -> str:
+        """float32 -> the graph's precision."""
+        return value if self.dtype == FLOAT else self.op("Cast", value, to=self.dtype)
+
+    def widen(self, value: str) -> str:
+        """The graph's precision -> float32."""
+        return value if self.dtype == FLOAT else self.op("Cast", value, to=FLOAT)
+
     def op(self, op_type: str, *inputs: str, **attributes: Any) -> str:
         """Adds an operator with one output and returns that output."""
         return self.ops(op_type, *inputs, outputs=1, **attributes)[0]
@@ -79,6 +104,34 @@ class GraphBuilder:
         values = (name,) if outputs == 1 else tuple(f"{name}:{i}" for i in range(outputs))
         self._nodes.append(helper.make_node(op_type, inputs, values, name=name, **attributes))
         return values
+
+    def function(self, name: str, body: Body, *inputs: str, outputs: int = 1) -> tuple[str, ...]:
+        """Adds what `body` writes: in place, or as one node that a plugin may stand in for.
+
+        Args:
+            name: of the node's type; the same name must mean the same body.
+            body: takes a builder and the inputs, returns the outputs. It may use neither named
+                weights nor the names of other values.
+        """
+        if not self.plugins:
+            return body(self, *inputs)
+        if name not in self._functions:
+            self._functions[name] = self._write_function(name, body, len(inputs))
+        return self.ops(name, *inputs, outputs=outputs, domain=FUNCTIONS_DOMAIN, **PLUGIN)
+
+    def _write_function(self, name: str, body: Body, inputs: int) -> onnx.FunctionProto:
+        inner = GraphBuilder(name, self.opset)
+        formal = [f"in_{i}" for i in range(inputs)]
+        results = body(inner, *formal)
+        constants = [
+            helper.make_node("Constant", [], [tensor_name], name=tensor_name, value=tensor)
+            for tensor_name, tensor in inner._initializers.items()
+        ]
+        opset = helper.make_opsetid("", self.opset)
+        nodes = [*constants, *inner._nodes]
+        return helper.make_function(
+            FUNCTIONS_DOMAIN, name, formal, results, nodes, [opset], attributes=list(PLUGIN)
+        )
 
     def rename(self, value: str, name: str) -> str:
         """Gives a value a name that others may rely on; use the returned name from then on."""
@@ -95,10 +148,15 @@ class GraphBuilder:
         return f"{base}_{count}" if count else base
 
     def model(self) -> onnx.ModelProto:
-        """The graph as a model, unused initializers left out, before any check."""
-        used = {value for node in self._nodes for value in node.input}
+        """The graph as a model, what no output needs left out, before any check."""
+        used = {output.name for output in self._outputs}
+        nodes: list[onnx.NodeProto] = []
+        for node in reversed(self._nodes):
+            if used.intersection(node.output):
+                used.update(node.input)
+                nodes.append(node)
         graph = helper.make_graph(
-            self._nodes,
+            nodes[::-1],
             self.name,
             self._inputs,
             self._outputs,
@@ -106,7 +164,15 @@ class GraphBuilder:
         )
         opset = helper.make_opsetid("", self.opset)
         ir_version = helper.find_min_ir_version_for([opset])
-        return helper.make_model(graph, opset_imports=[opset], ir_version=ir_version)
+        opsets = [opset]
+        if self._functions:
+            opsets.append(helper.make_opsetid(FUNCTIONS_DOMAIN, 1))
+        return helper.make_model(
+            graph,
+            functions=list(self._functions.values()),
+            opset_imports=opsets,
+            ir_version=ir_version,
+        )
 
     # Shorthands for what every graph needs.
 

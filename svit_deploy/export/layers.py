@@ -1,11 +1,16 @@
-"""Transformer layers as ONNX operators on rows `[R, C]`; what a row is, the caller decides."""
+"""Transformer layers as ONNX operators on rows `[R, C]`; what a row is, the caller decides.
+
+Products run in the graph's precision; LayerNorm and softmax, whose sums would lose it, in float32.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
+from onnx.helper import tensor_dtype_to_np_dtype
 
+from svit_deploy.errors import ExportError
 from svit_deploy.export.builder import GraphBuilder
 
 QKV = tuple[str, str, str]
@@ -28,10 +33,33 @@ class Layers:
         self.graph, self.weights = graph, weights
 
     def weight(self, name: str) -> str:
+        """A float32 weight."""
         return self.graph.weight(name, self.weights[name])
 
+    def narrow_weight(self, name: str, array: np.ndarray | None = None) -> str:
+        """A weight in the graph's precision.
+
+        Raises:
+            ExportError: a value is beyond its range.
+        """
+        array = self.weights[name] if array is None else array
+        dtype = tensor_dtype_to_np_dtype(self.graph.dtype)
+        with np.errstate(over="ignore"):
+            narrow = array.astype(dtype)
+        if not np.isfinite(narrow.astype(np.float32)).all():
+            raise ExportError(
+                f"weight {name} reaches {np.abs(array).max():.3g}, which {dtype} cannot hold",
+                "export with --precision bf16 or fp32",
+            )
+        return self.graph.weight(name, narrow)
+
     def linear(self, x: str, name: str) -> str:
-        """`[R, I]` -> `[R, O]` with weights `[O, I]`."""
+        """`[R, I]` -> `[R, O]` with weights `[O, I]`, in the graph's precision."""
+        weight, bias = self.narrow_weight(f"{name}.weight"), self.narrow_weight(f"{name}.bias")
+        return self.graph.op("Gemm", x, weight, bias, transB=1)
+
+    def exact_linear(self, x: str, name: str) -> str:
+        """`linear` in float32."""
         weight, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
         return self.graph.op("Gemm", x, weight, bias, transB=1)
 
@@ -43,8 +71,8 @@ class Layers:
             self.graph.op(
                 "Gemm",
                 x,
-                self.graph.weight(f"{name}.{part}.weight", weight),
-                self.graph.weight(f"{name}.{part}.bias", bias),
+                self.narrow_weight(f"{name}.{part}.weight", weight),
+                self.narrow_weight(f"{name}.{part}.bias", bias),
                 transB=1,
             )
             for part, weight, bias in zip("qkv", weights, biases, strict=True)
@@ -52,7 +80,9 @@ class Layers:
         return query, key, value
 
     def layer_norm(self, x: str, name: str, eps: float) -> str:
+        """LayerNorm of rows in the graph's precision; the result is float32."""
         weight, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
+        x = self.graph.widen(x)
         return self.graph.op("LayerNormalization", x, weight, bias, epsilon=eps, axis=-1)
 
     def mlp(self, x: str, name: str) -> str:
@@ -64,17 +94,18 @@ class Layers:
         """A pre-norm transformer block on rows `[R, C]`."""
         graph = self.graph
         with graph.scope("attention"):
-            normed = self.layer_norm(x, f"{name}.norm1", eps)
+            normed = graph.narrow(self.layer_norm(x, f"{name}.norm1", eps))
             mixed = attend(self.qkv(normed, f"{name}.attn"))
             x = graph.op("Add", x, self.linear(mixed, f"{name}.attn.proj"))
         with graph.scope("mlp"):
-            normed = self.layer_norm(x, f"{name}.norm2", eps)
+            normed = graph.narrow(self.layer_norm(x, f"{name}.norm2", eps))
             return graph.op("Add", x, self.mlp(normed, f"{name}.mlp"))
 
 
 def attention(
     graph: GraphBuilder,
     qkv: Iterable[str],
+    tokens: int,
     num_heads: int,
     head_dim: int,
     bias: str | None = None,
@@ -82,7 +113,8 @@ def attention(
     """Softmax attention, one group of K rows at a time.
 
     Args:
-        qkv: queries, keys, values `[B, K, C]`.
+        qkv: queries, keys, values, rows `[B * K, C]`.
+        tokens: K.
         bias: `[B, 1, 1, K]`, added to the scores of each key.
 
     Returns:
@@ -90,7 +122,7 @@ def attention(
     """
 
     def heads(rows: str, *order: int) -> str:
-        split = graph.reshape(rows, 0, 0, num_heads, head_dim)
+        split = graph.reshape(rows, -1, tokens, num_heads, head_dim)
         return graph.op("Transpose", split, perm=order)
 
     query, key, value = qkv
@@ -116,8 +148,9 @@ def attend_heads(
     Returns:
         `[B, H, K, D]`.
     """
-    query = graph.op("Mul", query, graph.constant(head_dim**-0.5, np.float32))
+    query = graph.op("Mul", query, graph.number(head_dim**-0.5))
     scores = graph.op("MatMul", query, key)
     if bias is not None:
         scores = graph.op("Add", scores, bias)
-    return graph.op("MatMul", graph.op("Softmax", scores, axis=-1), value)
+    weights = graph.narrow(graph.op("Softmax", graph.widen(scores), axis=-1))
+    return graph.op("MatMul", weights, value)

@@ -24,3 +24,12 @@ def decision_name(gate: int) -> str:
 def threshold_name(gate: int) -> str:
     """The graph's scalar initializer that a margin must exceed."""
     return f"gate_{gate}.threshold"
+
+
+def packed_name(block: int, part: str) -> str:
+    """What attention without padding reads and writes in a gated block of a graph with plugins.
+
+    Rows `[T, C]` of the kept tokens: `query`, `key`, `value` and `mixed`, attention's result;
+    and `lengths` `[B + 1]` int32, the kept tokens of all images before each.
+    """
+    return f"block_{block}.{part}"

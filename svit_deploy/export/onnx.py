@@ -107,7 +107,15 @@ def build_graph(
     model: Model, settings: ExportSettings, budgets: Sequence[int], props: Mapping[str, str]
 ) -> onnx.ModelProto:
     """The checked ONNX graph of a model in one token mode."""
-    graph = VitGraph(model, settings.tokens, budgets, settings.gate_outputs, settings.opset)
+    graph = VitGraph(
+        model,
+        settings.tokens,
+        budgets,
+        settings.gate_outputs,
+        settings.opset,
+        settings.precision,
+        settings.plugins,
+    )
     return finish(graph.build(), dict(props), __version__)
 
 

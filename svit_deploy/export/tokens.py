@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from svit_deploy.export.builder import INT64, GraphBuilder
+from svit_deploy.export.builder import INT32, INT64, GraphBuilder
 from svit_deploy.export.layers import MASKED, QKV, Attend, attend_heads, attention
 
 LOWEST = float(np.finfo(np.float32).min)
@@ -28,6 +28,7 @@ class Selection:
         put: feature map, rows taken, rows computed -> new feature map.
         keep: `[B, S]` bool, the tokens whose values the block replaces.
         overflow: `[B, 1]` int64, kept tokens beyond the budget, or None without a budget.
+        lengths: `[B + 1]` int32, the kept tokens of all images before each, in dynamic mode.
     """
 
     take: Callable[[str], str]
@@ -35,6 +36,7 @@ class Selection:
     put: Callable[[str, str, str], str]
     keep: str
     overflow: str | None = None
+    lengths: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,18 +50,12 @@ class TokenGrid:
 
 def attend_to_all(graph: GraphBuilder, grid: TokenGrid, bias: str | None = None) -> Attend:
     """Attention among all S rows of each image, with an optional key bias `[B, 1, 1, S]`."""
-    width = grid.num_heads * grid.head_dim
-
-    def attend(qkv: QKV) -> str:
-        images = (graph.reshape(t, -1, grid.num_tokens, width) for t in qkv)
-        return attention(graph, images, grid.num_heads, grid.head_dim, bias)
-
-    return attend
+    return lambda qkv: attention(graph, qkv, grid.num_tokens, grid.num_heads, grid.head_dim, bias)
 
 
 def key_bias(graph: GraphBuilder, visible: str) -> str:
-    """`[B, K]` bool -> `[B, 1, 1, K]` float32: 0 for a visible key, `MASKED` for any other."""
-    zero, masked = graph.constant(0, np.float32), graph.constant(MASKED, np.float32)
+    """`[B, K]` bool -> `[B, 1, 1, K]`: 0 for a visible key, `MASKED` for any other."""
+    zero, masked = graph.number(0), graph.number(MASKED)
     return graph.op("Unsqueeze", graph.op("Where", visible, zero, masked), graph.constant([1, 2]))
 
 
@@ -67,6 +63,47 @@ def true_positions(graph: GraphBuilder, mask: str) -> str:
     """Positions of the true elements of a mask in row-major order, `[T]` int64."""
     positions = graph.op("NonZero", graph.reshape(mask, -1))
     return graph.op("Squeeze", positions, graph.constant([0]))
+
+
+# What a TensorRT plugin may do in its own way (docs/plugins.md): each is a function of the graph,
+# written out as standard operators, and beside its node as the function's body with --plugins.
+
+
+def compact_rows(graph: GraphBuilder, mask: str) -> tuple[str, ...]:
+    """Where the true elements of a mask `[B, S]` are, packed row by row and slot by slot.
+
+    Returns:
+        rows `[T]`: their flat positions, ascending. slots `[B, K]`: the packed row in each slot of
+        an image, -1 in empty ones, K being the largest count. places `[T]`: the flat slot of each
+        packed row. lengths `[B + 1]` int32: cumulative counts, from 0. counts `[B]`. T and K.
+    """
+    rows = true_positions(graph, mask)
+    counts = graph.op("ReduceSum", graph.op("Cast", mask, to=INT64), graph.constant([1]))  # [B, 1]
+    starts = graph.op("CumSum", counts, graph.constant(0), exclusive=1)  # [B, 1]
+    fullest = graph.op("ReduceMax", counts, keepdims=0)
+    numbers = graph.op("Range", graph.constant(0), fullest, graph.constant(1))  # [K]
+    filled = graph.op("Less", numbers, counts)  # [B, K]
+    slots = graph.op("Where", filled, graph.op("Add", starts, numbers), graph.constant(-1))
+    places = true_positions(graph, filled)
+    flat_counts = graph.op("Squeeze", counts, graph.constant([1]))
+    total = graph.op("ReduceSum", flat_counts, keepdims=1)  # [1]
+    lengths = graph.op("Concat", graph.op("Squeeze", starts, graph.constant([1])), total, axis=0)
+    lengths = graph.op("Cast", lengths, to=INT32)
+    return rows, slots, places, lengths, flat_counts, graph.op("Squeeze", total), fullest
+
+
+def gather_rows(graph: GraphBuilder, x: str, indices: str) -> str:
+    """Rows of `[R, C]` by index: `[*indices, C]`."""
+    return graph.function("SvitGather", lambda g, *xs: (g.op("Gather", *xs),), x, indices)[0]
+
+
+def scatter_rows(graph: GraphBuilder, x: str, rows: str, updates: str) -> str:
+    """`[R, C]` with the rows numbered `rows` `[T]`, all different, replaced by `[T, C]`."""
+
+    def body(g: GraphBuilder, x: str, rows: str, updates: str) -> tuple[str, ...]:
+        return (g.op("ScatterND", x, g.op("Unsqueeze", rows, g.constant([1])), updates),)
+
+    return graph.function("SvitScatter", body, x, rows, updates)[0]
 
 
 def select_masked(graph: GraphBuilder, grid: TokenGrid, decision: str) -> Selection:
@@ -93,16 +130,13 @@ def select_dynamic(graph: GraphBuilder, grid: TokenGrid, decision: str) -> Selec
     Args:
         decision: `[B, S]` bool.
     """
-    rows = true_positions(graph, decision)  # [T]
-    counts = graph.op("Cast", decision, to=INT64)
-    counts = graph.op("ReduceSum", counts, graph.constant([1]), keepdims=1)  # [B, 1]
-    starts = graph.op("CumSum", counts, graph.constant(0), exclusive=1)  # [B, 1]
-    fullest = graph.op("ReduceMax", counts, keepdims=0)  # Kmax
-    slots = graph.op("Range", graph.constant(0), fullest, graph.constant(1))  # [Kmax]
-    filled = graph.op("Less", slots, counts)  # [B, Kmax]
-    # The row in each slot; an empty slot repeats row 0, which the bias hides.
-    table = graph.op("Where", filled, graph.op("Add", starts, slots), graph.constant(0))
+    rows, slots, places, lengths, *_ = graph.function(
+        "SvitCompact", compact_rows, decision, outputs=7
+    )
+    filled = graph.op("GreaterOrEqual", slots, graph.constant(0))  # [B, Kmax]
     bias = key_bias(graph, filled)
+    # The row in each slot; an empty slot repeats row 0, which the bias hides.
+    table = graph.op("Max", slots, graph.constant(0))
     heads, dim = grid.num_heads, grid.head_dim
     # Rows of D values, one per row and head: moving those splits the heads in the same pass.
     head_numbers = graph.constant([[[head] for head in range(heads)]])  # [1, H, 1]
@@ -110,21 +144,20 @@ def select_dynamic(graph: GraphBuilder, grid: TokenGrid, decision: str) -> Selec
         "Mul", graph.op("Unsqueeze", table, graph.constant([1])), graph.constant(heads)
     )
     head_table = graph.op("Add", first, head_numbers)  # [B, H, Kmax]
-    slot_of_row = true_positions(graph, filled)  # [T]
-    scatter_rows = graph.op("Unsqueeze", rows, graph.constant([1]))
 
     def attend(qkv: QKV) -> str:
-        query, key, value = (graph.op("Gather", graph.reshape(t, -1, dim), head_table) for t in qkv)
+        query, key, value = (gather_rows(graph, graph.reshape(t, -1, dim), head_table) for t in qkv)
         key = graph.op("Transpose", key, perm=(0, 1, 3, 2))
         mixed = attend_heads(graph, query, key, value, dim, bias)
         mixed = graph.op("Transpose", mixed, perm=(0, 2, 1, 3))
-        return graph.op("Gather", graph.reshape(mixed, -1, heads * dim), slot_of_row)
+        return gather_rows(graph, graph.reshape(mixed, -1, heads * dim), places)
 
     return Selection(
-        take=lambda x: graph.op("Gather", x, rows),
+        take=lambda x: gather_rows(graph, x, rows),
         attend=attend,
-        put=lambda x, taken, y: graph.op("ScatterND", x, scatter_rows, y),
+        put=lambda x, taken, y: scatter_rows(graph, x, rows, y),
         keep=decision,
+        lengths=lengths,
     )
 
 
@@ -150,24 +183,18 @@ def select_budget(
     rows = graph.op("Add", index, graph.op("Unsqueeze", first_row, graph.constant([1])))
     flat_rows = graph.reshape(rows, -1)
     valid_rows = graph.reshape(valid, -1, 1)
-    scatter_rows = graph.reshape(rows, -1, 1)
     bias = key_bias(graph, valid)
-    width = grid.num_heads * grid.head_dim
-
-    def attend(qkv: QKV) -> str:
-        images = (graph.reshape(t, -1, budget, width) for t in qkv)
-        return attention(graph, images, grid.num_heads, grid.head_dim, bias)
 
     def put(x: str, taken: str, y: str) -> str:
-        return graph.op("ScatterND", x, scatter_rows, graph.op("Where", valid_rows, y, taken))
+        return scatter_rows(graph, x, flat_rows, graph.op("Where", valid_rows, y, taken))
 
     none = graph.op("And", decision, graph.constant(False, bool))
     wanted = graph.op("Cast", decision, to=INT64)
     wanted = graph.op("ReduceSum", wanted, graph.constant([1]), keepdims=1)
     beyond = graph.op("Sub", wanted, graph.constant(budget))
     return Selection(
-        take=lambda x: graph.op("Gather", x, flat_rows),
-        attend=attend,
+        take=lambda x: gather_rows(graph, x, flat_rows),
+        attend=lambda qkv: attention(graph, qkv, budget, grid.num_heads, grid.head_dim, bias),
         put=put,
         keep=graph.op("ScatterElements", none, index, valid, axis=1),
         overflow=graph.op("Max", beyond, graph.constant(0)),

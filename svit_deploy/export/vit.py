@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 
 from svit_deploy.config import ModelConfig, TokenMode
-from svit_deploy.export.builder import BOOL, FLOAT, INT64, GraphBuilder
-from svit_deploy.export.layers import Attend, Layers
+from svit_deploy.export.builder import BFLOAT16, BOOL, FLOAT, INT64, GraphBuilder
+from svit_deploy.export.layers import QKV, Attend, Layers
 from svit_deploy.export.names import (
     EMBEDDING,
     INPUT,
@@ -21,6 +21,7 @@ from svit_deploy.export.names import (
     block_name,
     decision_name,
     margin_name,
+    packed_name,
     threshold_name,
 )
 from svit_deploy.export.tokens import (
@@ -45,6 +46,8 @@ class VitGraph:
         budgets: in `budget` mode, the gated tokens each gate may keep.
         gate_outputs: add `keep_mask`, `margin` and, with a budget, `overflow`.
         opset: ONNX operator set version.
+        precision: fp32, fp16 or bf16. Inputs, outputs and gates are float32 in any of them.
+        plugins: write row moves as nodes that the TensorRT plugins implement.
     """
 
     model: Model
@@ -52,11 +55,15 @@ class VitGraph:
     budgets: Sequence[int] = ()
     gate_outputs: bool = True
     opset: int = 20
+    precision: str = "fp32"
+    plugins: bool = False
     graph: GraphBuilder = field(init=False)
     layers: Layers = field(init=False)
 
     def __post_init__(self) -> None:
-        self.graph = GraphBuilder(f"{self.config.family}_{self.mode.value}", self.opset)
+        self.graph = GraphBuilder(
+            f"{self.config.family}_{self.mode.value}", self.opset, self.precision, self.plugins
+        )
         self.layers = Layers(self.graph, self.model.weights)
 
     @property
@@ -82,7 +89,8 @@ class VitGraph:
                     selection = self.select(x, gate_of[block])
                     selections.append(selection)
                     taken = selection.take(x)
-                    x = selection.put(x, taken, self.block(taken, block, selection.attend))
+                    attend = self.packed(selection, block)
+                    x = selection.put(x, taken, self.block(taken, block, attend))
                 else:
                     x = self.block(x, block, attend_to_all(graph, self.grid))
             x = graph.rename(x, block_name(block))
@@ -94,10 +102,25 @@ class VitGraph:
     def block(self, rows: str, block: int, attend: Attend) -> str:
         return self.layers.block(rows, f"blocks.{block}", self.config.block_eps, attend)
 
+    def packed(self, selection: Selection, block: int) -> Attend:
+        """The selection's attention, with names that a TensorRT build may put its own behind."""
+        if not self.plugins or selection.lengths is None:
+            return selection.attend
+        graph = self.graph
+        graph.rename(selection.lengths, packed_name(block, "lengths"))
+
+        def attend(qkv: QKV) -> str:
+            parts = zip(qkv, ("query", "key", "value"), strict=True)
+            query, key, value = (graph.rename(t, packed_name(block, part)) for t, part in parts)
+            mixed = selection.attend((query, key, value))
+            return graph.rename(mixed, packed_name(block, "mixed"))
+
+        return attend
+
     def embed(self, images: str) -> str:
         """Patches, prefix tokens and positions: `[B, 3, H, W]` -> rows `[B * S, C]`."""
         config, graph, layers = self.config, self.graph, self.layers
-        patch, width = config.patch_size, config.embed_dim
+        width = config.embed_dim
         positions = interpolate_positions(
             layers.weights["pos_embed"], config.prefix_tokens, config.native_grid, config.grid
         )
@@ -105,19 +128,38 @@ class VitGraph:
         prefix_names = ("cls_token", "dist_token")[: config.prefix_tokens]
         prefix = np.concatenate([layers.weights[name] for name in prefix_names], axis=1)
         with graph.scope("embedding"):
-            weight = layers.weight("patch_embed.proj.weight")
-            bias = layers.weight("patch_embed.proj.bias")
+            patches = self.patches(graph.narrow(images))
             patches = graph.op(
-                "Conv", images, weight, bias, kernel_shape=(patch, patch), strides=(patch, patch)
+                "Add", patches, layers.narrow_weight("patch_positions", patch_positions)
             )
-            patches = graph.reshape(patches, 0, width, config.num_patches)
-            patches = graph.op("Transpose", patches, perm=(0, 2, 1))
-            patches = graph.op("Add", patches, graph.weight("patch_positions", patch_positions))
-            prefix_rows = graph.weight("prefix_tokens", prefix + prefix_positions)
+            prefix_rows = layers.narrow_weight("prefix_tokens", prefix + prefix_positions)
             batch = graph.op("Concat", graph.shape(images, 0), graph.constant([1, 1]), axis=0)
             tokens = graph.op("Concat", graph.op("Expand", prefix_rows, batch), patches, axis=1)
             rows = graph.reshape(tokens, -1, width)
         return graph.rename(rows, EMBEDDING)
+
+    def patches(self, images: str) -> str:
+        """The linear embedding of the patches: `[B, 3, H, W]` -> `[B, N, C]`."""
+        config, graph, layers = self.config, self.graph, self.layers
+        patch, width, (rows, columns) = config.patch_size, config.embed_dim, config.grid
+        weight, bias = layers.weights["patch_embed.proj.weight"], "patch_embed.proj.bias"
+        if graph.dtype == BFLOAT16:  # which the ONNX convolution does not take before opset 22
+            split = graph.reshape(images, -1, 3, rows, patch, columns, patch)
+            split = graph.op("Transpose", split, perm=(0, 2, 4, 1, 3, 5))
+            pixels = graph.reshape(split, -1, 3 * patch * patch)
+            flat = layers.narrow_weight("patch_embed.proj.weight", weight.reshape(width, -1))
+            embedded = graph.op("Gemm", pixels, flat, layers.narrow_weight(bias), transB=1)
+            return graph.reshape(embedded, -1, config.num_patches, width)
+        embedded = graph.op(
+            "Conv",
+            images,
+            layers.narrow_weight("patch_embed.proj.weight"),
+            layers.narrow_weight(bias),
+            kernel_shape=(patch, patch),
+            strides=(patch, patch),
+        )
+        embedded = graph.reshape(embedded, 0, width, config.num_patches)
+        return graph.op("Transpose", embedded, perm=(0, 2, 1))
 
     def select(self, x: str, gate: int) -> Selection:
         """Runs a gate on the feature map `[B * S, C]` and selects the tokens of its block."""
@@ -141,9 +183,12 @@ class VitGraph:
             return select_budget(graph, grid, decision, margin, self.budgets[gate] + prefix)
 
     def margin(self, x: str, name: str) -> str:
-        """Keep logit minus prune logit `[R, 1]`, as one product with the rows' difference."""
+        """Keep logit minus prune logit `[R, 1]`, as one product with the rows' difference.
+
+        All of it in float32, whatever the graph's precision: a decision has no tolerance.
+        """
         graph, layers = self.graph, self.layers
-        hidden = layers.linear(
+        hidden = layers.exact_linear(
             layers.layer_norm(x, f"{name}.norm", self.config.gate_eps), f"{name}.mlp.fc1"
         )
         keep_weight, prune_weight = np.split(layers.weights[f"{name}.mlp.fc2.weight"], 2)
@@ -161,7 +206,7 @@ class VitGraph:
             for position, head in enumerate(("head", "head_dist")[: config.prefix_tokens]):
                 token = graph.op("Gather", tokens, graph.constant(position), axis=1)
                 norm = layers.layer_norm(token, "norm", config.norm_eps)
-                logits.append(layers.linear(norm, head))
+                logits.append(layers.exact_linear(norm, head))
             if config.distilled:
                 both = graph.op("Add", *logits)
                 logits = [graph.op("Mul", both, graph.constant(0.5, np.float32))]

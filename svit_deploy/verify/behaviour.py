@@ -55,7 +55,7 @@ def check_hidden_gates(subject: Subject, inputs: np.ndarray) -> None:
         return
     with subject.shipped() as engine:
         seen = subject.observe(engine, inputs)
-    with subject.engine(subject.bundle.model_path) as engine:
+    with subject.file() as engine:
         plain = engine.run({names.INPUT: inputs})[names.LOGITS]
     # Images with a decision that rounding may turn could differ for good reason.
     distance = decision_distance(seen.margin, subject.thresholds, subject.rows)

@@ -44,5 +44,23 @@ LIMITS = {
         logits=1e-4,
         rounding=2e-4,
         top1=0.995,
-    )
+    ),
+    "fp16": Limits(
+        embedding=1e-2,
+        block=1e-2,
+        margin=2e-5,
+        head=1e-2,
+        logits=1e-1,
+        rounding=1e-1,
+        top1=0.995,
+    ),
+    "bf16": Limits(
+        embedding=1e-1,
+        block=1e-1,
+        margin=2e-5,
+        head=1e-1,
+        logits=1e-1,
+        rounding=1e-1,
+        top1=0.995,
+    ),
 }

@@ -67,7 +67,7 @@ class Parity:
         expected: list[Expected] = []
         actual: list[Observed] = []
         with subject.engine(self.staged()) as staged, subject.shipped() as shipped:
-            self.report.engine = staged.description
+            self.report.engine = shipped.description
             for part in self.expectations.parts():
                 refuse_non_finite(part)
                 done = sum(len(past.inputs) for past in expected) / self.expectations.count

@@ -11,9 +11,11 @@ import onnx
 from svit_deploy.bundle import Bundle
 from svit_deploy.compare import GateFlips, compare_masks, decision_distance, effective_keep
 from svit_deploy.engines.base import Engine
+from svit_deploy.engines.batches import Batches
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.export import names
 from svit_deploy.graph_edit import add_outputs
+from svit_deploy.halves import emulate_halves, inline_functions, view_in_float32
 from svit_deploy.verify.report import VerifyReport, decisions_in_words
 
 
@@ -22,13 +24,17 @@ class VerifySettings:
     """How to verify.
 
     Attributes:
-        provider, threads: as for `OnnxRuntimeEngine`.
+        provider: as for `OnnxRuntimeEngine`; by default the bundle's engine, if it has one, else
+            cpu. An engine cannot be taken apart: what needs edited graphs runs on cpu then.
+        threads: as for `OnnxRuntimeEngine`.
+        allow_foreign: run an engine without a sidecar.
         repeats: runs that must agree bit for bit.
         companions: images run alone and inside a batch.
     """
 
-    provider: str = "cpu"
+    provider: str | None = None
     threads: int = 0
+    allow_foreign: bool = False
     repeats: int = 3
     companions: int = 8
 
@@ -70,7 +76,7 @@ class Subject:
         self.bundle, self.config, self.settings = bundle, bundle.config, settings
         self.report = report
         self.limits = report.limits
-        self.model = bundle.load_model()
+        self.model = self._editable(inline_functions(bundle.load_model()))
         self.gates = range(self.config.num_gates)
         self.thresholds = np.array(self.config.thresholds, np.float32)
         self.rows = np.array(bundle.budget_rows) if bundle.budget_rows else None
@@ -81,11 +87,39 @@ class Subject:
         """How far rounding may move a margin of each gate `[G]`."""
         return self.limits.rounding * self.scales
 
+    def _editable(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """The graph with all that is fed or looked at in float32."""
+        if self.bundle.precision == "fp32":
+            return model
+        if self.provider == "cpu":
+            self.report.notes.append(
+                f"where its stages are looked at, {self.bundle.precision} is emulated: float32 "
+                "operators, every result rounded"
+            )
+            return emulate_halves(model)
+        blocks = (names.block_name(block) for block in range(self.config.depth))
+        return view_in_float32(model, [names.EMBEDDING, *blocks])
+
+    @property
+    def provider(self) -> str:
+        """Where edited graphs run."""
+        return self.settings.provider or "cpu"
+
     def engine(self, model: onnx.ModelProto | Path) -> Engine:
         content = model if isinstance(model, Path) else model.SerializeToString()
-        return OnnxRuntimeEngine(
-            content, provider=self.settings.provider, threads=self.settings.threads
-        )
+        return OnnxRuntimeEngine(content, provider=self.provider, threads=self.settings.threads)
+
+    def file(self) -> Engine:
+        """What the bundle ships, as it is: its engine or its graph."""
+        bundle, settings = self.bundle, self.settings
+        if bundle.engine_path is not None and settings.provider is None:
+            from svit_deploy.engines.tensorrt.runner import TensorRTEngine
+
+            engine = TensorRTEngine(bundle.engine_path, allow_foreign=settings.allow_foreign)
+            return Batches(engine, bundle.manifest["batch"]["min"], bundle.manifest["batch"]["max"])
+        if bundle.precision == "bf16" and self.provider == "cpu":
+            return self.engine(self.model)  # ONNX Runtime has no bfloat16 products there
+        return self.engine(bundle.model_path)
 
     @property
     def shows_gates(self) -> bool:
@@ -102,7 +136,7 @@ class Subject:
     def shipped(self) -> Engine:
         """The file as it is, its gates in view."""
         if self.shows_gates:
-            return self.engine(self.bundle.model_path)
+            return self.file()
         return self.engine(self.observable(self.model))
 
     def observe(self, engine: Engine, inputs: np.ndarray) -> Observed:

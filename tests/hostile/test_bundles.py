@@ -21,7 +21,8 @@ import pytest
 from svit_deploy.bundle import MANIFEST, MODEL, REFERENCE, Bundle, hash_file, open_bundle
 from svit_deploy.errors import EXIT_INPUT, InputError
 from svit_deploy.inspection import inspect_path
-from svit_deploy.manifest import MAX_BYTES, SCHEMA
+from svit_deploy.manifest import SCHEMA
+from svit_deploy.strict_json import MAX_BYTES
 
 Manifest = dict[str, Any]
 

@@ -1,0 +1,56 @@
+"""An engine of fixed batch range behind any batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from svit_deploy.engines.base import Engine, TensorSpec
+
+
+class Batches(Engine):
+    """Splits a batch that is too large for an engine, and fills one up that is too small.
+
+    Args:
+        engine: all of its inputs and outputs have the batch for their first axis.
+        smallest, largest: batch sizes it takes.
+    """
+
+    def __init__(self, engine: Engine, smallest: int, largest: int) -> None:
+        self.engine, self.smallest, self.largest = engine, smallest, largest
+
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self.engine.inputs()
+
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self.engine.outputs()
+
+    def run(
+        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        count = len(next(iter(feeds.values())))
+        parts = [
+            self._part(feeds, slice(start, min(start + self.largest, count)), outputs)
+            for start in range(0, count, self.largest)
+        ]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _part(
+        self, feeds: Mapping[str, np.ndarray], rows: slice, outputs: Sequence[str] | None
+    ) -> dict[str, np.ndarray]:
+        size = rows.stop - rows.start
+        filled = {
+            name: np.resize(array[rows], (max(size, self.smallest), *array.shape[1:]))
+            for name, array in feeds.items()
+        }
+        found = self.engine.run(filled, outputs)
+        return {name: array[:size] for name, array in found.items()}
+
+    def close(self) -> None:
+        self.engine.close()
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return self.engine.description
