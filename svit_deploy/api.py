@@ -17,14 +17,17 @@ from pathlib import Path
 
 from svit_deploy.bench import BenchReport, BenchSettings, run_bench
 from svit_deploy.bundle import MANIFEST, Bundle, open_bundle
-from svit_deploy.config import BatchRange, TokenMode, parse_image_size, parse_ratios
+from svit_deploy.config import TokenMode, parse_image_size, parse_ratios
+from svit_deploy.engines.tensorrt.library import TARGETS
 from svit_deploy.errors import InputError, UsageError
+from svit_deploy.export.engine import profile_batches, rebuild
 from svit_deploy.export.onnx import export_onnx
-from svit_deploy.export.settings import ExportSettings
+from svit_deploy.export.settings import ExportSettings, engine_options
 from svit_deploy.images import ImageSet, load_images
 from svit_deploy.inspection import Inspection, inspect_path
 from svit_deploy.models.random import RandomCheckpoint, init_checkpoint
 from svit_deploy.packages import require_torch
+from svit_deploy.profiles import batch_profile, parse_batches, shape_profiles, whole_range
 from svit_deploy.progress import SILENT, Progress
 from svit_deploy.targets import Inputs, bench_target, check_targets, relabel
 from svit_deploy.verify import (
@@ -47,8 +50,14 @@ def export(
     *,
     arch: str | None = None,
     overrides: Mapping[str, str] | None = None,
-    tokens: str = "dynamic",
-    batch: str = "1:1:32",
+    tokens: str | None = None,
+    precision: str = "fp32",
+    plugins: bool = False,
+    target: str = "onnx",
+    batch: str | None = None,
+    min_shapes: Sequence[str] = (),
+    opt_shapes: Sequence[str] = (),
+    max_shapes: Sequence[str] = (),
     image_size: str | None = None,
     budget: str | None = None,
     budget_percentile: float = 100.0,
@@ -58,21 +67,63 @@ def export(
     max_images: int = MAX_IMAGES,
     gate_outputs: bool = True,
     opset: int = 20,
+    optimization_level: int | None = None,
+    workspace: str | None = None,
+    timing_cache: str | None = None,
+    plugin_library: str | None = None,
     allow_pickle: bool = False,
     force: bool = False,
     command: Sequence[str] = (),
     progress: Progress = SILENT,
 ) -> Bundle:
-    """Exports a checkpoint to an ONNX bundle; `svit-deploy export --help` explains the options.
+    """Exports a checkpoint to a bundle; `svit-deploy export --help` explains the options.
 
     What was assumed or changed on the way is logged, and stands in the bundle's manifest.
 
     Args:
+        checkpoint: or a bundle, to build an engine of its graph on this machine.
         command: the command line, kept in the manifest for the record.
     """
+    engine = engine_options(target, optimization_level, workspace, timing_cache, plugin_library)
+    profiles = shape_profiles(min_shapes, opt_shapes, max_shapes)
+    if profiles and batch is not None:
+        raise UsageError("--batch and --min-shapes exclude each other", "leave one of them out")
+    buckets = parse_batches("1:1:32" if batch is None else batch)
+    if Path(checkpoint).is_dir() or Path(checkpoint).name == MANIFEST:
+        if engine is None:
+            raise UsageError(
+                f"{checkpoint} is a bundle already",
+                f"give a checkpoint, or --target {' or '.join(TARGETS)} to build an engine of it",
+            )
+        graph_options = {
+            "--tokens": tokens,
+            "--precision": precision != "fp32",
+            "--plugins": plugins,
+            "--image-size": image_size,
+            "--budget": budget,
+            "--calibration": calibration,
+            "--calibrate-gates": calibrate_gates,
+            "--arch or --set": arch or overrides,
+        }
+        if given := [name for name, value in graph_options.items() if value]:
+            raise UsageError(
+                f"{given[0]} cannot change the graph of a bundle",
+                "leave it out, or give a checkpoint",
+            )
+        bundle = open_bundle(Path(checkpoint))
+        size = bundle.config.image_size
+        shapes = profiles or [batch_profile(batch, size) for batch in buckets]
+        return rebuild(
+            bundle, Path(output), engine, shapes, force=force, command=command, progress=progress
+        )
     settings = ExportSettings(
-        tokens=_token_mode(tokens),
-        batch=BatchRange.parse(batch),
+        tokens=_token_mode(tokens or ("dynamic" if engine is None else "budget")),
+        batch=profile_batches(profiles) if profiles else whole_range(buckets),
+        profiles=profiles,
+        buckets=buckets,
+        precision=precision,
+        plugins=plugins,
+        engine=engine,
         image_size=None if image_size is None else parse_image_size(image_size),
         budget=budget,
         budget_percentile=budget_percentile,
@@ -113,9 +164,10 @@ def verify(
     arch: str | None = None,
     overrides: Mapping[str, str] | None = None,
     max_images: int = MAX_IMAGES,
-    provider: str = "cpu",
+    provider: str | None = None,
     threads: int = 0,
     repeats: int = 3,
+    allow_foreign: bool = False,
     allow_pickle: bool = False,
     progress: Progress = SILENT,
 ) -> VerifyReport:
@@ -126,6 +178,8 @@ def verify(
             needed.
         arch, overrides: what the checkpoint's weights cannot tell, independently of the bundle;
             by default the bundle's manifest is trusted for it.
+        provider: of ONNX Runtime; by default the bundle's engine runs, if it has one, else cpu.
+        allow_foreign: run an engine that no sidecar vouches for.
     """
     if against is None and (images is not None or labels is not None or arch or overrides):
         raise UsageError(
@@ -133,7 +187,9 @@ def verify(
             "add --against CHECKPOINT, or leave them out to use the recorded samples",
         )
     opened = _open(bundle, "verify")
-    settings = VerifySettings(provider=provider, threads=threads, repeats=repeats)
+    settings = VerifySettings(
+        provider=provider, threads=threads, repeats=repeats, allow_foreign=allow_foreign
+    )
     if against is None:
         return verify_bundle(opened, Recorded(opened), settings, progress)
     require_torch(

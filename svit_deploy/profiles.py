@@ -40,18 +40,24 @@ def choose_profile(profiles: Sequence[Profile], shape: Sequence[int]) -> int | N
     return min(fitting, key=lambda number: distance(profiles[number]), default=None)
 
 
-def batch_profiles(text: str, image_size: tuple[int, int]) -> tuple[Profile, ...]:
-    """Reads `1:8:32`, or batch buckets such as `1,2:8:8,9:32:32`: a profile for each range.
+def parse_batches(text: str) -> tuple[BatchRange, ...]:
+    """Reads `1:8:32`, or batch buckets such as `1,2:8:8,9:32:32`.
 
     Raises:
         UsageError: see `BatchRange.parse`.
     """
-    ranges = [BatchRange.parse(part) for part in text.split(",")]
-    return tuple(
-        Profile(
-            (batch.min, 3, *image_size), (batch.opt, 3, *image_size), (batch.max, 3, *image_size)
-        )
-        for batch in ranges
+    return tuple(BatchRange.parse(part) for part in text.split(","))
+
+
+def batch_profile(batch: BatchRange, image_size: tuple[int, int]) -> Profile:
+    """A range of batch sizes at one image size."""
+    return Profile(*((size, 3, *image_size) for size in (batch.min, batch.opt, batch.max)))
+
+
+def whole_range(batches: Sequence[BatchRange]) -> BatchRange:
+    """From the smallest to the largest of some ranges."""
+    return BatchRange(
+        min(batch.min for batch in batches), batches[0].opt, max(batch.max for batch in batches)
     )
 
 

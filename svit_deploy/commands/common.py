@@ -52,6 +52,21 @@ MaxImages = Annotated[int, typer.Option(metavar="N", min=1, help="Take only the 
 Provider = Annotated[
     str, typer.Option(metavar="NAME", help="ONNX Runtime provider: cpu, cuda, tensorrt, ...")
 ]
+EngineOrProvider = Annotated[
+    str | None,
+    typer.Option(
+        "--provider",
+        metavar="NAME",
+        help="ONNX Runtime provider: cpu, cuda, tensorrt, ... By default a bundle's TensorRT "
+        "engine runs if it has one, else cpu.",
+    ),
+]
+AllowForeign = Annotated[
+    bool,
+    typer.Option(
+        "--allow-foreign-engine", help="Run an engine without its sidecar: native code. Dangerous."
+    ),
+]
 Threads = Annotated[
     int, typer.Option(metavar="N", min=0, max=1024, help="Per operator; 0 is one per core.")
 ]

@@ -19,9 +19,15 @@ from svit_deploy.commands.common import (
     Set,
     parse_overrides,
 )
+from svit_deploy.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from svit_deploy.bundle import Bundle
+
+Shapes = Annotated[
+    list[str] | None,
+    typer.Option(metavar="images:BxCxHxW", help="As trtexec's, once for each profile."),
+]
 
 
 def export(
@@ -33,12 +39,30 @@ def export(
     arch: Arch = None,
     overrides: Set = None,
     tokens: Annotated[
-        str,
-        typer.Option(metavar="MODE", help="dynamic, budget, masked, or dense (without gates)."),
-    ] = "dynamic",
+        str | None,
+        typer.Option(
+            metavar="MODE",
+            help="dynamic, budget, masked, or dense (without gates). By default dynamic, and "
+            "budget for TensorRT.",
+        ),
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(metavar="TYPE", help="fp32, fp16 or bf16; gates stay in fp32.")
+    ] = "fp32",
+    target: Annotated[
+        str, typer.Option(metavar="NAME", help="onnx, tensorrt or tensorrt-rtx.")
+    ] = "onnx",
     batch: Annotated[
-        str, typer.Option(metavar="MIN:OPT:MAX", help="Batch sizes, or one number.")
-    ] = "1:1:32",
+        str | None,
+        typer.Option(
+            metavar="MIN:OPT:MAX",
+            help="Batch sizes, or one number; 1:1:32 by default. For an engine with several "
+            "profiles: 1,2:8:8,9:32:32.",
+        ),
+    ] = None,
+    min_shapes: Shapes = None,
+    opt_shapes: Shapes = None,
+    max_shapes: Shapes = None,
     image_size: Annotated[
         str | None,
         typer.Option(metavar="PIXELS", help="224 or 224x320; by default the checkpoint's."),
@@ -73,10 +97,30 @@ def export(
         bool, typer.Option(help="Whether keep_mask, margin and overflow are outputs.")
     ] = True,
     opset: Annotated[int, typer.Option(metavar="N", help="ONNX operator set.")] = 20,
+    plugins: Annotated[
+        bool, typer.Option("--plugins", help="Row moves as nodes for the TensorRT plugins.")
+    ] = False,
+    plugin_library: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Their library, or none; see svit-deploy plugins."),
+    ] = None,
+    workspace: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Scratch memory of an engine, 4GiB.")
+    ] = None,
+    opt_level: Annotated[
+        int | None, typer.Option(metavar="N", help="Of the engine's builder, 0 to 5.")
+    ] = None,
+    timing_cache: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Of the engine's builder, or none."),
+    ] = None,
     allow_pickle: AllowPickle = False,
     force: Force = False,
 ) -> None:
-    """Export a checkpoint to an ONNX bundle."""
+    """Export a checkpoint to a bundle: an ONNX file, and a TensorRT engine if asked for.
+
+    Give a bundle in place of the checkpoint to build an engine of it on this machine.
+    """
     from svit_deploy import api
 
     invocation: Invocation = context.obj
@@ -87,7 +131,13 @@ def export(
             arch=arch,
             overrides=parse_overrides(overrides),
             tokens=tokens,
+            precision=precision,
+            plugins=plugins,
+            target=target,
             batch=batch,
+            min_shapes=min_shapes or (),
+            opt_shapes=opt_shapes or (),
+            max_shapes=max_shapes or (),
             image_size=image_size,
             budget=budget,
             budget_percentile=budget_percentile,
@@ -97,6 +147,10 @@ def export(
             max_images=max_images,
             gate_outputs=gate_outputs,
             opset=opset,
+            optimization_level=opt_level,
+            workspace=workspace,
+            timing_cache=timing_cache,
+            plugin_library=plugin_library,
             allow_pickle=allow_pickle,
             force=force,
             command=invocation.command,
@@ -104,7 +158,9 @@ def export(
         )
     for label, text in _summary(bundle):
         typer.echo(f"{label:11} {text}")
-    verify = ["svit-deploy", "verify", str(output), "--against", str(checkpoint)]
+    verify = ["svit-deploy", "verify", str(output)]
+    if not checkpoint.is_dir() and checkpoint.name != MANIFEST:
+        verify += ["--against", str(checkpoint)]
     verify += ["--arch", arch] if arch else []
     verify += [part for pair in overrides or [] for part in ("--set", pair)]
     typer.echo(f"next:       {shlex.join(verify)}")
@@ -127,11 +183,27 @@ def _summary(bundle: Bundle) -> Iterator[tuple[str, str]]:
     size = model["size_bytes"] / 2**20
     yield (
         "onnx",
-        f"{bundle.model_path.name}, {size:.1f} MiB, opset {manifest['opset']}, token mode "
+        f"{bundle.model_path.name}, {size:.1f} MiB, {bundle.precision}, opset "
+        f"{manifest['opset']}, token mode "
         f"{bundle.mode.value}, batch {manifest['batch']['min']} to {manifest['batch']['max']}, "
         "no random operator",
     )
+    if bundle.engine_path is not None:
+        yield "engine", _engine(bundle)
     yield "done", str(bundle.path)
+
+
+def _engine(bundle: Bundle) -> str:
+    from svit_deploy.engines.tensorrt.sidecar import read_sidecar
+
+    assert bundle.engine_path is not None
+    sidecar = read_sidecar(bundle.engine_path)
+    profiles = ", ".join(map(str, sidecar.profiles))
+    gpu = sidecar.gpu.name if sidecar.gpu else "any GPU it supports"
+    return (
+        f"{sidecar.engine}, {sidecar.engine_size / 2**20:.1f} MiB, {sidecar.target} "
+        f"{sidecar.tensorrt} for {gpu}, built in {sidecar.build_s:.0f} s, profiles {profiles}"
+    )
 
 
 def _gates(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -8,13 +8,14 @@ from typing import Annotated
 import typer
 
 from svit_deploy.commands.common import (
+    AllowForeign,
     AllowPickle,
     Arch,
+    EngineOrProvider,
     Images,
     Invocation,
     Json,
     MaxImages,
-    Provider,
     Set,
     Threads,
     check_json,
@@ -41,11 +42,12 @@ def verify(
     arch: Arch = None,
     overrides: Set = None,
     max_images: MaxImages = 1000,
-    provider: Provider = "cpu",
+    provider: EngineOrProvider = None,
     threads: Threads = 0,
     repeats: Annotated[
         int, typer.Option(metavar="N", min=2, help="Runs that must agree to the bit.")
     ] = 3,
+    allow_foreign: AllowForeign = False,
     allow_pickle: AllowPickle = False,
     json_file: Json = None,
 ) -> None:
@@ -69,6 +71,7 @@ def verify(
             provider=provider,
             threads=threads,
             repeats=repeats,
+            allow_foreign=allow_foreign,
             allow_pickle=allow_pickle,
             progress=progress,
         )

@@ -24,6 +24,27 @@ class TensorSpec:
     shape: tuple[int | str, ...]
 
 
+@dataclass(frozen=True)
+class RunTimes:
+    """Where the time of one run on a GPU went.
+
+    Attributes:
+        gpu_ms: on the device, from the first kernel that could start to the end of the last; it
+            holds the waits for a host that enqueues too slowly.
+        h2d_ms, d2h_ms: copies from and to the host.
+        enqueue_ms: what the host needed to enqueue the work, or to launch the CUDA graph.
+        graph: whether it was a CUDA graph.
+        profile: the optimisation profile that served it.
+    """
+
+    gpu_ms: float
+    h2d_ms: float
+    d2h_ms: float
+    enqueue_ms: float
+    graph: bool
+    profile: int
+
+
 class Engine(abc.ABC):
     """A loaded model that turns named arrays into named arrays.
 
@@ -62,6 +83,11 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def description(self) -> dict[str, Any]:
         """What runs the model, JSON-able: runtime, version, provider, threads."""
+
+    @property
+    def last_times(self) -> RunTimes | None:
+        """Where the time of the last run went, if the runtime can tell."""
+        return None
 
     def __enter__(self: EngineT) -> EngineT:
         return self

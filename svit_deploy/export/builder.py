@@ -105,21 +105,28 @@ class GraphBuilder:
         self._nodes.append(helper.make_node(op_type, inputs, values, name=name, **attributes))
         return values
 
-    def function(self, name: str, body: Body, *inputs: str, outputs: int = 1) -> tuple[str, ...]:
+    def function(
+        self, name: str, body: Body, *inputs: str, outputs: int = 1, **attributes: Any
+    ) -> tuple[str, ...]:
         """Adds what `body` writes: in place, or as one node that a plugin may stand in for.
 
         Args:
             name: of the node's type; the same name must mean the same body.
             body: takes a builder and the inputs, returns the outputs. It may use neither named
                 weights nor the names of other values.
+            attributes: for the plugin; the body does without.
         """
         if not self.plugins:
             return body(self, *inputs)
+        attributes |= PLUGIN
         if name not in self._functions:
-            self._functions[name] = self._write_function(name, body, len(inputs))
-        return self.ops(name, *inputs, outputs=outputs, domain=FUNCTIONS_DOMAIN, **PLUGIN)
+            function = self._write_function(name, body, len(inputs), list(attributes))
+            self._functions[name] = function
+        return self.ops(name, *inputs, outputs=outputs, domain=FUNCTIONS_DOMAIN, **attributes)
 
-    def _write_function(self, name: str, body: Body, inputs: int) -> onnx.FunctionProto:
+    def _write_function(
+        self, name: str, body: Body, inputs: int, attributes: list[str]
+    ) -> onnx.FunctionProto:
         inner = GraphBuilder(name, self.opset)
         formal = [f"in_{i}" for i in range(inputs)]
         results = body(inner, *formal)
@@ -130,7 +137,7 @@ class GraphBuilder:
         opset = helper.make_opsetid("", self.opset)
         nodes = [*constants, *inner._nodes]
         return helper.make_function(
-            FUNCTIONS_DOMAIN, name, formal, results, nodes, [opset], attributes=list(PLUGIN)
+            FUNCTIONS_DOMAIN, name, formal, results, nodes, [opset], attributes=attributes
         )
 
     def rename(self, value: str, name: str) -> str:

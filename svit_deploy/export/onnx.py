@@ -16,11 +16,13 @@ from svit_deploy.config import ModelConfig, TokenMode, spread_over_gates
 from svit_deploy.errors import UsageError
 from svit_deploy.export.budgets import choose_budgets
 from svit_deploy.export.check import finish
+from svit_deploy.export.engine import add_engine, check_profiles, engine_notes
 from svit_deploy.export.record import describe_gates, manifest, metadata, save_reference
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.export.vit import VitGraph
 from svit_deploy.images import ImageSet, synthetic_images
 from svit_deploy.models import Model, load_model, without_gates
+from svit_deploy.profiles import batch_profile
 from svit_deploy.progress import SILENT, Progress
 
 log = logging.getLogger(__name__)
@@ -99,7 +101,12 @@ def export_model(
         props = metadata(model, settings, gates)
         onnx.save(build_graph(model, settings, budgets, props), folder / MODEL)
         save_reference(folder / REFERENCE, inputs, samples, outputs)
-        write_manifest(folder, manifest(model, settings, gates, samples, budgets, command))
+        engine, notes = None, []
+        if settings.engine is not None:
+            engine = _engine(folder, model, settings, progress)
+            notes = engine_notes(settings.tokens, model.config.num_gates)
+        content = manifest(model, settings, gates, samples, budgets, command, engine, notes)
+        write_manifest(folder, content)
     return open_bundle(output)
 
 
@@ -117,6 +124,25 @@ def build_graph(
         settings.plugins,
     )
     return finish(graph.build(), dict(props), __version__)
+
+
+def _engine(folder: Path, model: Model, settings: ExportSettings, progress: Progress) -> str:
+    """Builds the engine and returns its file name."""
+    assert settings.engine is not None
+    config, buckets = model.config, settings.buckets or (settings.batch,)
+    profiles = settings.profiles or [batch_profile(batch, config.image_size) for batch in buckets]
+    check_profiles(profiles, config)
+    sidecar = add_engine(
+        folder / MODEL,
+        settings.engine,
+        profiles,
+        config,
+        settings.tokens,
+        settings.precision,
+        settings.plugins,
+        progress,
+    )
+    return sidecar.engine
 
 
 def _calibrated(

@@ -80,11 +80,13 @@ def manifest(
     samples: ImageSet,
     budgets: Sequence[int],
     command: Sequence[str],
+    engine: str | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     checkpoint = model.checkpoint
     return {
         "tool": {"name": "svit-deploy", "version": __version__},
-        "command": [_without_folders(part) for part in command],
+        "command": command_record(command),
         "checkpoint": {
             "name": checkpoint.path.name,
             "sha256": checkpoint.sha256,
@@ -106,15 +108,20 @@ def manifest(
         "batch": {"min": settings.batch.min, "opt": settings.batch.opt, "max": settings.batch.max},
         "precision": settings.precision,
         "opset": settings.opset,
-        "engine": None,
+        "engine": engine,
         "reference": {
             "source": samples.source,
             "images": len(samples),
             "sha256": samples.sha256,
         },
-        "notes": list(model.notes),
+        "notes": [*model.notes, *notes],
         "environment": describe_environment(),
     }
+
+
+def command_record(command: Sequence[str]) -> list[str]:
+    """A command line as a bundle may tell it."""
+    return [_without_folders(part) for part in command]
 
 
 def _without_folders(argument: str) -> str:

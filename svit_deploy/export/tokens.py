@@ -131,7 +131,7 @@ def select_dynamic(graph: GraphBuilder, grid: TokenGrid, decision: str) -> Selec
         decision: `[B, S]` bool.
     """
     rows, slots, places, lengths, *_ = graph.function(
-        "SvitCompact", compact_rows, decision, outputs=7
+        "SvitCompact", compact_rows, decision, outputs=7, index_bits=64
     )
     filled = graph.op("GreaterOrEqual", slots, graph.constant(0))  # [B, Kmax]
     bias = key_bias(graph, filled)

@@ -18,6 +18,7 @@ INSTALL = {
     ENTERPRISE: "run: pip install 'svit-deploy[tensorrt]', or install the TensorRT of your JetPack",
     RTX: "run: pip install 'svit-deploy[tensorrt-rtx]'",
 }
+NAMES = {ENTERPRISE: "TensorRT", RTX: "TensorRT-RTX"}
 OLDEST = (10, 3)
 
 
@@ -37,6 +38,11 @@ class Library:
     def version(self) -> str:
         """As the module tells it, for example 10.16.1.11."""
         return str(self.trt.__version__)
+
+    @property
+    def name(self) -> str:
+        """For messages, for example TensorRT 10.16.1.11."""
+        return f"{NAMES[self.target]} {self.version}"
 
     @property
     def short_version(self) -> str:

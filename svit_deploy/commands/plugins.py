@@ -1,0 +1,80 @@
+"""`svit-deploy plugins build` and `plugins path`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from svit_deploy.commands.common import Invocation
+from svit_deploy.errors import UsageError
+
+plugins = typer.Typer(
+    name="plugins",
+    help="Build the TensorRT plugins for compaction, gather and scatter.",
+    rich_markup_mode=None,
+)
+
+
+@plugins.command()
+def build(
+    context: typer.Context,
+    tensorrt_include: Annotated[
+        Path,
+        typer.Option(metavar="DIR", help="TensorRT's headers, of the version that will run."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FOLDER", help="By default where `path` finds them."
+        ),
+    ] = None,
+    sm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST", help="GPU generations, 80,90; by default 75 to 120. Jetson Orin: 87."
+        ),
+    ] = None,
+    nvcc: Annotated[
+        str | None, typer.Option(metavar="FILE", help="CUDA compiler; by default that on PATH.")
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(metavar="N", min=0, max=1024, help="Compilers at a time; 0: per core.")
+    ] = 0,
+) -> None:
+    """Compile the plugin library, with the CUDA toolkit and CMake."""
+    from svit_deploy.plugins.build import build_plugins
+
+    invocation: Invocation = context.obj
+    with invocation.progress() as progress:
+        library, made = build_plugins(
+            tensorrt_include,
+            output,
+            sm=_parse_sm(sm),
+            nvcc=nvcc,
+            jobs=jobs,
+            progress=progress,
+        )
+    typer.echo(
+        f"built {library} for TensorRT {made.tensorrt}, sm {' '.join(map(str, made.sm))}, "
+        f"with nvcc {made.nvcc}"
+    )
+
+
+@plugins.command()
+def path() -> None:
+    """Print where the library is that `build` made."""
+    from svit_deploy.plugins import library_path
+
+    typer.echo(str(library_path()))
+
+
+def _parse_sm(text: str | None) -> tuple[int, ...] | None:
+    """`75,90`"""
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise UsageError(f"--sm {text!r} is not a list of GPU generations", "write --sm 75,90")
+    return tuple(map(int, parts))

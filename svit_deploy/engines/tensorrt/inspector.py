@@ -1,0 +1,105 @@
+"""What the layers of an engine tell: whether attention is one kernel, and what is in its way.
+
+TensorRT's inspector gives JSON: `{"Layers": [...]}`. An engine built with detailed verbosity has an
+object for each layer (Name, LayerType, Inputs, Outputs, TacticName, Metadata with the ONNX nodes it
+came from), another one a name. With verbosity `none` there are no layers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+_FUSED = re.compile(r"(?<![a-z0-9])f?mha(?![a-z])", re.IGNORECASE)
+_REFORMAT = re.compile(r"reformat|reorder", re.IGNORECASE)
+_HOST_COPY = re.compile(r"DeviceTo(Shape)?HostCopy", re.IGNORECASE)
+_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+
+
+@dataclass(frozen=True)
+class LayerCounts:
+    """How many layers of which kind an engine has.
+
+    Attributes:
+        fused_attention: kernels that compute scores, softmax and mixing at once.
+        reformats: copies into another memory layout.
+        host_copies: sizes copied to the host, which waits for them in the middle of a run.
+    """
+
+    total: int
+    fused_attention: int
+    reformats: int
+    host_copies: int
+
+    def to_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def read_layers(information: str) -> LayerCounts | None:
+    """Counts the layers in the inspector's JSON; None where it tells of none."""
+    try:
+        layers = json.loads(information)["Layers"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    if not isinstance(layers, list) or not layers:
+        return None
+    return LayerCounts(
+        total=len(layers),
+        fused_attention=sum(map(is_fused_attention, layers)),
+        reformats=sum(map(is_reformat, layers)),
+        host_copies=sum(_HOST_COPY.search(_text(layer, "Name")) is not None for layer in layers),
+    )
+
+
+def is_fused_attention(layer: Any) -> bool:
+    """Whether a layer is a fused attention kernel.
+
+    Such kernels have `mha` or `fmha` for a word of their name or tactic, as in
+    `_gemm_mha_v2_myl0_4` or `fmha_v2_flash_attention_fp16`. The word attention proves nothing: the
+    names of ONNX nodes, which unfused layers take over, are full of it.
+    """
+    name = _text(layer, "Name")
+    nodes = _NODE.findall(_text(layer, "Metadata"))
+    named_after_node = "/" in name or any(node and node in name for node in nodes)
+    own = "" if named_after_node else name
+    return _FUSED.search(f"{own} {_text(layer, 'TacticName')}") is not None
+
+
+def is_reformat(layer: Any) -> bool:
+    """Whether a layer only copies a tensor into another memory layout."""
+    kind = f"{_text(layer, 'LayerType')} {_text(layer, 'ParameterType')}"
+    return _REFORMAT.search(kind) is not None or _text(layer, "Name").startswith("Reformatting ")
+
+
+def attention_note(
+    counts: LayerCounts | None, expected: int, *, precision: str, head_dim: int, tokens: str
+) -> str | None:
+    """One sentence where attention is not fused everywhere, or nobody can tell; else None.
+
+    Args:
+        counts: of the engine's layers.
+        expected: attentions in the model: its depth.
+        precision, head_dim, tokens: of the graph, for the likely reason.
+    """
+    if counts is None:
+        return "the engine does not tell its layers, so it is not known whether attention is fused"
+    if counts.fused_attention >= expected:
+        return None
+    if precision == "fp32":
+        reason = "fused kernels take fp16 or bf16, export with --precision fp16"
+    elif not 16 <= head_dim <= 256 or head_dim % 8:
+        reason = f"they take head sizes from 16 to 256 in steps of 8, not {head_dim}"
+    elif tokens == "dynamic":
+        reason = "sizes that depend on the data, export with --tokens budget"
+    else:
+        reason = "this TensorRT does not know the pattern on this GPU, try a newer one"
+    return f"{counts.fused_attention} of {expected} attentions are fused; likely reason: {reason}"
+
+
+def _text(layer: Any, key: str) -> str:
+    """A field of a layer; a layer that is only a name has no others."""
+    if isinstance(layer, dict):
+        return str(layer.get(key, ""))
+    return str(layer) if key == "Name" else ""

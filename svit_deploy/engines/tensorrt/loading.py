@@ -1,0 +1,215 @@
+"""From an engine file to an engine in memory; nothing is deserialised before it is known to fit."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import re
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from svit_deploy.engines.tensorrt.cuda import Cuda
+from svit_deploy.engines.tensorrt.library import ENTERPRISE, RTX, Library, load_library
+from svit_deploy.engines.tensorrt.sidecar import (
+    BUILD_AGAIN,
+    Sidecar,
+    read_sidecar,
+    sidecar_path,
+)
+from svit_deploy.errors import CapabilityError, InputError, SvitDeployError
+from svit_deploy.files import hash_file
+from svit_deploy.plugins import library_path
+
+log = logging.getLogger(__name__)
+
+_MAGIC = {b"ftrt": ENTERPRISE, b"vtrt": RTX}
+_MAX_JSON = 2**20
+_OUT_OF_MEMORY = re.compile(r"out ?of ?memory|cudaErrorMemoryAllocation", re.IGNORECASE)
+_SOURCE_PLACE = re.compile(r"\s*(In \w+ at|at) /\S+:\d+")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A deserialised engine and what it lives on.
+
+    Attributes:
+        sidecar: what was recorded of it; None for a foreign engine.
+        engine: the library's ICudaEngine.
+        runtime: its IRuntime, which must outlive it.
+    """
+
+    path: Path
+    library: Library
+    cuda: Cuda
+    sidecar: Sidecar | None
+    engine: Any
+    runtime: Any
+
+    def failure(self, what: str, fix: str) -> SvitDeployError:
+        """The error to raise where the library failed: with the first error that it logged."""
+        return failure(self.library, f"{self.path.name} {what}", fix)
+
+
+def load_engine(
+    path: Path, *, allow_foreign: bool, plugin_library: Path | None, device: int
+) -> Loaded:
+    """Checks and loads an engine.
+
+    Args:
+        allow_foreign: go on without a sidecar; one that is there must fit all the same.
+        plugin_library: a library of plugins to load; by default the one `plugins build` made,
+            where the engine needs it.
+
+    Raises:
+        InputError: no engine, not the one its sidecar tells, or built for something else.
+        CapabilityError: TensorRT, the GPU or the plugin library is missing, or out of memory.
+    """
+    head = _read_head(path)
+    foreign = allow_foreign and not sidecar_path(path).exists()
+    sidecar = None if foreign else read_sidecar(path)
+    library = load_library(_MAGIC.get(head, ENTERPRISE) if sidecar is None else sidecar.target)
+    if sidecar is None:
+        log.warning("%s has no sidecar: nothing says where its native code is from", path)
+    else:
+        _check_version(path, sidecar, library)
+    cuda = Cuda(device)
+    if sidecar is not None:
+        _check_gpu(path, sidecar, cuda)
+    plugins = _find_plugins(path, sidecar, plugin_library)
+    logger_of(library).take()  # what earlier failures left
+    runtime = library.trt.Runtime(logger_of(library))
+    if plugins is not None and runtime.get_plugin_registry().load_library(str(plugins)) is None:
+        raise failure(
+            library, f"the plugin library {plugins} could not be loaded", "build it again"
+        )
+    engine = runtime.deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        raise failure(
+            library,
+            f"{path} could not be loaded",
+            _again(library.target),
+        )
+    return Loaded(path, library, cuda, sidecar, engine, runtime)
+
+
+def failure(library: Library, what: str, fix: str) -> SvitDeployError:
+    """An error with the library's own reason: the machine's if out of memory, else the input's."""
+    reason = logger_of(library).take()
+    message = f"{what} by {library.trt.__name__} {library.version}{reason and f': {reason}'}"
+    if _OUT_OF_MEMORY.search(reason):
+        return CapabilityError(
+            f"{what}, the GPU is out of memory: {reason}",
+            "lower the batch size, or free the GPU (nvidia-smi tells who uses it)",
+        )
+    return InputError(message, fix)
+
+
+@functools.cache
+def _make_logger(trt: Any) -> Any:
+    """The library keeps the first logger of a process, so there is one for all engines."""
+    severe = (trt.ILogger.Severity.INTERNAL_ERROR, trt.ILogger.Severity.ERROR)
+
+    class Log(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: deque[str] = deque(maxlen=32)
+
+        def log(self, severity: Any, message: str) -> None:
+            log.debug("%s", message)
+            if severity in severe:
+                self.errors.append(message)
+
+        def take(self) -> str:
+            """The first error since the last call, in one line; others follow from it."""
+            first = " ".join(self.errors[0].split()) if self.errors else ""
+            self.errors.clear()
+            return _SOURCE_PLACE.sub("", first)[:240].rstrip(" .")
+
+    return Log()
+
+
+def logger_of(library: Library) -> Any:
+    """The logger of a library; `take()` gives the first error since the last call."""
+    return _make_logger(library.trt)
+
+
+def _again(target: str) -> str:
+    return f"{BUILD_AGAIN} {target}"
+
+
+def _read_head(path: Path) -> bytes:
+    """The first four bytes of an engine.
+
+    Raises:
+        InputError: not a file, empty, unreadable, or with something in front of the engine.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is not a file", "give the path of an .engine file")
+    try:
+        with path.open("rb") as file:
+            head = file.read(4)
+            length = int.from_bytes(head, "little")
+            text = file.read(length) if 1 < length <= _MAX_JSON else b""
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror})", "check who may read it"
+        ) from None
+    if not head:
+        raise InputError(f"{path} is empty", "copy it again, or build it again")
+    if text.startswith(b"{") and _is_json(text):
+        raise InputError(
+            f"{path} has {length} bytes of JSON in front of the engine, as ultralytics writes it",
+            f"cut the first {4 + length} bytes off, or build an engine with svit-deploy export",
+        )
+    return head
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _check_version(path: Path, sidecar: Sidecar, library: Library) -> None:
+    if sidecar.tensorrt != library.version:
+        raise InputError(
+            f"{path} was built by {library.trt.__name__} {sidecar.tensorrt}, and "
+            f"{library.version} is installed: an engine runs on its own version only",
+            _again(sidecar.target),
+        )
+
+
+def _check_gpu(path: Path, sidecar: Sidecar, cuda: Cuda) -> None:
+    built, here = sidecar.gpu, cuda.gpu
+    if built is None:
+        if sidecar.target != RTX:
+            raise InputError(f"the sidecar of {path} names no GPU", _again(sidecar.target))
+    elif built.compute_capability != here.compute_capability:
+        raise InputError(
+            f"{path} was built for {built.name} ({built.sm}), and this machine has {here.name} "
+            f"({here.sm})",
+            _again(sidecar.target),
+        )
+
+
+def _find_plugins(path: Path, sidecar: Sidecar | None, given: Path | None) -> Path | None:
+    """The plugin library to load, which must be the one that the engine was built with."""
+    if given is not None and not given.is_file():
+        raise InputError(f"{given} is not a file", "give the path of libsvit_trt.so")
+    needed = () if sidecar is None else sidecar.plugins
+    if not needed:
+        return given
+    library = library_path() if given is None else given
+    for name, sha256 in needed:
+        if hash_file(library) != sha256:
+            raise InputError(
+                f"{path} was built with another {name} than {library} (sha256 differs)",
+                f"run with the library it was built with, or {BUILD_AGAIN} "
+                f"{sidecar.target if sidecar else ENTERPRISE}",
+            )
+    return library

@@ -1,0 +1,249 @@
+"""The process that builds one engine: where TensorRT may crash, hang or be killed without us.
+
+It tells its parent how it goes on a channel (`channel.py`).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from svit_deploy.engines.tensorrt.channel import LOG, RESULT, Channel, make_logger
+from svit_deploy.engines.tensorrt.gpu import Versions, require_gpu
+from svit_deploy.engines.tensorrt.library import ENTERPRISE, RTX, Library, load_library
+from svit_deploy.engines.tensorrt.network import (
+    PARSED,
+    configure,
+    load_plugins,
+    one_line,
+    parse_network,
+)
+from svit_deploy.engines.tensorrt.packed import pack_attention
+from svit_deploy.engines.tensorrt.settings import NO_TIMING_CACHE, BuildSettings
+from svit_deploy.engines.tensorrt.sidecar import Gpu, Sidecar
+from svit_deploy.engines.tensorrt.timing_cache import TimingCache, default_path
+from svit_deploy.errors import CapabilityError, ExportError, SvitDeployError
+from svit_deploy.files import hash_file
+
+log = logging.getLogger(__name__)
+
+_OUT_OF_MEMORY = re.compile(
+    r"out ?of ?memory|bad_alloc|MemoryAllocation|insufficient memory", re.IGNORECASE
+)
+_OLD_DRIVER = re.compile(r"insufficient ?driver|error:? ?35\b|driver version", re.IGNORECASE)
+
+
+def main() -> None:
+    """Builds the engine of a graph (first argument) with its sidecar in a folder (second).
+
+    Standard input has the settings; the answer is the engine's file name, or an error.
+    """
+    channel = Channel()
+    logging.getLogger("svit_deploy").addHandler(_Forward(channel))
+    logging.getLogger("svit_deploy").setLevel(logging.INFO)
+    onnx, folder = map(Path, sys.argv[1:])
+    try:
+        settings = BuildSettings.from_json(sys.stdin.read())
+        channel.send(RESULT, build(onnx, folder, settings, channel))
+    except SvitDeployError as error:
+        channel.error(error)
+
+
+class _Forward(logging.Handler):
+    """Hands the package's own log records to the parent."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__()
+        self._channel = channel
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._channel.send(LOG, [record.levelno, record.getMessage()])
+
+
+def build(onnx: Path, folder: Path, settings: BuildSettings, channel: Channel) -> str:
+    """Builds an engine and writes it with its sidecar; returns the engine's file name.
+
+    Raises:
+        SvitDeployError: CapabilityError for what this machine lacks, UsageError for profiles that
+            do not fit, ExportError for all that TensorRT refuses.
+    """
+    start = time.monotonic()
+    channel.progress("starting the builder", 0.0)
+    library = load_library(settings.target)
+    gpu, versions = require_gpu() if settings.target == ENTERPRISE else (None, None)
+    plugins, onnx_sha256 = _plugin_hashes(settings), hash_file(onnx)
+    cache = _choose_cache(library, settings, onnx_sha256, plugins, gpu, versions)
+    place = gpu.sm if gpu else "portable"
+    engine = folder / f"model.{settings.precision}-{library.short_version}-{place}.engine"
+    with _held(cache, channel):
+        packed_blocks = _build_file(library, onnx, engine, settings, cache, channel)
+    with _writing():
+        Sidecar(
+            engine=engine.name,
+            engine_sha256=hash_file(engine),
+            engine_size=engine.stat().st_size,
+            onnx_sha256=onnx_sha256,
+            target=settings.target,
+            tensorrt=library.version,
+            precision=settings.precision,
+            tokens=settings.tokens,
+            profiles=settings.profiles,
+            cuda=versions.cuda if versions else None,
+            driver=versions.driver if versions else None,
+            gpu=gpu,
+            plugins=tuple(plugins),
+            settings={**settings.record(), "packed_blocks": packed_blocks},
+            build_s=time.monotonic() - start,
+        ).write(folder)
+    return engine.name
+
+
+def _plugin_hashes(settings: BuildSettings) -> list[tuple[str, str]]:
+    path = settings.plugin_library
+    if path is None:
+        return []
+    if not path.is_file():
+        raise CapabilityError(
+            f"the plugin library {path} is not a file",
+            "build it: svit-deploy plugins build --tensorrt-include DIR",
+        )
+    return [(path.name, hash_file(path))]
+
+
+def _choose_cache(
+    library: Library,
+    settings: BuildSettings,
+    onnx_sha256: str,
+    plugins: list[tuple[str, str]],
+    gpu: Gpu | None,
+    versions: Versions | None,
+) -> TimingCache | None:
+    if library.target == RTX or settings.timing_cache == NO_TIMING_CACHE:
+        return None
+    if settings.timing_cache is not None:
+        return TimingCache(Path(settings.timing_cache))
+    profiles = [asdict(profile) for profile in settings.profiles]
+    content = {
+        "onnx": onnx_sha256,
+        "plugins": plugins,
+        "settings": settings.record() | {"profiles": profiles},
+        "tensorrt": [library.target, library.version],
+        "gpu": asdict(gpu) if gpu else None,
+        "driver": versions.driver.split(".")[0] if versions else None,
+    }
+    try:
+        return TimingCache(default_path(content))
+    except RuntimeError as error:  # no home folder
+        log.warning("no timing cache: %s", error)
+        return None
+
+
+@contextmanager
+def _held(cache: TimingCache | None, channel: Channel) -> Iterator[None]:
+    if cache is None:
+        yield
+        return
+
+    def waiting() -> None:
+        channel.progress("waiting for another build of the same engine", 0.0)
+
+    with cache.hold(waiting):
+        yield
+
+
+def _build_file(
+    library: Library,
+    onnx: Path,
+    engine: Path,
+    settings: BuildSettings,
+    cache: TimingCache | None,
+    channel: Channel,
+) -> int:
+    """Builds and writes the engine; returns how many of its blocks have packed attention.
+
+    Whether there is a kernel for packed attention, only a build tells: it fails, for TensorRT
+    cannot compose that attention of others. Then the graph's own, padded one is built.
+    """
+    logger = make_logger(library.trt, channel)
+    builder = _create_builder(library, logger, channel)
+    if settings.plugin_library is not None:
+        load_plugins(library, builder, settings.plugin_library, channel)
+    for pack in (True, False) if settings.packed_attention else (False,):
+        channel.progress("reading the graph", PARSED / 2)
+        network = parse_network(library, builder, onnx, channel, logger)
+        blocks = pack_attention(library, network, settings.num_heads) if pack else 0
+        config = configure(library, builder, network, settings, channel)
+        if cache:
+            _use_cache(config, cache)
+        channel.errors.clear()
+        channel.progress("building the engine", PARSED)
+        plan = builder.build_serialized_network(network, config)
+        if plan is not None:
+            with _writing():
+                engine.write_bytes(plan)
+            if cache:
+                cache.write(bytes(config.get_timing_cache().serialize()))
+            return blocks
+        if not blocks:
+            break
+        reason = one_line(channel.errors[0]) if channel.errors else "no reason given"
+        log.info("no packed attention, the padded one is built instead: %s", reason)
+    raise _failure(library, "cannot build the engine", channel)
+
+
+def _create_builder(library: Library, logger: Any, channel: Channel) -> Any:
+    try:
+        return library.trt.Builder(logger)
+    except (TypeError, RuntimeError) as error:  # TypeError: pybind11's word for a null pointer
+        channel.errors.append(str(error))
+        raise _failure(library, "cannot start", channel) from error
+
+
+def _use_cache(config: Any, cache: TimingCache) -> None:
+    """Gives the builder the timings of earlier builds, if they are sound and of this GPU."""
+    content = cache.read()
+    timings = config.create_timing_cache(content)
+    if timings is None or not config.set_timing_cache(timings, ignore_mismatch=False):
+        cache.reject()
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+
+
+def _failure(library: Library, what: str, channel: Channel) -> ExportError | CapabilityError:
+    reasons = [one_line(error) for error in channel.errors] or ["it gives no reason"]
+    for reason in reasons:
+        if _OUT_OF_MEMORY.search(reason):
+            return ExportError(
+                f"{library.name} {what}, out of memory: {reason}",
+                "lower --workspace or the largest --batch, or free the GPU",
+            )
+        if _OLD_DRIVER.search(reason):
+            return CapabilityError(
+                f"{library.name} {what}, the NVIDIA driver is too old: {reason}",
+                "upgrade the driver, or install a TensorRT made for it",
+            )
+    return ExportError(
+        f"{library.name} {what}: {reasons[0]}",
+        "run again with -v for its log; other --tokens or --precision may build",
+    )
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ExportError(
+            f"cannot write the engine ({error.strerror or error})",
+            "give a folder on a disk with room, with -o",
+        ) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""From an exported graph to a TensorRT engine beside it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from svit_deploy import __version__
+from svit_deploy.bundle import MODEL, REFERENCE, Bundle, open_bundle, write_bundle, write_manifest
+from svit_deploy.config import BatchRange, ModelConfig, TokenMode
+from svit_deploy.engines.tensorrt.build import BuildSettings, build_engine
+from svit_deploy.engines.tensorrt.sidecar import Sidecar
+from svit_deploy.environment import describe_environment
+from svit_deploy.errors import UsageError
+from svit_deploy.export.record import command_record
+from svit_deploy.export.settings import EngineOptions
+from svit_deploy.plugins import library_path
+from svit_deploy.profiles import Profile, whole_range
+from svit_deploy.progress import SILENT, Progress
+
+log = logging.getLogger(__name__)
+
+
+def add_engine(
+    graph: Path,
+    options: EngineOptions,
+    profiles: Sequence[Profile],
+    config: ModelConfig,
+    mode: TokenMode,
+    precision: str,
+    plugins: bool,
+    progress: Progress = SILENT,
+) -> Sidecar:
+    """Builds the engine of a graph, in the graph's folder, with its sidecar.
+
+    Raises:
+        SvitDeployError: CapabilityError where it cannot be built here, ExportError where it
+            cannot be built at all.
+    """
+    settings = BuildSettings(
+        target=options.target,
+        profiles=tuple(profiles),
+        precision=precision,
+        tokens=mode.value,
+        num_heads=config.num_heads,
+        plugin_library=find_plugin_library(options, plugins),
+        optimization_level=options.optimization_level,
+        workspace_bytes=options.workspace_bytes,
+        timing_cache=options.timing_cache,
+    )
+    return build_engine(graph, graph.parent, settings, progress)
+
+
+def find_plugin_library(options: EngineOptions, plugins: bool) -> Path | None:
+    """The library to build with, or None for function bodies or a graph without plugins.
+
+    Raises:
+        CapabilityError: it is wanted and was never built.
+        UsageError: the file does not exist.
+    """
+    if not plugins or options.plugin_library == "none":
+        return None
+    if options.plugin_library is None:
+        return library_path()
+    path = Path(options.plugin_library)
+    if not path.is_file():
+        raise UsageError(
+            f"--plugin-library {path} is not a file", "give the path of libsvit_trt.so, or none"
+        )
+    return path
+
+
+def check_profiles(profiles: Sequence[Profile], config: ModelConfig) -> None:
+    """Raises UsageError for an image size other than the model's: its positions are baked in."""
+    height, width = config.image_size
+    for profile in profiles:
+        if any(shape[2:] != config.image_size for shape in (profile.min, profile.opt, profile.max)):
+            raise UsageError(
+                f"the profile {profile} has another image size than the model's {height}x{width}, "
+                "for which its positions are computed",
+                f"give 3x{height}x{width} in all shapes, or export with another --image-size",
+            )
+
+
+def engine_notes(mode: TokenMode, num_gates: int) -> list[str]:
+    """What a user of the engine should know of its token mode."""
+    if mode is not TokenMode.DYNAMIC or not num_gates:
+        return []
+    return [
+        f"token mode dynamic on TensorRT: each of the {num_gates} gates makes the host wait for "
+        "its count of tokens, and no CUDA graph can be captured; --tokens budget has static shapes"
+    ]
+
+
+def rebuild(
+    bundle: Bundle,
+    output: Path,
+    options: EngineOptions,
+    profiles: Sequence[Profile],
+    *,
+    force: bool = False,
+    command: Sequence[str] = (),
+    progress: Progress = SILENT,
+) -> Bundle:
+    """A copy of a bundle with an engine of its graph for this machine. Needs no PyTorch.
+
+    Raises:
+        SvitDeployError: as `add_engine`, or ExportError if `output` is in the way.
+    """
+    check_profiles(profiles, bundle.config)
+    with write_bundle(output, force=force) as folder:
+        for name in (MODEL, REFERENCE):
+            shutil.copyfile(bundle.path / name, folder / name)
+        tokens = bundle.manifest["tokens"]
+        sidecar = add_engine(
+            folder / MODEL,
+            options,
+            profiles,
+            bundle.config,
+            bundle.mode,
+            bundle.precision,
+            tokens["plugins"],
+            progress,
+        )
+        batch = profile_batches(profiles)
+        notes = engine_notes(bundle.mode, bundle.config.num_gates)
+        changed = {
+            "tool": {"name": "svit-deploy", "version": __version__},
+            "command": command_record(command),
+            "batch": {"min": batch.min, "opt": batch.opt, "max": batch.max},
+            "engine": sidecar.engine,
+            "notes": [*(n for n in bundle.manifest["notes"] if n not in notes), *notes],
+            "environment": describe_environment(),
+        }
+        kept = {k: v for k, v in bundle.manifest.items() if k not in ("schema_version", "files")}
+        write_manifest(folder, kept | changed)
+    for note in notes:
+        log.info("%s", note)
+    return open_bundle(output)
+
+
+def profile_batches(profiles: Sequence[Profile]) -> BatchRange:
+    """The batch sizes from the smallest to the largest that any profile serves."""
+    return whole_range([BatchRange(p.min[0], p.opt[0], p.max[0]) for p in profiles])

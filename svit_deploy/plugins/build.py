@@ -1,0 +1,244 @@
+"""Compiles the plugin library with the user's CMake, CUDA compiler and TensorRT headers."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from svit_deploy.environment import usable_cores
+from svit_deploy.errors import CapabilityError, ExportError, UsageError
+from svit_deploy.folder import write_folder
+from svit_deploy.plugins import (
+    AUTOREGISTER,
+    LIBRARY,
+    RECORD,
+    SOURCE,
+    default_folder,
+    recorded_source,
+    source_sha256,
+)
+from svit_deploy.progress import SILENT, Progress
+
+SM = (75, 80, 86, 89, 90, 100, 120)
+"""GPU generations the library is compiled for by default, as far as the compiler knows them."""
+OLDEST_TENSORRT = (10, 3)
+HEADERS = ("NvInferRuntime.h", "NvInferVersion.h")
+WHERE_HEADERS_ARE = (
+    "give --tensorrt-include the include folder of the TensorRT SDK, of the Debian package "
+    "libnvinfer-headers-dev, or of the open-source TensorRT repository at your version's tag"
+)
+
+
+@dataclass(frozen=True)
+class Build:
+    """What a library was made of and with, as recorded beside it.
+
+    Attributes:
+        source_sha256: of `plugins/source`.
+        tensorrt: version of the headers, 10.9.0.34.
+        sm: GPU generations it has code for; others from the first on compile it when they load it.
+        nvcc: version of the CUDA compiler.
+    """
+
+    source_sha256: str
+    tensorrt: str
+    sm: tuple[int, ...]
+    nvcc: str
+
+
+def build_plugins(
+    tensorrt_include: Path,
+    output: Path | None = None,
+    *,
+    sm: Sequence[int] | None = None,
+    nvcc: str | None = None,
+    jobs: int = 0,
+    progress: Progress = SILENT,
+) -> tuple[Path, Build]:
+    """Builds both libraries into a folder that is complete or as it was before.
+
+    Args:
+        tensorrt_include: folder with NvInferRuntime.h.
+        output: folder to write; `default_folder()` by default.
+        sm: GPU generations, 90 for compute capability 9.0; `SM` by default.
+        nvcc: the CUDA compiler; by default that of PATH, CUDA_HOME or /usr/local/cuda.
+        jobs: compilers to run at a time; 0 is one per core.
+
+    Returns:
+        The path of the library, and what it was built with.
+
+    Raises:
+        CapabilityError: a tool or the headers are missing, too old, or do not know an SM.
+        UsageError: `output` holds something else.
+        ExportError: the compiler fails, or the folder cannot be written.
+    """
+    if sys.platform != "linux":
+        raise CapabilityError("TensorRT plugins are built on Linux only", "build them there")
+    tensorrt = read_tensorrt_version(Path(tensorrt_include))
+    cmake = _find_tool("cmake", "run pip install cmake")
+    compiler = find_nvcc(nvcc)
+    host = os.environ.get("CXX", "c++").split() or ["c++"]
+    _find_tool(host[0], "install g++, or set CXX to a C++ compiler")
+    known = known_sm(compiler)
+    if unknown := sorted(set(sm or ()) - set(known)):
+        raise CapabilityError(
+            f"{compiler} cannot compile for sm {', '.join(map(str, unknown))}",
+            f"choose among {','.join(map(str, known))} with --sm, or use another CUDA toolkit",
+        )
+    chosen = tuple(sorted(set(sm or (one for one in SM if one in known))))
+    made = Build(source_sha256(), tensorrt, chosen, _nvcc_version(compiler))
+    folder = Path(output) if output else default_folder()
+    with write_folder(folder, _check_output) as part, tempfile.TemporaryDirectory() as temporary:
+        build = Path(temporary)
+        # PTX of the oldest: a driver compiles it for any later GPU that has no code in here.
+        architectures = ";".join([str(chosen[0]), *(f"{one}-real" for one in chosen[1:])])
+        configure = [
+            cmake, "-S", str(SOURCE), "-B", str(build),
+            f"-DTENSORRT_INCLUDE_DIR={Path(tensorrt_include).absolute()}",
+            f"-DTENSORRT_MAJOR={tensorrt.split('.')[0]}",
+            f"-DCMAKE_CUDA_COMPILER={compiler}",
+            f"-DCMAKE_CUDA_ARCHITECTURES={architectures}",
+        ]  # fmt: skip
+        progress.update("configuring the plugin library", 0.1)
+        output_text = _run(configure, "")
+        progress.update("compiling the plugin library", 0.3)
+        compile_all = [cmake, "--build", str(build), "--parallel", str(jobs or usable_cores())]
+        _run(compile_all, output_text)
+        for name in (LIBRARY, AUTOREGISTER):
+            shutil.copyfile(build / name, part / name)
+        record = json.dumps(asdict(made), indent=2) + "\n"
+        (part / RECORD).write_text(record, encoding="utf-8")
+    return folder.absolute() / LIBRARY, made
+
+
+def read_tensorrt_version(include: Path) -> str:
+    """The version of the TensorRT headers in a folder: 10.9.0.34.
+
+    Raises:
+        CapabilityError: there are none, or they are older than `OLDEST_TENSORRT`.
+    """
+    for name in HEADERS:
+        if not (include / name).is_file():
+            raise CapabilityError(f"{include} has no {name}", WHERE_HEADERS_ARE)
+    text = (include / "NvInferVersion.h").read_text(encoding="utf-8", errors="replace")
+    values = dict(re.findall(r"^\s*#\s*define\s+(\w+)\s+(\w+)", text, re.MULTILINE))
+    numbers = []
+    for part in ("MAJOR", "MINOR", "PATCH", "BUILD"):
+        value = values.get(f"NV_TENSORRT_{part}", "")
+        numbers.append(values.get(value, value))  # from 11 on it is the name of another macro
+    version = ".".join(numbers)
+    if not re.fullmatch(r"\d+(\.\d+){3}", version):
+        raise CapabilityError(
+            f"{include / 'NvInferVersion.h'} does not say its version", WHERE_HEADERS_ARE
+        )
+    if (int(numbers[0]), int(numbers[1])) < OLDEST_TENSORRT:
+        oldest = ".".join(map(str, OLDEST_TENSORRT))
+        raise CapabilityError(
+            f"the headers in {include} are of TensorRT {version}, and the plugins need {oldest}",
+            f"use TensorRT {oldest} or newer",
+        )
+    return version
+
+
+def find_nvcc(given: str | None = None) -> str:
+    """Path of the CUDA compiler.
+
+    Raises:
+        CapabilityError: there is none.
+    """
+    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    candidates = [given] if given else ["nvcc", *(f"{home}/bin/nvcc" for home in homes if home)]
+    for candidate in candidates:
+        if found := shutil.which(candidate):
+            return found
+    raise CapabilityError(
+        f"no CUDA compiler at {given}" if given else "no CUDA compiler (nvcc) found",
+        "install the CUDA toolkit, or name its nvcc with --nvcc",
+    )
+
+
+def known_sm(nvcc: str) -> tuple[int, ...]:
+    """The GPU generations a CUDA compiler knows, oldest first.
+
+    Raises:
+        CapabilityError: it is no CUDA compiler.
+    """
+    found = re.findall(r"^compute_(\d+)$", _ask(nvcc, "--list-gpu-arch"), re.MULTILINE)
+    if not found:
+        raise CapabilityError(f"{nvcc} is no CUDA compiler", "name one with --nvcc")
+    return tuple(sorted(int(number) for number in found))
+
+
+def _nvcc_version(nvcc: str) -> str:
+    found = re.search(r"\bV(\d+(?:\.\d+)+)", _ask(nvcc, "--version"))
+    return found[1] if found else "unknown"
+
+
+def _ask(nvcc: str, question: str) -> str:
+    try:
+        done = subprocess.run([nvcc, question], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise CapabilityError(
+            f"{nvcc} does not run ({error})", "name a CUDA compiler with --nvcc"
+        ) from error
+    return done.stdout
+
+
+def _find_tool(name: str, fix: str) -> str:
+    found = shutil.which(name)
+    if not found:
+        raise CapabilityError(f"building the plugins needs {name}, which is not on PATH", fix)
+    return found
+
+
+def _check_output(output: Path) -> None:
+    """Lets only nothing, an empty folder, or an earlier build be replaced."""
+    if not output.exists():
+        return
+    if not output.is_dir() or (any(output.iterdir()) and recorded_source(output) is None):
+        raise UsageError(
+            f"{output} exists and is no earlier build of the plugins",
+            "give another folder with --output",
+        )
+
+
+def _run(command: list[str], log: str) -> str:
+    """Runs a step of the build and returns the log with its output; a failure keeps the log."""
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    log += f"$ {' '.join(command)}\n{done.stdout}"
+    if done.returncode == 0:
+        return log
+    descriptor, name = tempfile.mkstemp(prefix="svit-deploy-plugins-", suffix=".log", text=True)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        stream.write(log)
+    raise ExportError(
+        f"the plugins did not compile ({essence(done.stdout)})",
+        f"see the whole log in {name}",
+    )
+
+
+def essence(output: str) -> str:
+    """The first error in the output of CMake or a compiler, on one line and without its folders."""
+    if "CMake Error" in output:
+        text = output.partition("CMake Error")[2].partition("-- Configuring incomplete")[0]
+        text = re.sub(r"^.*:\n", "", text, count=1)  # where in CMakeLists.txt
+        text = re.split(r"\.\s", text)[0]
+    else:
+        errors = re.findall(r"^.*\berror\b.*$", output, re.MULTILINE | re.IGNORECASE)
+        text = errors[0] if errors else output.strip().rpartition("\n")[2]
+    text = " ".join(re.sub(r"(?<![\w.])(?:/[^\s/:]+)+/", "", text).split())
+    return text[:300]

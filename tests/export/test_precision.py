@@ -1,0 +1,167 @@
+"""Half-precision graphs: what stays in float32, what verify says of them, faults in them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+
+from svit_deploy.config import TokenMode
+from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from svit_deploy.errors import ExportError, UsageError
+from svit_deploy.export.onnx import build_graph, export_model
+from svit_deploy.export.settings import ExportSettings
+from svit_deploy.graph_edit import add_outputs
+from svit_deploy.halves import emulate_halves, view_in_float32
+from svit_deploy.verify import Recomputed, Recorded, verify_bundle
+
+HALVES = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
+MODES = ["dynamic", "budget", "masked", "dense"]
+
+
+@pytest.fixture
+def graph(golden):
+    def build(precision, mode="dynamic", model=None, **settings):
+        model = model or (golden("svit_cls").dense if mode == "dense" else golden("svit_cls").model)
+        budgets = [9] * model.config.num_gates if mode == "budget" else ()
+        chosen = ExportSettings(tokens=TokenMode(mode), precision=precision, **settings)
+        return build_graph(model, dataclasses.replace(chosen, budget=None), budgets, {})
+
+    return build
+
+
+def value_types(model):
+    """Element type of every value of a graph."""
+    found = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
+        found[value.name] = value.type.tensor_type.elem_type
+    return found
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("precision", HALVES)
+def test_products_are_halves_and_what_must_not_lose_digits_is_float32(graph, precision, mode):
+    model = graph(precision, mode)
+    types = value_types(model)
+    half = onnx.helper.np_dtype_to_tensor_dtype(np.dtype(HALVES[precision]))
+    seen = {"half": 0, "gate": 0, "reduction": 0}
+    for node in model.graph.node:
+        kind = types[node.input[0]]
+        if node.op_type in ("LayerNormalization", "Softmax", "TopK", "Greater"):
+            assert kind == onnx.TensorProto.FLOAT, node.name
+            seen["reduction"] += 1
+        elif node.op_type in ("Gemm", "MatMul", "Conv", "Gelu"):
+            exact = "/gate/" in node.name or node.name.startswith("head/")
+            assert kind == (onnx.TensorProto.FLOAT if exact else half), node.name
+            seen["gate" if exact else "half"] += 1
+    gates = 0 if mode == "dense" else 9
+    assert seen["gate"] == 3 * gates + 1
+    assert seen["half"] >= 12 * 8
+    assert seen["reduction"] >= 12 * 3 + 1
+    assert {v.name: v.type.tensor_type.elem_type for v in model.graph.input} == {"images": 1}
+    assert types["logits"] == onnx.TensorProto.FLOAT
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "mode"),
+    [
+        *(("digits", "fp16", mode) for mode in MODES),
+        ("digits", "bf16", "dynamic"),
+        ("svit_cls", "fp16", "budget"),
+        ("svit_cls", "bf16", "budget"),
+        ("svit_cls", "bf16", "dense"),
+    ],
+)
+def test_a_half_precision_export_is_accepted(
+    golden, digits, heldout, tmp_path, name, precision, mode
+):
+    if name == "digits":
+        model, images = digits, heldout[:24]
+    else:
+        model, images = golden(name).model, golden(name).images
+    budget = "0.6" if mode == "budget" else None
+    settings = ExportSettings(tokens=TokenMode(mode), precision=precision, budget=budget)
+    bundle = export_model(model, tmp_path / "out", settings)
+    assert bundle.precision == precision
+    for report in (
+        verify_bundle(bundle, Recomputed(bundle, model, images)),
+        verify_bundle(bundle, Recorded(bundle)),
+    ):
+        assert report.passed, report.verdict
+        worst = {"block": 0.0, "gate": 0.0}
+        for stage in report.stages:
+            kind = stage.name.split()[0]
+            worst[kind] = max(worst.get(kind, 0.0), stage.error)
+        if worst["block"]:  # from a checkpoint, so each stage is seen by itself
+            assert worst["block"] > 1e-5, "float32 was measured, not a half"
+            assert worst["gate"] < 1e-4, "a gate by itself is exact"
+
+
+@pytest.mark.parametrize("precision", HALVES)
+def test_a_fault_in_a_half_precision_graph_is_refused(golden, tmp_path, monkeypatch, precision):
+    monkeypatch.setattr("svit_deploy.export.tokens.MASKED", -1.0)
+    model, images = golden("svit_cls").model, golden("svit_cls").images
+    settings = ExportSettings(tokens=TokenMode.MASKED, precision=precision)
+    bundle = export_model(model, tmp_path / "out", settings)
+    report = verify_bundle(bundle, Recomputed(bundle, model, images))
+    assert not report.passed
+    assert "block" in report.verdict
+
+
+def test_a_gate_in_half_precision_is_refused(golden, tmp_path, monkeypatch):
+    from svit_deploy.export.layers import Layers
+
+    def half(self, x, name):
+        if not name.startswith("gates"):
+            return exact(self, x, name)
+        graph = self.graph
+        return graph.widen(self.linear(graph.narrow(x), name))
+
+    exact = Layers.exact_linear
+    monkeypatch.setattr(Layers, "exact_linear", half)
+    model, images = golden("svit_cls").model, golden("svit_cls").images
+    bundle = export_model(model, tmp_path / "out", ExportSettings(precision="fp16"))
+    report = verify_bundle(bundle, Recomputed(bundle, model, images))
+    assert not report.passed
+    assert "gate 0" in report.verdict
+
+
+def test_emulated_values_are_halves(graph, golden):
+    for precision, dtype in HALVES.items():
+        emulated = add_outputs(emulate_halves(graph(precision, "masked")), ["block_5.out"])
+        with OnnxRuntimeEngine(emulated.SerializeToString()) as engine:
+            values = engine.run({"images": golden("svit_cls").inputs})["block_5.out"]
+        assert np.abs(values).max() > 0.1
+        assert np.array_equal(values, values.astype(dtype).astype(np.float32))
+
+
+def test_a_view_in_float32_changes_nothing(graph, golden):
+    model = graph("fp16", "masked")
+    viewed = add_outputs(view_in_float32(model, ["block_5.out", "logits"]), ["block_5.out"])
+    feeds = {"images": golden("svit_cls").inputs}
+    with OnnxRuntimeEngine(model.SerializeToString(), graph_optimization="none") as engine:
+        plain = engine.run(feeds)
+    with OnnxRuntimeEngine(viewed.SerializeToString(), graph_optimization="none") as engine:
+        seen = engine.run(feeds)
+    assert seen.pop("block_5.out").dtype == np.float32
+    assert all(np.array_equal(plain[name], seen[name]) for name in plain)
+
+
+def test_weights_beyond_float16(golden, graph):
+    model = golden("svit_cls").model
+    large = {**model.weights, "blocks.3.mlp.fc1.bias": np.full(128, 1e5, np.float32)}
+    large["blocks.3.mlp.fc1.bias"] = np.resize(
+        large["blocks.3.mlp.fc1.bias"], model.weights["blocks.3.mlp.fc1.bias"].shape
+    )
+    model = dataclasses.replace(model, weights=large)
+    with pytest.raises(ExportError, match=r"blocks.3.mlp.fc1.bias reaches 1e\+05.*bf16"):
+        graph("fp16", model=model)
+    assert graph("bf16", model=model).graph.node
+
+
+def test_unknown_precision():
+    with pytest.raises(UsageError, match="--precision 'int4' is unknown"):
+        ExportSettings(precision="int4")
