@@ -24,7 +24,7 @@ def machine(monkeypatch):
         names = {"tensorrt_rtx_cu13": "tensorrt_rtx", "cuda-bindings": "cuda.bindings"}
 
         def version(name):
-            found = versions[names.get(name, name)]
+            found = versions.get(names.get(name, name), "99.0")
             if found == "unknown":
                 raise metadata.PackageNotFoundError(name)
             return found

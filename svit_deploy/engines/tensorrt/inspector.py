@@ -109,7 +109,7 @@ def attention_note(
     elif not 16 <= head_dim <= 256 or head_dim % 8:
         reason = f"they take head sizes from 16 to 256 in steps of 8, not {head_dim}"
     elif tokens == "dynamic":
-        reason = "sizes that depend on the data, export with --tokens budget"
+        reason = "sizes that depend on the data; --tokens budget has none"
     else:
         reason = "this TensorRT does not know the pattern on this GPU, try a newer one"
     return f"{counts.fused_attention} of {expected} attentions are fused; likely reason: {reason}"

@@ -145,6 +145,8 @@ def read_sidecar(engine: Path) -> Sidecar:
         )
     try:
         profiles = tuple(_profile(shapes) for shapes in record["profiles"])
+        if not profiles:
+            raise ValueError("it has no profile")
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error})", "build the engine again") from None
     return Sidecar(

@@ -103,3 +103,22 @@ def test_a_damaged_sidecar(engine, content):
     sidecar_path(engine).write_bytes(content)
     with pytest.raises(InputError, match=r"is damaged .*; build the engine again"):
         read_sidecar(engine)
+
+
+def test_a_sidecar_without_profiles_is_damaged(tmp_path):
+    engine = tmp_path / "model.engine"
+    engine.write_bytes(b"plan")
+    written = Sidecar(
+        engine=engine.name,
+        engine_sha256=hash_file(engine),
+        engine_size=4,
+        onnx_sha256="0" * 64,
+        target="tensorrt",
+        tensorrt="10.16.1.11",
+        precision="fp16",
+        tokens="budget",
+        profiles=(),
+    )
+    written.write(tmp_path)
+    with pytest.raises(InputError, match="is damaged \\(it has no profile\\)"):
+        read_sidecar(engine)
