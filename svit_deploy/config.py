@@ -21,6 +21,7 @@ class TokenMode(str, Enum):
     BUDGET = "budget"
     MASKED = "masked"
     DENSE = "dense"
+    STATIC = "static"
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class ModelConfig:
     gate_eps: float = 1e-5
     norm_eps: float = 1e-6
     preprocess: Preprocess = field(default_factory=Preprocess)
+    settings: Any = None
 
     @property
     def grid(self) -> tuple[int, int]:

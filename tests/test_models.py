@@ -169,8 +169,8 @@ def test_svit_with_another_key_is_refused(extra: str) -> None:
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [
-        ({"conv1.weight": np.zeros(1)}, "neither SViT nor DeiT: its 1 keys begin with conv1"),
-        ({}, "neither SViT nor DeiT"),
+        ({"conv1.weight": np.zeros(1)}, "no known method .*its 1 keys begin with conv1"),
+        ({}, "of no known method"),
         ({"level_embed": np.zeros(1)}, "detection model"),
         ({"backbone.x": np.zeros(1), "rpn_head.y": np.zeros(1)}, "detection model"),
         ({"blocks.0.TransformerEncoderLayer.norm1.weight": np.zeros(1)}, "but no gates"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 INPUT, LOGITS, KEEP_MASK, MARGIN, OVERFLOW = "images", "logits", "keep_mask", "margin", "overflow"
-EMBEDDING = "embedding"
+SOURCE, EMBEDDING = "source", "embedding"
 
 
 def block_name(block: int) -> str:

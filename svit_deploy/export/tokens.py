@@ -29,6 +29,8 @@ class Selection:
         keep: `[B, S]` bool, the tokens whose values the block replaces.
         overflow: `[B, 1]` int64, kept tokens beyond the budget, or None without a budget.
         lengths: `[B + 1]` int32, the kept tokens of all images before each, in dynamic mode.
+        margin: `[B, S]` float32, if the gate's own margins are not of all tokens in order.
+        source: `[B, S]` int64, the token that each is part of, for methods that merge.
     """
 
     take: Callable[[str], str]
@@ -37,6 +39,8 @@ class Selection:
     keep: str
     overflow: str | None = None
     lengths: str | None = None
+    margin: str | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)

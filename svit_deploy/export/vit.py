@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -18,6 +19,7 @@ from svit_deploy.export.names import (
     LOGITS,
     MARGIN,
     OVERFLOW,
+    SOURCE,
     block_name,
     decision_name,
     margin_name,
@@ -32,8 +34,9 @@ from svit_deploy.export.tokens import (
     select_dynamic,
     select_masked,
 )
-from svit_deploy.models import Model
-from svit_deploy.models.positions import interpolate_positions
+
+if TYPE_CHECKING:
+    from svit_deploy.models import Model
 
 
 @dataclass
@@ -75,14 +78,31 @@ class VitGraph:
         config = self.config
         return TokenGrid(config.num_tokens, config.num_heads, config.embed_dim // config.num_heads)
 
+    @property
+    def columns(self) -> int:
+        """Tokens that keep masks tell about: S and any that the method adds."""
+        return self.config.num_tokens
+
     def build(self) -> onnx.ModelProto:
         """The whole graph: `images [batch, 3, H, W]` -> `logits [batch, classes]`, …"""
+        config, graph = self.config, self.graph
+        x = self.embed(graph.input(INPUT, FLOAT, ("batch", 3, *config.image_size)))
+        logits, selections = self.run(x)
+        graph.output(logits, FLOAT, ("batch", config.num_classes))
+        if selections and self.gate_outputs:
+            self.add_gate_outputs(selections)
+        return graph.model()
+
+    def run(self, x: str) -> tuple[str, Sequence[Selection]]:
+        """From the embedded tokens `[B * S, C]` to the logits, with what was selected on the way.
+
+        Here as SViT does it; without gates, as DeiT.
+        """
         config, graph = self.config, self.graph
         gate_of = {block: gate for gate, block in enumerate(config.gate_blocks)}
         if self.mode is TokenMode.DENSE:
             gate_of = {}
         selections: list[Selection] = []
-        x = self.embed(graph.input(INPUT, FLOAT, ("batch", 3, *config.image_size)))
         for block in range(config.depth):
             with graph.scope(f"block_{block}"):
                 if block in gate_of:
@@ -94,10 +114,7 @@ class VitGraph:
                 else:
                     x = self.block(x, block, attend_to_all(graph, self.grid))
             x = graph.rename(x, block_name(block))
-        graph.output(self.classify(x), FLOAT, ("batch", config.num_classes))
-        if selections and self.gate_outputs:
-            self.add_gate_outputs(selections)
-        return graph.model()
+        return self.classify(x), selections
 
     def block(self, rows: str, block: int, attend: Attend) -> str:
         return self.layers.block(rows, f"blocks.{block}", self.config.block_eps, attend)
@@ -119,6 +136,8 @@ class VitGraph:
 
     def embed(self, images: str) -> str:
         """Patches, prefix tokens and positions: `[B, 3, H, W]` -> rows `[B * S, C]`."""
+        from svit_deploy.models.positions import interpolate_positions
+
         config, graph, layers = self.config, self.graph, self.layers
         width = config.embed_dim
         positions = interpolate_positions(
@@ -213,19 +232,27 @@ class VitGraph:
         return graph.rename(logits[0], LOGITS)
 
     def add_gate_outputs(self, selections: Sequence[Selection]) -> None:
-        """`keep_mask`, `margin` `[B, G, S]` and, with a budget, `overflow` `[B, G]`."""
-        graph, tokens = self.graph, self.config.num_tokens
+        """`keep_mask`, `margin` and, where tokens are merged, `source` `[B, G, S]`.
+
+        With a budget `overflow` `[B, G]`, too.
+        """
+        graph, tokens = self.graph, self.columns
 
         def stack(values: Sequence[str]) -> str:
             return graph.reshape(graph.op("Concat", *values, axis=1), -1, len(values), tokens)
 
         with graph.scope("gate_outputs"):
             keep = stack([selection.keep for selection in selections])
-            margin = stack([margin_name(gate) for gate in range(len(selections))])
+            margin = stack([s.margin or margin_name(gate) for gate, s in enumerate(selections)])
             overflow = [s.overflow for s in selections if s.overflow is not None]
             if overflow:
                 overflow = [graph.op("Concat", *overflow, axis=1)]
+            source = [s.source for s in selections if s.source is not None]
+            if source:
+                source = [stack(source)]
         graph.output(graph.rename(keep, KEEP_MASK), BOOL, ("batch", len(selections), tokens))
         graph.output(graph.rename(margin, MARGIN), FLOAT, ("batch", len(selections), tokens))
         for value in overflow:
             graph.output(graph.rename(value, OVERFLOW), INT64, ("batch", len(selections)))
+        for value in source:
+            graph.output(graph.rename(value, SOURCE), INT64, ("batch", len(selections), tokens))

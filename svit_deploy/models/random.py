@@ -13,6 +13,7 @@ from svit_deploy.config import spread_over_gates
 from svit_deploy.errors import ExportError, UsageError
 from svit_deploy.files import check_writable, write_file
 from svit_deploy.images import synthetic_images
+from svit_deploy.methods import METHODS
 from svit_deploy.models import Model, build_model
 from svit_deploy.models.layout import Dims, expected_shapes, to_official
 from svit_deploy.models.presets import Arch, find_arch
@@ -89,9 +90,9 @@ def _dims(name: str, arch: Arch) -> Dims:
         )
     assert arch.embed_dim and arch.depth and arch.patch_size and arch.image_size
     height, width = arch.image_size
-    gated = arch.family == "svit"
+    method = METHODS[arch.family]
     return Dims(
-        family=arch.family,
+        family=method.keys_of or method.name,
         embed_dim=arch.embed_dim,
         depth=arch.depth,
         mlp_dim=4 * arch.embed_dim,
@@ -99,8 +100,7 @@ def _dims(name: str, arch: Arch) -> Dims:
         num_patches=(height // arch.patch_size) * (width // arch.patch_size),
         num_classes=arch.num_classes or 1000,
         distilled=bool(arch.distilled),
-        num_gates=(len(arch.gate_blocks) or arch.depth) if gated else 0,
-        gate_dim=arch.embed_dim // 4 if gated else 0,
+        **method.sketch(arch),
     )
 
 

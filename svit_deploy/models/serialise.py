@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
-from svit_deploy.config import ModelConfig, Preprocess, check_ratios
+from svit_deploy.config import ModelConfig, Preprocess, TokenMode, check_ratios
 from svit_deploy.errors import InputError
-
-FAMILIES = ("svit", "deit")
+from svit_deploy.methods import METHODS, method_of
 
 
 def check_config(config: ModelConfig) -> None:
@@ -20,8 +19,10 @@ def check_config(config: ModelConfig) -> None:
             not tile, gates out of order or range, or a value per gate missing.
         UsageError: a keep ratio outside (0, 1].
     """
-    if config.family not in FAMILIES:
-        raise InputError(f"family {config.family!r} is unknown", f"use {' or '.join(FAMILIES)}")
+    if config.family not in METHODS:
+        raise InputError(
+            f"family {config.family!r:.80} is unknown", f"use one of {', '.join(METHODS)}"
+        )
     for name in ("embed_dim", "depth", "num_heads", "mlp_dim", "patch_size", "num_classes"):
         if getattr(config, name) < 1:
             raise InputError(f"{name} is {getattr(config, name)}", "give a complete checkpoint")
@@ -41,21 +42,25 @@ def check_config(config: ModelConfig) -> None:
             f"use, for example, {height}x{width}",
         )
     _check_gates(config)
+    method_of(config).check(config)
 
 
 def _check_gates(config: ModelConfig) -> None:
-    blocks = config.gate_blocks
-    if config.family == "deit" and blocks:
-        raise InputError("a deit has no gates", "leave gate_blocks out, or use an svit arch")
+    blocks, method = config.gate_blocks, method_of(config)
+    if blocks and method.modes == (TokenMode.DENSE,):
+        raise InputError(
+            f"a {config.family} has no gates", "leave gate_blocks out, or use another family"
+        )
     if list(blocks) != sorted(set(blocks)) or not all(0 <= b < config.depth for b in blocks):
         raise InputError(
             f"gate_blocks {list(blocks)} are not ascending block numbers below {config.depth}",
             "blocks count from 0: --set gate_blocks=3,4,5",
         )
-    for name in ("gate_class_token", "thresholds"):
-        if len(getattr(config, name)) != len(blocks):
+    counts = {"gate_class_token": len(blocks), "thresholds": 0 if method.counted else len(blocks)}
+    for name, count in counts.items():
+        if len(getattr(config, name)) != count:
             raise InputError(
-                f"{name} has {len(getattr(config, name))} values for {len(blocks)} gates",
+                f"{name} has {len(getattr(config, name))} values for {count} gates",
                 "give one per gate",
             )
     if len(config.target_keep) not in (0, len(blocks)):
@@ -67,8 +72,11 @@ def _check_gates(config: ModelConfig) -> None:
 
 
 def config_to_dict(config: ModelConfig) -> dict[str, Any]:
-    """A dictionary of plain JSON values: lists in the place of tuples."""
-    return _plain(asdict(config))
+    """A dictionary of plain JSON values: lists in the place of tuples, no empty settings."""
+    content = _plain(asdict(config))
+    if config.settings is None:
+        del content["settings"]
+    return content
 
 
 def config_from_dict(content: Mapping[str, Any]) -> ModelConfig:
@@ -78,7 +86,13 @@ def config_from_dict(content: Mapping[str, Any]) -> ModelConfig:
         InputError: a field is missing, unknown or of another type, or `check_config` refuses.
         UsageError: a keep ratio outside (0, 1].
     """
-    config = _build(ModelConfig, content, "model configuration")
+    family = content.get("family") if isinstance(content, Mapping) else None
+    kind = METHODS[family].settings if isinstance(family, str) and family in METHODS else None
+    settings = None
+    if kind is not None:
+        content = dict(content)
+        settings = _build(kind, content.pop("settings", None), "method's settings")
+    config = _build(ModelConfig, content, "model configuration", settings=settings)
     check_config(config)
     return config
 
@@ -89,14 +103,14 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _build(kind: type, content: Any, where: str) -> Any:
-    """A dataclass out of a dictionary that names each of its fields, and no other."""
-    names = {field.name for field in fields(kind)}
+def _build(kind: type, content: Any, where: str, **ready: Any) -> Any:
+    """A dataclass out of a dictionary that names each of its fields not `ready`, and no other."""
+    names = {field.name for field in fields(kind)} - set(ready)
     wrong = sorted(map(str, names ^ set(content))) if isinstance(content, Mapping) else ["fields"]
     if wrong:
         raise InputError(f"the {where} lacks or adds {', '.join(wrong)}", "export the model again")
     hints = get_type_hints(kind)
-    return kind(**{name: _value(hints[name], content[name], name) for name in names})
+    return kind(**{name: _value(hints[name], content[name], name) for name in names}, **ready)
 
 
 def _value(hint: Any, value: Any, name: str) -> Any:

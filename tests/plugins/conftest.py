@@ -206,9 +206,7 @@ def tensorrt_include(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session")
-def library(
-    tensorrt_include: Path, nvcc: str, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def library(tensorrt_include: Path, nvcc: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The plugin library, built with these headers for the GPU here, or for 9.0 without one."""
     if shutil.which("cmake") is None:
         pytest.skip("no cmake")
