@@ -19,6 +19,7 @@ from svit_deploy.methods import Method
 from svit_deploy.models import Model, config_to_dict
 
 GATING = "keep iff margin > threshold, margin = keep logit - prune logit, a tie is pruned"
+COUNTING = "as many tokens of the highest margins as the method keeps"
 
 
 def save_reference(
@@ -49,7 +50,7 @@ def describe_gates(
             "gated_tokens": config.gated_tokens(gate),
             "target_keep": config.target_keep[gate] if config.target_keep else None,
             "measured_keep": round(measured[gate], 6),
-            "threshold": config.thresholds[gate],
+            "threshold": config.thresholds[gate] if config.thresholds else None,
             "budget": budgets[gate] if budgets else None,
         }
         for gate in range(config.num_gates)
@@ -65,7 +66,7 @@ def metadata(model: Model, settings: ExportSettings, gates: list[dict[str, Any]]
         "method": model.config.family,
         "arch": Path(model.arch).name,
         "mode": settings.mode.value,
-        "gating": GATING if gates else "none",
+        "gating": "none" if not gates else GATING if model.config.thresholds else COUNTING,
         "gates": gates,
         "model": config_to_dict(model.config),
         "preprocess": dataclasses.asdict(model.config.preprocess),

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from svit_deploy.export.builder import INT32, INT64, GraphBuilder
 from svit_deploy.export.layers import MASKED, QKV, Attend, attend_heads, attention
 
+INT64_MAX = int(np.iinfo(np.int64).max)
 LOWEST = float(np.finfo(np.float32).min)
 
 
@@ -29,8 +32,6 @@ class Selection:
         keep: `[B, S]` bool, the tokens whose values the block replaces.
         overflow: `[B, 1]` int64, kept tokens beyond the budget, or None without a budget.
         lengths: `[B + 1]` int32, the kept tokens of all images before each, in dynamic mode.
-        margin: `[B, S]` float32, if the gate's own margins are not of all tokens in order.
-        source: `[B, S]` int64, the token that each is part of, for methods that merge.
     """
 
     take: Callable[[str], str]
@@ -39,8 +40,23 @@ class Selection:
     keep: str
     overflow: str | None = None
     lengths: str | None = None
-    margin: str | None = None
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What the graph's outputs tell of one selection; see `methods.method.Selected`.
+
+    Attributes:
+        keep: `[B, S]` bool.
+        margin: `[B, S]` float32.
+        source: `[B, S]` int64, where tokens are merged.
+        overflow: `[B, 1]` int64, where there is a budget.
+    """
+
+    keep: str
+    margin: str
     source: str | None = None
+    overflow: str | None = None
 
 
 @dataclass(frozen=True)
@@ -203,3 +219,68 @@ def select_budget(
         keep=graph.op("ScatterElements", none, index, valid, axis=1),
         overflow=graph.op("Max", beyond, graph.constant(0)),
     )
+
+
+# What methods that fix how many tokens remain have in common. Positions count an image's tokens
+# after its prefix (the class token, which always stays in front), in the order they have by then.
+
+
+def top_tokens(graph: GraphBuilder, scores: str, count: int) -> str:
+    """Positions of the highest scores `[B, M]` of each image, best first: `[B, count]` int64."""
+    return graph.ops("TopK", scores, graph.constant([count]), outputs=2, axis=1)[1]
+
+
+def with_prefix(graph: GraphBuilder, positions: str, prefix: int) -> str:
+    """Positions `[B, K]` after the prefix -> places among all tokens `[B, prefix + K]`."""
+    batch = graph.op("Concat", graph.shape(positions, 0), graph.constant([1]), axis=0)
+    first = graph.op("Expand", graph.constant([list(range(prefix))]), batch)
+    return graph.op("Concat", first, graph.op("Add", positions, graph.constant(prefix)), axis=1)
+
+
+def flat_rows(graph: GraphBuilder, places: str, tokens: int) -> str:
+    """Places `[B, K]` among `tokens` of each image -> rows `[B * K]` of a map `[B * tokens, C]`."""
+    first_row = graph.op("Mul", graph.range(graph.shape(places, 0)), graph.constant(tokens))
+    rows = graph.op("Add", places, graph.op("Unsqueeze", first_row, graph.constant([1])))
+    return graph.reshape(rows, -1)
+
+
+class Survivors:
+    """Keeps the books of which tokens of an image are left, for `keep_mask` and `margin` alone.
+
+    Args:
+        like: any value whose first axis is the batch.
+        columns: tokens to tell about, numbered as in the image; those that a method adds last.
+        tokens: S, the tokens there are at first.
+        prefix: of them, those that always stay.
+    """
+
+    def __init__(
+        self, graph: GraphBuilder, like: str, columns: int, tokens: int, prefix: int
+    ) -> None:
+        self.graph, self.columns, self.prefix = graph, columns, prefix
+        self.batch = graph.shape(like, 0)
+        self.places = self._everywhere([list(range(tokens))])  # [B, T]: who stands where
+
+    def _everywhere(self, row: ArrayLike, dtype: Any = np.int64) -> str:
+        shape = self.graph.op("Concat", self.batch, self.graph.constant([1]), axis=0)
+        return self.graph.op("Expand", self.graph.constant(row, dtype), shape)
+
+    def spread(self, scores: str) -> str:
+        """Scores `[B, M]` of the tokens after the prefix -> margins `[B, columns]`."""
+        row = [[np.inf] * self.prefix + [-np.inf] * (self.columns - self.prefix)]
+        places = self.graph.op(
+            "Slice", self.places, *map(self.graph.constant, ([self.prefix], [INT64_MAX], [1]))
+        )
+        empty = self._everywhere(row, np.float32)
+        return self.graph.op("ScatterElements", empty, places, scores, axis=1)
+
+    def keep(self, places: str) -> str:
+        """Only the tokens at `places [B, T']` are left, in that order; which: `[B, columns]`."""
+        self.places = self.graph.op("GatherElements", self.places, places, axis=1)
+        empty = self._everywhere([[False] * self.columns], bool)
+        true = self.graph.op("GreaterOrEqual", self.places, self.graph.constant(0))
+        return self.graph.op("ScatterElements", empty, self.places, true, axis=1)
+
+    def add(self, column: int) -> None:
+        """A new token at the end."""
+        self.places = self.graph.op("Concat", self.places, self._everywhere([[column]]), axis=1)

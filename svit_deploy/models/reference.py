@@ -209,6 +209,34 @@ class Reference:
         x = x + self.linear(mixed.transpose(1, 2).flatten(2), f"{name}.attn.proj")
         return self.feed_forward(x, block)
 
+    def attention(
+        self, x: Tensor, block: int, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The first half of a block, with what methods rank tokens by.
+
+        Args:
+            x: `[B, T, C]`.
+            bias: added to the scores of each key, `[B, T]`.
+
+        Returns:
+            The new tokens `[B, T, C]`, the attention `[B, H, T, T]`, the keys and the values
+            `[2, B, H, T, D]`.
+        """
+        name, heads = f"blocks.{block}", self.config.num_heads
+        normed = self.norm(x, f"{name}.norm1", self.block_eps)
+        if f"{name}.attn.qkv.weight" in self.weights:
+            qkv = self.linear(normed, f"{name}.attn.qkv")
+        else:
+            parts = self.linear(normed, f"{name}.attn.qk"), self.linear(normed, f"{name}.attn.v")
+            qkv = torch.cat(parts, -1)
+        query, key, value = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
+        if bias is not None:
+            scores = scores + bias[:, None, None, :]
+        weights = scores.softmax(-1)
+        mixed = (weights @ value).transpose(1, 2).flatten(2)
+        return x + self.linear(mixed, f"{name}.attn.proj"), weights, torch.stack([key, value])
+
     def feed_forward(self, x: Tensor, block: int) -> Tensor:
         """The second half of a block."""
         name = f"blocks.{block}"
