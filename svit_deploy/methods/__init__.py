@@ -5,12 +5,17 @@ from __future__ import annotations
 from svit_deploy.config import ModelConfig
 from svit_deploy.methods.deit import Deit
 from svit_deploy.methods.dynamicvit import DynamicVit
+from svit_deploy.methods.evit import Evit
+from svit_deploy.methods.evovit import EvoVit
 from svit_deploy.methods.method import Method, Selected
 from svit_deploy.methods.svit import Svit
 
 __all__ = ["METHODS", "Method", "Selected", "method_of"]
 
-METHODS: dict[str, Method] = {method.name: method for method in (Svit(), DynamicVit(), Deit())}
+# Those with keys of their own are looked for in this order, DeiT's being a part of others'.
+METHODS: dict[str, Method] = {
+    method.name: method for method in (Svit(), DynamicVit(), EvoVit(), Deit(), Evit())
+}
 
 
 def method_of(config: ModelConfig) -> Method:
