@@ -76,24 +76,21 @@ class Layers:
 
     def qkv(self, x: str, name: str) -> QKV:
         """Queries, keys and values as three products: splitting one would copy all of it."""
-        weights, biases = self.qkv_parts(name, "weight"), self.qkv_parts(name, "bias")
-        query, key, value = (
-            self.graph.op(
-                "Gemm",
-                x,
-                self.narrow_weight(f"{name}.{part}.weight", weight),
-                self.narrow_weight(f"{name}.{part}.bias", bias),
-                transB=1,
-            )
-            for part, weight, bias in zip("qkv", weights, biases, strict=True)
-        )
-        return query, key, value
+        return self.part(x, name, "q"), self.part(x, name, "k"), self.part(x, name, "v")
 
-    def qkv_parts(self, name: str, kind: str) -> list[np.ndarray]:
-        """What computes queries, keys and values, kept in one tensor or in two."""
-        if f"{name}.qkv.{kind}" in self.weights:
-            return np.split(self.weights[f"{name}.qkv.{kind}"], 3)
-        return [*np.split(self.weights[f"{name}.qk.{kind}"], 2), self.weights[f"{name}.v.{kind}"]]
+    def part(self, x: str, name: str, part: str) -> str:
+        """Queries ("q"), keys or values of rows; the weights are kept in one tensor or in two."""
+        index, arrays = "qkv".index(part), []
+        for kind in ("weight", "bias"):
+            if f"{name}.qkv.{kind}" in self.weights:
+                arrays.append(np.split(self.weights[f"{name}.qkv.{kind}"], 3)[index])
+            elif part == "v":
+                arrays.append(self.weights[f"{name}.v.{kind}"])
+            else:
+                arrays.append(np.split(self.weights[f"{name}.qk.{kind}"], 2)[index])
+        weight = self.narrow_weight(f"{name}.{part}.weight", arrays[0])
+        bias = self.narrow_weight(f"{name}.{part}.bias", arrays[1])
+        return self.graph.op("Gemm", x, weight, bias, transB=1)
 
     def layer_norm(self, x: str, name: str, eps: float) -> str:
         """LayerNorm of rows in the graph's precision; the result is float32."""

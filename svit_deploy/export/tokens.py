@@ -141,43 +141,87 @@ def select_masked(graph: GraphBuilder, grid: TokenGrid, decision: str) -> Select
     )
 
 
-def select_dynamic(graph: GraphBuilder, grid: TokenGrid, decision: str) -> Selection:
-    """Kept tokens of all images packed into T rows; attention padded to the fullest image.
+@dataclass(frozen=True)
+class Packed:
+    """Where the tokens of a mask `[B, S]` are when all images' are packed into T rows.
 
     Linear layers see exactly T rows. For attention the rows are laid out as `[B, Kmax]` slots,
     the empty ones hidden as keys, and the real ones gathered back. T and Kmax may be 0.
 
-    Args:
-        decision: `[B, S]` bool.
+    Attributes:
+        rows: `[T]`, flat positions in the mask.
+        places: `[T]`, flat slots.
+        lengths: `[B + 1]` int32, tokens of all images before each.
+        bias: `[B, 1, 1, Kmax]`, for the scores of keys.
+        head_table: `[B, H, Kmax]`, the head's row of each slot among `[T * H, D]`.
     """
+
+    graph: GraphBuilder
+    grid: TokenGrid
+    rows: str
+    places: str
+    lengths: str
+    bias: str
+    head_table: str
+
+    def split_heads(self, rows: str) -> str:
+        """`[T, C]` -> `[B, H, Kmax, D]`; an empty slot repeats row 0, which the bias hides."""
+        split = self.graph.reshape(rows, -1, self.grid.head_dim)
+        return gather_rows(self.graph, split, self.head_table)
+
+    def join_heads(self, mixed: str) -> str:
+        """`[B, H, Kmax, D]` -> `[T, C]`."""
+        mixed = self.graph.op("Transpose", mixed, perm=(0, 2, 1, 3))
+        width = self.grid.num_heads * self.grid.head_dim
+        return gather_rows(self.graph, self.graph.reshape(mixed, -1, width), self.places)
+
+    def attend(self, qkv: QKV, keys: Packed | None = None) -> str:
+        """Attention of these tokens, to each other or to those packed in `keys`."""
+        graph, keys = self.graph, keys or self
+        query, key, value = qkv
+        query, key, value = (
+            self.split_heads(query),
+            keys.split_heads(key),
+            keys.split_heads(value),
+        )
+        key = graph.op("Transpose", key, perm=(0, 1, 3, 2))
+        return self.join_heads(
+            attend_heads(graph, query, key, value, self.grid.head_dim, keys.bias)
+        )
+
+
+def pack(graph: GraphBuilder, grid: TokenGrid, mask: str) -> Packed:
+    """Packs the tokens of a mask `[B, S]`."""
     rows, slots, places, lengths, *_ = graph.function(
-        "SvitCompact", compact_rows, decision, outputs=7, index_bits=64
+        "SvitCompact", compact_rows, mask, outputs=7, index_bits=64
     )
     filled = graph.op("GreaterOrEqual", slots, graph.constant(0))  # [B, Kmax]
     bias = key_bias(graph, filled)
     # The row in each slot; an empty slot repeats row 0, which the bias hides.
     table = graph.op("Max", slots, graph.constant(0))
-    heads, dim = grid.num_heads, grid.head_dim
+    heads = grid.num_heads
     # Rows of D values, one per row and head: moving those splits the heads in the same pass.
     head_numbers = graph.constant([[[head] for head in range(heads)]])  # [1, H, 1]
     first = graph.op(
         "Mul", graph.op("Unsqueeze", table, graph.constant([1])), graph.constant(heads)
     )
-    head_table = graph.op("Add", first, head_numbers)  # [B, H, Kmax]
+    head_table = graph.op("Add", first, head_numbers)
+    return Packed(graph, grid, rows, places, lengths, bias, head_table)
 
-    def attend(qkv: QKV) -> str:
-        query, key, value = (gather_rows(graph, graph.reshape(t, -1, dim), head_table) for t in qkv)
-        key = graph.op("Transpose", key, perm=(0, 1, 3, 2))
-        mixed = attend_heads(graph, query, key, value, dim, bias)
-        mixed = graph.op("Transpose", mixed, perm=(0, 2, 1, 3))
-        return gather_rows(graph, graph.reshape(mixed, -1, heads * dim), places)
 
+def select_dynamic(graph: GraphBuilder, grid: TokenGrid, decision: str) -> Selection:
+    """Kept tokens of all images packed into T rows; attention padded to the fullest image.
+
+    Args:
+        decision: `[B, S]` bool.
+    """
+    packed = pack(graph, grid, decision)
     return Selection(
-        take=lambda x: gather_rows(graph, x, rows),
-        attend=attend,
-        put=lambda x, taken, y: scatter_rows(graph, x, rows, y),
+        take=lambda x: gather_rows(graph, x, packed.rows),
+        attend=packed.attend,
+        put=lambda x, taken, y: scatter_rows(graph, x, packed.rows, y),
         keep=decision,
-        lengths=lengths,
+        lengths=packed.lengths,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from svit_deploy.config import ModelConfig
+from svit_deploy.methods.ats import Ats
 from svit_deploy.methods.deit import Deit
 from svit_deploy.methods.dynamicvit import DynamicVit
 from svit_deploy.methods.evit import Evit
@@ -14,7 +15,7 @@ __all__ = ["METHODS", "Method", "Selected", "method_of"]
 
 # Those with keys of their own are looked for in this order, DeiT's being a part of others'.
 METHODS: dict[str, Method] = {
-    method.name: method for method in (Svit(), DynamicVit(), EvoVit(), Deit(), Evit())
+    method.name: method for method in (Svit(), DynamicVit(), EvoVit(), Deit(), Evit(), Ats())
 }
 
 

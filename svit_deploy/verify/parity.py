@@ -16,6 +16,7 @@ from svit_deploy.compare import (
     rms,
     token_error,
 )
+from svit_deploy.config import TokenMode
 from svit_deploy.engines.base import Engine
 from svit_deploy.errors import InputError
 from svit_deploy.export import names
@@ -97,6 +98,11 @@ class Parity:
         """The graph's values that the reference knows as feature maps, in order."""
         return [names.EMBEDDING, *(names.block_name(block) for block in range(self.config.depth))]
 
+    @property
+    def packs(self) -> bool:
+        """Whether the graph's feature maps hold only the tokens that are still there."""
+        return self.subject.method.removes and self.subject.bundle.mode is TokenMode.DYNAMIC
+
     def staged(self) -> onnx.ModelProto:
         """The graph with the reference's decisions and, if known, feature maps for inputs."""
         model, values = self.subject.model, self.subject.values
@@ -122,14 +128,17 @@ class Parity:
             else:
                 feeds[name] = np.ascontiguousarray(part.values[name])
         maps = list(zip(self.feature_maps, part.features, strict=False))
-        for name, features in maps:
-            feeds[name + FED] = features.reshape(-1, features.shape[-1])
+        there = [~np.isnan(features[..., 0]) for _, features in maps]
+        for (name, features), tokens in zip(maps, there, strict=True):
+            rows = features[tokens] if self.packs else np.nan_to_num(features)
+            feeds[name + FED] = rows.reshape(-1, features.shape[-1])
         actual = staged.run(feeds)
         errors = {names.LOGITS: logits_error(actual[names.LOGITS], part.logits)}
         for name in ranked:
             errors[name] = margin_error(actual[name], part.values[name])
-        for name, features in maps:
-            errors[name] = token_error(actual[name].reshape(features.shape), features)
+        for (name, features), tokens in zip(maps, there, strict=True):
+            rows = actual[name] if self.packs else actual[name].reshape(features.shape)[tokens]
+            errors[name] = token_error(rows, features[tokens])
         return errors
 
     def judge_stages(self, errors: dict[str, float]) -> None:
