@@ -125,7 +125,8 @@ class Bundle:
             "labels": (np.int64, (count,)),
         }
         if self.method.counted:
-            for name, (kind, shape) in self.method.values(config).items():
+            values = self.method.values(config) | self.method.hints(config)
+            for name, (kind, shape) in values.items():
                 wanted[name] = (kind, (count, *shape))
         arrays = read_npz(path, list(wanted), max_bytes=MAX_REFERENCE_BYTES)
         for name, (dtype, shape) in wanted.items():

@@ -26,6 +26,16 @@ def threshold_name(gate: int) -> str:
     return f"gate_{gate}.threshold"
 
 
+def target_name(gate: int) -> str:
+    """The graph's value that says into which token each one that goes is merged."""
+    return f"gate_{gate}.target"
+
+
+def lead_name(gate: int) -> str:
+    """What only the reference tells: by how much that token is nearer than the next."""
+    return f"gate_{gate}.lead"
+
+
 def packed_name(block: int, part: str) -> str:
     """What attention without padding reads and writes in a gated block of a graph with plugins.
 

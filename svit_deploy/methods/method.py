@@ -51,12 +51,15 @@ class Selected:
         margin: `[B, G, S]` float32, what they are ranked by: +inf for tokens that are always
             kept, -inf for those that are no longer there.
         source: `[B, G, S]` int64, the token that each is part of afterwards, itself if it was
-            neither merged nor pruned, -1 if it was pruned; None where nothing is merged.
+            neither merged nor pruned; None where nothing is merged.
+        lead: `[B, G, S]` float32, by how much the token that each merges into is nearer than the
+            next, infinite for those that do not merge; None where the reference alone knows.
     """
 
     keep_mask: np.ndarray
     margin: np.ndarray
     source: np.ndarray | None = None
+    lead: np.ndarray | None = None
 
 
 def nothing_selected(batch: int, columns: int) -> Selected:
@@ -207,6 +210,10 @@ class Method:
             result[names.margin_name(gate)] = (np.float32, shape)
             result[names.decision_name(gate)] = (np.bool_, shape)
         return result
+
+    def hints(self, config: ModelConfig) -> Values:
+        """Values beside those that only the reference tells: how near it was to others."""
+        return {}
 
     def trace(self, config: ModelConfig, values: Mapping[str, np.ndarray], batch: int) -> Selected:
         """What became of each token of `batch` images, out of the `values` of a run."""

@@ -50,7 +50,7 @@ class ReferenceOutputs:
         logits: `[B, classes]` float32.
         keep_mask: `[B, G, S]` bool; column 0 is the class token.
         margin: `[B, G, S]` float32; +inf where a gate always keeps the class token.
-        source: `[B, G, S]` int64, what each token is part of, for a method that merges.
+        source, lead: `[B, G, S]`, for a method that merges (`methods.Selected`).
         features: feature maps `[B, tokens, C]` after the embedding and after each block.
         values: the decisions as the graph holds them (`Method.values`).
     """
@@ -59,17 +59,20 @@ class ReferenceOutputs:
     keep_mask: np.ndarray
     margin: np.ndarray
     source: np.ndarray | None = None
+    lead: np.ndarray | None = None
     features: list[np.ndarray] = field(default_factory=list)
     values: dict[str, np.ndarray] = field(default_factory=dict)
 
     @classmethod
     def concatenate(cls, parts: Sequence[ReferenceOutputs]) -> ReferenceOutputs:
         sources = [part.source for part in parts if part.source is not None]
+        leads = [part.lead for part in parts if part.lead is not None]
         return cls(
             np.concatenate([part.logits for part in parts]),
             np.concatenate([part.keep_mask for part in parts]),
             np.concatenate([part.margin for part in parts]),
             np.concatenate(sources) if sources else None,
+            np.concatenate(leads) if leads else None,
             [np.concatenate(maps) for maps in zip(*(part.features for part in parts), strict=True)],
             {
                 name: np.concatenate([part.values[name] for part in parts])
@@ -171,6 +174,7 @@ class Reference:
             selected.keep_mask,
             selected.margin,
             selected.source,
+            selected.lead,
             [features_map.numpy() for features_map in passed.maps] if features else [],
             values,
         )

@@ -31,7 +31,7 @@ class Expected:
         inputs: `[n, 3, H, W]` float32, as the graph gets them.
         logits: `[n, classes]`.
         keep_mask, margin: `[n, G, S]`.
-        source: `[n, G, S]`, for a method that merges tokens.
+        source, lead: `[n, G, S]`, for a method that merges tokens.
         features: feature maps `[n, tokens, C]` after the embedding and each block; empty if
             unknown.
         values: the decisions as the graph holds them (`Method.values`).
@@ -42,6 +42,7 @@ class Expected:
     keep_mask: np.ndarray
     margin: np.ndarray
     source: np.ndarray | None = None
+    lead: np.ndarray | None = None
     features: list[np.ndarray] = field(default_factory=list)
     values: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -52,6 +53,7 @@ class Expected:
             self.keep_mask[images],
             self.margin[images],
             None if self.source is None else self.source[images],
+            None if self.lead is None else self.lead[images],
             [features[images] for features in self.features],
             {name: value[images] for name, value in self.values.items()},
         )
@@ -93,14 +95,21 @@ class Recorded(Expectations):
         arrays, config = bundle.load_reference(), bundle.config
         keep, margin = arrays["keep_mask"], arrays["margin"]
         if bundle.method.counted:
-            values = {name: arrays[name] for name in bundle.method.values(config)}
+            known = bundle.method.values(config) | bundle.method.hints(config)
+            values = {name: arrays[name] for name in known}
         else:
             gates = range(config.num_gates)
             values = {names.decision_name(gate): keep[:, gate] for gate in gates}
             values |= {names.margin_name(gate): margin[:, gate] for gate in gates}
-        source = bundle.method.trace(config, values, len(keep)).source
+        found = bundle.method.trace(config, values, len(keep))
         self.arrays = Expected(
-            arrays["images"], arrays["logits"], keep, margin, source, values=values
+            arrays["images"],
+            arrays["logits"],
+            keep,
+            margin,
+            found.source,
+            found.lead,
+            values=values,
         )
         self.labels = arrays.get("labels")
         self.count = count_images(self.arrays.inputs)
@@ -162,6 +171,7 @@ class Recomputed(Expectations):
                 outputs.keep_mask,
                 outputs.margin,
                 outputs.source,
+                outputs.lead,
                 outputs.features,
                 outputs.values,
             )

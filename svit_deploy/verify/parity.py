@@ -80,7 +80,9 @@ class Parity:
                 expected.append(dataclasses.replace(part, features=[], values={}))
         whole = Observed.concatenate(
             [
-                Observed(part.logits, part.keep_mask, part.margin, source=part.source)
+                Observed(
+                    part.logits, part.keep_mask, part.margin, source=part.source, lead=part.lead
+                )
                 for part in expected
             ]
         )

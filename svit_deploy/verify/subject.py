@@ -47,7 +47,7 @@ class Observed:
         logits: `[n, classes]`.
         keep_mask, margin: `[n, G, S]`.
         overflow: `[n, G]` kept tokens beyond the budget; None where the graph does not tell.
-        source: `[n, G, S]`, for a method that merges tokens.
+        source, lead: `[n, G, S]`, for a method that merges tokens; the graph tells no lead.
     """
 
     logits: np.ndarray
@@ -55,6 +55,7 @@ class Observed:
     margin: np.ndarray
     overflow: np.ndarray | None = None
     source: np.ndarray | None = None
+    lead: np.ndarray | None = None
 
     @property
     def decisions(self) -> np.ndarray:
@@ -68,18 +69,21 @@ class Observed:
             self.margin[images],
             None if self.overflow is None else self.overflow[images],
             None if self.source is None else self.source[images],
+            None if self.lead is None else self.lead[images],
         )
 
     @classmethod
     def concatenate(cls, parts: list[Observed]) -> Observed:
         overflow = [part.overflow for part in parts if part.overflow is not None]
         source = [part.source for part in parts if part.source is not None]
+        lead = [part.lead for part in parts if part.lead is not None]
         return cls(
             np.concatenate([part.logits for part in parts]),
             np.concatenate([part.keep_mask for part in parts]),
             np.concatenate([part.margin for part in parts]),
             np.concatenate(overflow) if overflow else None,
             np.concatenate(source) if source else None,
+            np.concatenate(lead) if lead else None,
         )
 
 
@@ -185,9 +189,14 @@ class Subject:
         """
         thresholds = self.thresholds if thresholds is None else thresholds
         distance = decision_distance(expected.margin, thresholds, self.rows)
-        flips = compare_masks(
-            actual.decisions, expected.decisions, distance, self.rounding, self.config
-        )
+        mine, theirs = actual.decisions, expected.decisions
+        if expected.source is not None:
+            # Patches follow the token that they are part of: only its own decision counts.
+            own = ~np.isneginf(expected.margin)
+            mine, theirs = np.where(own, mine, 0), np.where(own, theirs, 0)
+            lead = np.full(own.shape, np.inf) if expected.lead is None else expected.lead
+            distance = np.where(actual.keep_mask == expected.keep_mask, lead / 2, distance)
+        flips = compare_masks(mine, theirs, distance, self.rounding, self.config)
         for gate, flip in enumerate(flips):
             if flip.faults:
                 reach = f"margins up to {flip.largest_margin:.2g} from the cut where rounding "

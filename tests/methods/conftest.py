@@ -22,6 +22,8 @@ GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 TOLD = {
     "evit_fuse": {"family": "evit", "keep_rate": "0.7", "fuse": "true"},
     "evit_nofuse": {"fuse": "false"},  # the arguments in this container say otherwise
+    "ats": {"family": "ats"},
+    "tome": {"family": "tome", "r": "13"},
 }
 
 

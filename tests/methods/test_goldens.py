@@ -16,6 +16,8 @@ MODES = {
     "evit_fuse": ("static", "dense"),
     "evit_nofuse": ("static", "dense"),
     "evovit": ("static", "dense"),
+    "ats": ("dynamic", "masked", "dense"),
+    "tome": ("static", "dense"),
 }
 CASES = [
     (name, mode, shown)
@@ -83,3 +85,29 @@ def test_dynamicvit_scores(recording):
         scores = found.arrays[f"score_stage{stage}"]
         margin = scores[..., 0] - scores[..., 1]
         np.testing.assert_allclose(values[f"gate_{stage}.margin"], margin, rtol=0, atol=5e-5)
+
+
+def test_tome_merges_what_the_official_code_does(recording, export_recording):
+    """Patches are of one token in the end exactly where they are there."""
+    found = recording("tome")
+    bundle = export_recording("tome", "static")
+    with OnnxRuntimeEngine(bundle.model_path, threads=1) as engine:
+        actual = engine.run({"images": found.inputs})
+    for image, rows in enumerate(found.arrays["source"]):
+        source, kept = actual["source"][image, -1], actual["keep_mask"][image, -1]
+        assert kept.sum() == len(rows) == bundle.method.kept(bundle.config)[-1]
+        names = [set(source[row]) for row in rows]
+        assert all(len(name) == 1 for name in names)
+        assert set.union(*names) == set(np.flatnonzero(kept))
+
+
+def test_ats_does_not_depend_on_the_batch(recording, export_recording):
+    """As the official code for one image; its own batches compute something else."""
+    found = recording("ats")
+    with OnnxRuntimeEngine(export_recording("ats", "dynamic").model_path, threads=1) as engine:
+        together = engine.run({"images": found.inputs})
+        alone = [engine.run({"images": image[None]}) for image in found.inputs]
+    for image, outputs in enumerate(alone):
+        np.testing.assert_allclose(together["logits"][image], outputs["logits"][0], atol=1e-5)
+        np.testing.assert_array_equal(together["keep_mask"][image], outputs["keep_mask"][0])
+    assert np.abs(together["logits"] - found.arrays["logits_batch"]).max() > 0.1
