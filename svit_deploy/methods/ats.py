@@ -266,8 +266,8 @@ class Ats(Method):
     margin_floor = 0.01  # of cumulative significance, which ends at 1
 
     def told(self, args: Mapping[str, Any]) -> dict[str, Any] | None:
-        blocks = args.get("ATS_BLOCKS")
-        return None if blocks is None else {"ats_blocks": tuple(map(int, blocks))}
+        blocks = args.get("VIT.ATS_BLOCKS")
+        return {"ats_blocks": tuple(map(int, blocks))} if isinstance(blocks, list) else None
 
     def gates(self, arch: Arch, dims: Dims, settings: AtsSettings) -> Gates:
         return Gates(settings.ats_blocks, (False,) * len(settings.ats_blocks))

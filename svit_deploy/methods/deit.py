@@ -16,3 +16,6 @@ class Deit(Method):
 
     def matches(self, keys: Collection[str]) -> bool:
         return "blocks.0.attn.qkv.weight" in keys
+
+    def is_spare(self, key: str) -> bool:
+        return key.endswith(".attn.out_zero_mask")  # zeros that ATS saves with such weights
