@@ -9,7 +9,9 @@ from svit_deploy.methods.dynamicvit import DynamicVit
 from svit_deploy.methods.evit import Evit
 from svit_deploy.methods.evovit import EvoVit
 from svit_deploy.methods.method import Method, Selected
+from svit_deploy.methods.stvitr import StvitR
 from svit_deploy.methods.svit import Svit
+from svit_deploy.methods.swin import Swin
 from svit_deploy.methods.tome import Tome
 
 __all__ = ["METHODS", "Method", "Selected", "method_of"]
@@ -17,7 +19,7 @@ __all__ = ["METHODS", "Method", "Selected", "method_of"]
 # Those with keys of their own are looked for in this order, DeiT's being a part of others'.
 METHODS: dict[str, Method] = {
     method.name: method
-    for method in (Svit(), DynamicVit(), EvoVit(), Deit(), Evit(), Ats(), Tome())
+    for method in (Svit(), DynamicVit(), EvoVit(), StvitR(), Swin(), Deit(), Evit(), Ats(), Tome())
 }
 
 

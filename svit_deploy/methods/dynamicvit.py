@@ -137,8 +137,8 @@ class DynamicVit(Method):
             shapes |= linear(f"{name}.fc3", 2, width // 4)
         return shapes
 
-    def sketch(self, arch: Arch) -> dict[str, Any]:
-        return {"num_gates": 3}
+    def sketch(self, arch: Arch) -> Dims:
+        return replace(super().sketch(arch), num_gates=3)
 
     def gates(self, arch: Arch, dims: Dims, settings: DynamicVitSettings) -> Gates:
         check_ratios((settings.base_rate,), "base_rate")

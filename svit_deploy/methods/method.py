@@ -81,6 +81,7 @@ class Method:
         graph: writes its ONNX graph; None for `VitGraph`.
         trained_gates: whether its gates have thresholds that a training set.
         removes: whether a token that is not kept is gone for good.
+        has_positions: whether its weights hold an embedding of positions.
         margin_floor: the least typical size of a margin: errors of margins are counted in units
             of the larger of it and their rms.
     """
@@ -94,6 +95,7 @@ class Method:
     graph: ClassVar[type[VitGraph] | None] = None
     trained_gates: ClassVar[bool] = False
     removes: ClassVar[bool] = False
+    has_positions: ClassVar[bool] = True
     margin_floor: ClassVar[float] = 1.0
 
     # What a checkpoint tells.
@@ -141,9 +143,20 @@ class Method:
         """Canonical name to shape, for every tensor of a model."""
         return vit_shapes(dims)
 
-    def sketch(self, arch: Arch) -> dict[str, Any]:
-        """Further fields of `Dims` for random weights of an architecture."""
-        return {}
+    def sketch(self, arch: Arch) -> Dims:
+        """The sizes of an architecture whose sizes are all given, for random weights."""
+        assert arch.embed_dim and arch.depth and arch.patch_size and arch.image_size
+        height, width = arch.image_size
+        return Dims(
+            family=self.keys_of or self.name,
+            embed_dim=arch.embed_dim,
+            depth=arch.depth,
+            mlp_dim=4 * arch.embed_dim,
+            patch_size=arch.patch_size,
+            num_patches=(height // arch.patch_size) * (width // arch.patch_size),
+            num_classes=arch.num_classes or 1000,
+            distilled=bool(arch.distilled),
+        )
 
     # Configuration.
 

@@ -73,12 +73,10 @@ class Svit(Method):
             shapes |= norm(f"gates.{gate}.norm", dims.embed_dim)
         return shapes
 
-    def sketch(self, arch: Arch) -> dict[str, Any]:
-        assert arch.depth and arch.embed_dim
-        return {
-            "num_gates": len(arch.gate_blocks) or arch.depth,
-            "gate_dim": arch.embed_dim // 4,
-        }
+    def sketch(self, arch: Arch) -> Dims:
+        dims = super().sketch(arch)
+        gates = len(arch.gate_blocks) or dims.depth
+        return replace(dims, num_gates=gates, gate_dim=dims.embed_dim // 4)
 
     def gates(self, arch: Arch, dims: Dims, settings: Any) -> Gates:
         """In front of the last blocks, and only the last one may prune the class token."""

@@ -139,12 +139,22 @@ def _with_told(
     """
     method = METHODS[arch.family]
     typed = {k: v for k, v in parse_overrides(overrides).items() if k in arch.settings}
-    told = {**method.told_by_weights(dims), **(method.told(args) or {})}
+    by_weights = method.told_by_weights(dims)
+    if contradicted := [
+        key for key in typed if key in by_weights and typed[key] != by_weights[key]
+    ]:
+        raise InputError(
+            f"{contradicted[0]} is {typed[contradicted[0]]}, and the weights tell "
+            f"{by_weights[contradicted[0]]}",
+            f"leave {contradicted[0]} out",
+        )
+    told = {**by_weights, **(method.told(args) or {})}
     return replace(arch, settings={**arch.settings, **told, **typed})
 
 
 def _trained_as(checkpoint: Checkpoint) -> tuple[str, ...]:
-    name = checkpoint.training_args.get("model")
+    args = checkpoint.training_args
+    name = args.get("model", args.get("MODEL.NAME"))
     return (f"trained as {some([name])}, its arguments say",) if isinstance(name, str) else ()
 
 
@@ -208,7 +218,7 @@ def _configure(
     notes = []
     if image_size is None and settings.image_size not in (None, native_size):
         notes.append(f"image size {size[0]}x{size[1]} taken from the weights")
-    elif size != native_size:
+    elif size != native_size and METHODS[settings.family].has_positions:
         notes.append(
             f"position embedding resized from {native_size[0]}x{native_size[1]} "
             f"to {size[0]}x{size[1]} pixels"

@@ -88,20 +88,7 @@ def _dims(name: str, arch: Arch) -> Dims:
         raise UsageError(
             f"{name} does not say {', '.join(missing)}", "add these fields to the file"
         )
-    assert arch.embed_dim and arch.depth and arch.patch_size and arch.image_size
-    height, width = arch.image_size
-    method = METHODS[arch.family]
-    return Dims(
-        family=method.keys_of or method.name,
-        embed_dim=arch.embed_dim,
-        depth=arch.depth,
-        mlp_dim=4 * arch.embed_dim,
-        patch_size=arch.patch_size,
-        num_patches=(height // arch.patch_size) * (width // arch.patch_size),
-        num_classes=arch.num_classes or 1000,
-        distilled=bool(arch.distilled),
-        **method.sketch(arch),
-    )
+    return METHODS[arch.family].sketch(arch)
 
 
 def random_weights(dims: Dims, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -114,17 +101,17 @@ def random_weights(dims: Dims, rng: np.random.Generator) -> dict[str, np.ndarray
     weights = {}
     for name, shape in expected_shapes(dims).items():
         fan_in = int(np.prod(shape[1:]))
-        if "norm" in name:
-            array = np.full(shape, float(name.endswith("weight")))
+        if "norm" in name or ".bn." in name:
+            array = np.full(shape, float(name.endswith(("weight", "running_var"))))
         elif name.endswith("bias"):
             array = 0.02 * rng.standard_normal(shape)
         elif name in ("cls_token", "dist_token", "pos_embed"):
             array = 0.2 * rng.standard_normal(shape)
         else:
             array = rng.standard_normal(shape) / np.sqrt(fan_in)
-        if name.startswith("blocks.") and name.endswith(("attn.proj.weight", "mlp.fc2.weight")):
+        if "blocks." in name and name.endswith(("attn.proj.weight", "mlp.fc2.weight")):
             array /= np.sqrt(2 * dims.depth)
-        if name == "patch_embed.proj.weight":
+        if name.startswith("patch_embed.") and array.ndim == 4:
             array = 3 * (array - array.mean(axis=(2, 3), keepdims=True))
         weights[name] = array.astype(np.float32)
     return weights
