@@ -87,6 +87,7 @@ class ModelConfig:
     norm_eps: float = 1e-6
     preprocess: Preprocess = field(default_factory=Preprocess)
     settings: Any = None
+    class_token: bool = True
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -96,7 +97,7 @@ class ModelConfig:
     @property
     def prefix_tokens(self) -> int:
         """Tokens before the patches: the class token, and the distillation token if any."""
-        return 2 if self.distilled else 1
+        return self.class_token + self.distilled
 
     @property
     def num_patches(self) -> int:

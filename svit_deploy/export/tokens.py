@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from svit_deploy.export.builder import INT32, INT64, GraphBuilder
+from svit_deploy.export.builder import FLOAT, INT32, INT64, GraphBuilder
 from svit_deploy.export.layers import MASKED, QKV, Attend, attend_heads, attention
 
 INT64_MAX = int(np.iinfo(np.int64).max)
+TINY = 1e-30
 LOWEST = float(np.finfo(np.float32).min)
 
 
@@ -286,6 +287,40 @@ def flat_rows(graph: GraphBuilder, places: str, tokens: int) -> str:
     first_row = graph.op("Mul", graph.range(graph.shape(places, 0)), graph.constant(tokens))
     rows = graph.op("Add", places, graph.op("Unsqueeze", first_row, graph.constant([1])))
     return graph.reshape(rows, -1)
+
+
+def unit_rows(graph: GraphBuilder, x: str) -> str:
+    """float32 `[…, C]` scaled to length 1, so that products are cosines; zeros stay zeros."""
+    length = graph.op("ReduceL2", x, graph.constant([-1]), keepdims=1)
+    return graph.op("Div", x, graph.op("Max", length, graph.constant(TINY, np.float32)))
+
+
+def merge_tokens(
+    graph: GraphBuilder, x: str, moved: str, weight: str, moved_weight: str, target: str, count: int
+) -> tuple[str, str]:
+    """Tokens as the weighted means of themselves and of all that are merged into them.
+
+    One product with a matrix of shares: sums of all that a token stands for could leave the range
+    of half precision, means cannot.
+
+    Args:
+        x, moved: `[B, K, C]` and `[B, M, C]`, in the graph's precision.
+        weight, moved_weight: `[B, K, 1]` (or a constant that broadcasts) and `[B, M]`, float32.
+        target: `[B, M]` int64, the one of the K that each is merged into.
+        count: K.
+
+    Returns:
+        `[B, K, C]`, and the sums of the weights `[B, K, 1]`.
+    """
+    into = graph.op("Unsqueeze", target, graph.constant([1]))  # [B, 1, M]
+    match = graph.op("Equal", into, graph.constant([[place] for place in range(count)]))
+    shares = graph.op("Cast", match, to=FLOAT)  # [B, K, M]
+    shares = graph.op("Mul", shares, graph.op("Unsqueeze", moved_weight, graph.constant([1])))
+    total = graph.op("ReduceSum", shares, graph.constant([2]), keepdims=1)
+    total = graph.op("Add", total, weight)
+    own = graph.narrow(graph.op("Div", weight, total))
+    gain = graph.op("MatMul", graph.narrow(graph.op("Div", shares, total)), moved)
+    return graph.op("Add", graph.op("Mul", x, own), gain), total
 
 
 class Survivors:

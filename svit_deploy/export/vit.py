@@ -153,15 +153,18 @@ class VitGraph:
         )
         prefix_positions, patch_positions = np.split(positions, [config.prefix_tokens], axis=1)
         prefix_names = ("cls_token", "dist_token")[: config.prefix_tokens]
-        prefix = np.concatenate([layers.weights[name] for name in prefix_names], axis=1)
+        prefix = [layers.weights[name] for name in prefix_names]
         with graph.scope("embedding"):
             patches = self.patches(graph.narrow(images))
             patches = graph.op(
                 "Add", patches, layers.narrow_weight("patch_positions", patch_positions)
             )
-            prefix_rows = layers.narrow_weight("prefix_tokens", prefix + prefix_positions)
-            batch = graph.op("Concat", graph.shape(images, 0), graph.constant([1, 1]), axis=0)
-            tokens = graph.op("Concat", graph.op("Expand", prefix_rows, batch), patches, axis=1)
+            tokens = patches
+            if prefix:
+                table = np.concatenate(prefix, axis=1) + prefix_positions
+                first = layers.narrow_weight("prefix_tokens", table)
+                batch = graph.op("Concat", graph.shape(images, 0), graph.constant([1, 1]), axis=0)
+                tokens = graph.op("Concat", graph.op("Expand", first, batch), patches, axis=1)
             rows = graph.reshape(tokens, -1, width)
         return graph.rename(rows, EMBEDDING)
 

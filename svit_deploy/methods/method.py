@@ -81,6 +81,7 @@ class Method:
         graph: writes its ONNX graph; None for `VitGraph`.
         trained_gates: whether its gates have thresholds that a training set.
         removes: whether a token that is not kept is gone for good.
+        class_token: whether its tokens begin with one.
         has_positions: whether its weights hold an embedding of positions.
         margin_floor: the least typical size of a margin: errors of margins are counted in units
             of the larger of it and their rms.
@@ -95,6 +96,7 @@ class Method:
     graph: ClassVar[type[VitGraph] | None] = None
     trained_gates: ClassVar[bool] = False
     removes: ClassVar[bool] = False
+    class_token: ClassVar[bool] = True
     has_positions: ClassVar[bool] = True
     margin_floor: ClassVar[float] = 1.0
 
@@ -134,7 +136,7 @@ class Method:
             depth=tensors.count("blocks"),
             mlp_dim=shape("blocks.0.mlp.fc1.weight", 2)[0],
             patch_size=patch_size,
-            num_patches=shape("pos_embed", 3)[1] - (2 if distilled else 1),
+            num_patches=shape("pos_embed", 3)[1] - self.class_token - distilled,
             num_classes=shape("head.weight", 2)[0],
             distilled=distilled,
         )

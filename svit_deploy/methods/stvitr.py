@@ -168,13 +168,15 @@ class StvitRGraph(SwinGraph):
             image = graph.narrow(layers.layer_norm(x, f"{name}.norm1", self.eps))
             query = layers.linear(normed, f"{name}.attn.q")
             own, others = (self.keys_values(rows, name) for rows in (normed, image))
-            parts = []
+            joined = []
             for mine, theirs in zip(own, others, strict=True):
                 mine = graph.reshape(mine, -1, windows, SAMPLE**2, width)
                 theirs = graph.reshape(theirs, -1, stage.tokens, width)
                 theirs = graph.op("Gather", theirs, graph.constant(around_places()), axis=1)
-                parts.append(graph.op("Concat", mine, theirs, axis=2))
-            mixed = self.cross(query, *parts, stage, windows, SAMPLE**2, SAMPLE**2 + AROUND**2)
+                joined.append(graph.op("Concat", mine, theirs, axis=2))
+            key, value = joined
+            keys = SAMPLE**2 + AROUND**2
+            mixed = self.cross(query, key, value, stage, windows, SAMPLE**2, keys)
             tokens = self.scaled(mixed, f"{name}.attn.proj", f"{name}.layer_scale_1")
             if self.config.settings.shortcut:
                 tokens = graph.op("Add", pooled, tokens)
@@ -215,7 +217,8 @@ class StvitRGraph(SwinGraph):
             if at != x:
                 other = graph.narrow(layers.layer_norm(at, f"{name}.norm1", self.eps))
             query = layers.linear(normed, f"{name}.attn.q")
-            mixed = self.cross(query, *self.keys_values(other, name), stage, 1, tokens, keys)
+            key, value = self.keys_values(other, name)
+            mixed = self.cross(query, key, value, stage, 1, tokens, keys)
             x = graph.op("Add", x, self.scaled(mixed, f"{name}.attn.proj", f"{name}.layer_scale_1"))
         return self.feed(x, name)
 

@@ -260,6 +260,7 @@ class Swin(Method):
     eps = (1e-5, 1e-5, 1e-5)
     settings = SwinSettings
     graph = SwinGraph
+    class_token = False
     has_positions = False
 
     def matches(self, keys: Collection[str]) -> bool:

@@ -26,7 +26,14 @@ from svit_deploy.export.names import (
     margin_name,
     target_name,
 )
-from svit_deploy.export.tokens import Decided, attend_to_all, flat_rows, gather_rows
+from svit_deploy.export.tokens import (
+    Decided,
+    attend_to_all,
+    flat_rows,
+    gather_rows,
+    merge_tokens,
+    unit_rows,
+)
 from svit_deploy.export.vit import VitGraph
 from svit_deploy.methods.keys import Dims
 from svit_deploy.methods.method import Gates, Method, Selected, Values
@@ -36,8 +43,6 @@ if TYPE_CHECKING:
 
     from svit_deploy.models.presets import Arch
     from svit_deploy.models.reference import Passed, Reference
-
-TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -125,10 +130,7 @@ class TomeGraph(VitGraph):
         def attend(qkv: QKV) -> str:
             keys = graph.reshape(graph.widen(qkv[1]), -1, grid.num_heads, grid.head_dim)
             mean = graph.op("ReduceMean", keys, graph.constant([1]), keepdims=0)
-            length = graph.op("ReduceL2", mean, graph.constant([1]), keepdims=1)
-            length = graph.op("Max", length, graph.constant(TINY, np.float32))
-            mean = graph.op("Div", mean, length)
-            metrics.append(graph.reshape(mean, -1, tokens, grid.head_dim))
+            metrics.append(graph.reshape(unit_rows(graph, mean), -1, tokens, grid.head_dim))
             return attention(graph, qkv, tokens, grid.num_heads, grid.head_dim, bias)
 
         x = self.layers.attend(x, f"blocks.{block}", self.config.block_eps, attend)
@@ -178,13 +180,9 @@ class TomeGraph(VitGraph):
     def merge(
         self, x: str, sizes: str | None, merge: Merge, sources: str, kept: str, target: str
     ) -> tuple[str, str]:
-        """Rows `[B * tokens, C]` and sizes after the merge: what stays of A, then B.
-
-        A token of B becomes the mean of what is merged into it, as one product with a matrix of
-        weights: sums of all that a token stands for would leave the range of half precision.
-        """
+        """Rows `[B * tokens, C]` and sizes after the merge: what stays of A, then B."""
         graph, width = self.graph, self.config.embed_dim
-        two = graph.constant(2)
+        two, one = graph.constant(2), graph.constant(1, np.float32)
 
         def rows(places: str) -> str:
             picked = gather_rows(graph, x, flat_rows(graph, places, merge.tokens))
@@ -192,31 +190,20 @@ class TomeGraph(VitGraph):
 
         shape = graph.op("Concat", graph.shape(sources, 0), graph.constant([1]), axis=0)
         odd = graph.op("Expand", graph.constant([list(range(1, merge.tokens, 2))]), shape)
-        source_places, kept_places = graph.op("Mul", sources, two), graph.op("Mul", kept, two)
-        into = graph.op("Unsqueeze", target, graph.constant([1]))  # [B, 1, r]
-        columns = graph.constant(np.arange(merge.b)[:, None])
-        weights = graph.op("Cast", graph.op("Equal", into, columns), to=FLOAT)  # [B, b, r]
+        gone, stay = graph.op("Mul", sources, two), graph.op("Mul", kept, two)
         if sizes is None:
-            own: str | None = None
-            kept_sizes = graph.op(
-                "Expand", graph.constant([[[1]]], np.float32), self.shape(kept, 1)
-            )
+            own = one
+            stay_sizes = graph.op("Expand", one, self.shape(kept, 1))
+            gone_sizes = graph.op("Expand", one, graph.op("Shape", sources))
         else:
             flat = graph.reshape(sizes, -1, merge.tokens)
             own = self.alternate(sizes, 1, merge.tokens)  # [B, b, 1]
-            gained = graph.op("GatherElements", flat, source_places, axis=1)
-            weights = graph.op("Mul", weights, graph.op("Unsqueeze", gained, graph.constant([1])))
-            kept_sizes = graph.op("GatherElements", flat, kept_places, axis=1)
-            kept_sizes = graph.op("Unsqueeze", kept_sizes, graph.constant([2]))
-        total = graph.op("ReduceSum", weights, graph.constant([2]), keepdims=1)
-        total = graph.op("Add", total, own or graph.constant(1, np.float32))  # [B, b, 1]
-        share = graph.op("Div", own or graph.constant(1, np.float32), total)
-        gain = graph.op(
-            "MatMul", graph.narrow(graph.op("Div", weights, total)), rows(source_places)
-        )
-        b = graph.op("Add", graph.op("Mul", rows(odd), graph.narrow(share)), gain)
-        merged = self.ordered(rows(kept_places), b)
-        return graph.reshape(merged, -1, width), self.ordered(kept_sizes, total)
+            gone_sizes = graph.op("GatherElements", flat, gone, axis=1)
+            stay_sizes = graph.op("GatherElements", flat, stay, axis=1)
+            stay_sizes = graph.op("Unsqueeze", stay_sizes, graph.constant([2]))
+        b, b_sizes = merge_tokens(graph, rows(odd), rows(gone), own, gone_sizes, target, merge.b)
+        merged = self.ordered(rows(stay), b)
+        return graph.reshape(merged, -1, width), self.ordered(stay_sizes, b_sizes)
 
     def shape(self, places: str, width: int) -> str:
         """`[B, K, width]` of places `[B, K]`."""

@@ -250,6 +250,7 @@ def _configure(
             settings.mean, settings.std, settings.crop_ratio, settings.interpolation
         ),
         settings=chosen,
+        class_token=method.class_token,
     )
     return config, tuple(notes)
 

@@ -195,9 +195,8 @@ class Reference:
             weights["patch_embed.proj.bias"],
             stride=self.config.patch_size,
         )
-        tokens = [weights["cls_token"].expand(len(images), -1, -1)]
-        if self.config.distilled:
-            tokens.append(weights["dist_token"].expand(len(images), -1, -1))
+        prefix = ("cls_token", "dist_token")[: self.config.prefix_tokens]
+        tokens = [weights[name].expand(len(images), -1, -1) for name in prefix]
         return torch.cat([*tokens, patches.flatten(2).transpose(1, 2)], 1) + weights["pos_embed"]
 
     def block(self, x: Tensor, block: int, keep: Tensor | None = None) -> Tensor:

@@ -41,6 +41,8 @@ def check_config(config: ModelConfig) -> None:
             f"patch size {patch}",
             f"use, for example, {height}x{width}",
         )
+    if config.class_token != method_of(config).class_token:
+        raise InputError(f"class_token is {config.class_token}", "export the model again")
     _check_gates(config)
     method_of(config).check(config)
 
@@ -72,11 +74,13 @@ def _check_gates(config: ModelConfig) -> None:
 
 
 def config_to_dict(config: ModelConfig) -> dict[str, Any]:
-    """A dictionary of plain JSON values: lists in the place of tuples, no empty settings."""
+    """A dictionary of plain JSON values: lists in the place of tuples.
+
+    What most methods have in common is left out: no settings, a class token.
+    """
     content = _plain(asdict(config))
-    if config.settings is None:
-        del content["settings"]
-    return content
+    usual = {"settings": None, "class_token": True}
+    return {k: v for k, v in content.items() if k not in usual or v is not usual[k]}
 
 
 def config_from_dict(content: Mapping[str, Any]) -> ModelConfig:
@@ -88,11 +92,13 @@ def config_from_dict(content: Mapping[str, Any]) -> ModelConfig:
     """
     family = content.get("family") if isinstance(content, Mapping) else None
     kind = METHODS[family].settings if isinstance(family, str) and family in METHODS else None
-    settings = None
+    ready: dict[str, Any] = {"settings": None}
     if kind is not None:
         content = dict(content)
-        settings = _build(kind, content.pop("settings", None), "method's settings")
-    config = _build(ModelConfig, content, "model configuration", settings=settings)
+        ready["settings"] = _build(kind, content.pop("settings", None), "method's settings")
+    if isinstance(content, Mapping) and "class_token" not in content:
+        ready["class_token"] = True
+    config = _build(ModelConfig, content, "model configuration", **ready)
     check_config(config)
     return config
 
