@@ -338,9 +338,11 @@ class Survivors:
     ) -> None:
         self.graph, self.columns, self.prefix = graph, columns, prefix
         self.batch = graph.shape(like, 0)
-        self.places = self._everywhere([list(range(tokens))])  # [B, T]: who stands where
+        self.places = self.everywhere([list(range(tokens))])  # [B, T]: who stands where
+        self.parts: str | None = None  # [B, S]: what each is part of, where tokens are merged
 
-    def _everywhere(self, row: ArrayLike, dtype: Any = np.int64) -> str:
+    def everywhere(self, row: ArrayLike, dtype: Any = np.int64) -> str:
+        """A row `[1, K]` for each image."""
         shape = self.graph.op("Concat", self.batch, self.graph.constant([1]), axis=0)
         return self.graph.op("Expand", self.graph.constant(row, dtype), shape)
 
@@ -350,16 +352,16 @@ class Survivors:
         places = self.graph.op(
             "Slice", self.places, *map(self.graph.constant, ([self.prefix], [INT64_MAX], [1]))
         )
-        empty = self._everywhere(row, np.float32)
+        empty = self.everywhere(row, np.float32)
         return self.graph.op("ScatterElements", empty, places, scores, axis=1)
 
     def keep(self, places: str) -> str:
         """Only the tokens at `places [B, T']` are left, in that order; which: `[B, columns]`."""
         self.places = self.graph.op("GatherElements", self.places, places, axis=1)
-        empty = self._everywhere([[False] * self.columns], bool)
+        empty = self.everywhere([[False] * self.columns], bool)
         true = self.graph.op("GreaterOrEqual", self.places, self.graph.constant(0))
         return self.graph.op("ScatterElements", empty, self.places, true, axis=1)
 
     def add(self, column: int) -> None:
         """A new token at the end."""
-        self.places = self.graph.op("Concat", self.places, self._everywhere([[column]]), axis=1)
+        self.places = self.graph.op("Concat", self.places, self.everywhere([[column]]), axis=1)

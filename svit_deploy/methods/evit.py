@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -119,7 +119,7 @@ class Evit(Method):
 
     name, title, keys_of = "evit", "EViT", "deit"
     modes = (TokenMode.STATIC, TokenMode.DENSE)
-    settings = EvitSettings
+    settings: ClassVar[type | None] = EvitSettings
     graph = EvitGraph
     removes = True
     margin_floor = 0.0
@@ -134,14 +134,14 @@ class Evit(Method):
             found["prune_blocks"] = tuple(map(int, numbers))
         return found
 
-    def gates(self, arch: Arch, dims: Dims, settings: EvitSettings) -> Gates:
+    def gates(self, arch: Arch, dims: Dims, settings: Any) -> Gates:
         check_ratios((settings.keep_rate,), "keep_rate")
         return Gates(settings.prune_blocks, (False,) * len(settings.prune_blocks))
 
     def check(self, config: ModelConfig) -> None:
         if config.distilled and config.gate_blocks:
             raise InputError(
-                "EViT could drop the distillation token, which the head reads",
+                f"{self.title} could drop the distillation token, which the head reads",
                 "give a checkpoint without one, or use --tokens dense",
             )
 
