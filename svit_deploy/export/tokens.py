@@ -289,6 +289,11 @@ def flat_rows(graph: GraphBuilder, places: str, tokens: int) -> str:
     return graph.reshape(rows, -1)
 
 
+def attention_margin(graph: GraphBuilder, scores: str) -> str:
+    """The logarithm of attention `[B, M]`: rounding inside a block moves all of it alike."""
+    return graph.op("Log", graph.op("Max", scores, graph.constant(TINY, np.float32)))
+
+
 def unit_rows(graph: GraphBuilder, x: str) -> str:
     """float32 `[…, C]` scaled to length 1, so that products are cosines; zeros stay zeros."""
     length = graph.op("ReduceL2", x, graph.constant([-1]), keepdims=1)

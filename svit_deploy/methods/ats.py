@@ -263,7 +263,8 @@ class Ats(Method):
     settings = AtsSettings
     graph = AtsGraph
     removes = True
-    margin_floor = 0.01  # of cumulative significance, which ends at 1
+    ranks_inside = True
+    margin_unit = 0.05  # of cumulative significance, which ends at 1
 
     def told(self, args: Mapping[str, Any]) -> dict[str, Any] | None:
         blocks = args.get("VIT.ATS_BLOCKS")

@@ -85,7 +85,7 @@ class DynamicVitGraph(VitGraph):
         config, graph, layers = self.config, self.graph, self.layers
         name, width = f"predictors.{stage}", config.embed_dim
         half = width // 2
-        split = graph.reshape(x, -1, tokens, width)
+        split = graph.reshape(graph.widen(x), -1, tokens, width)
         patches = graph.op("Slice", split, *map(graph.constant, ([1], [tokens], [1])))
         rows = graph.reshape(patches, -1, width)
         z = layers.layer_norm(rows, f"{name}.norm", config.gate_eps)

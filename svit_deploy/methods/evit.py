@@ -23,6 +23,7 @@ from svit_deploy.export.tokens import (
     Decided,
     Survivors,
     attend_to_all,
+    attention_margin,
     flat_rows,
     gather_rows,
     top_tokens,
@@ -66,7 +67,7 @@ class EvitGraph(VitGraph):
                 if (stage := stage_of.get(block)) is None:
                     x = self.block(x, block, attend_to_all(graph, self.grid_of(tokens)))
                 else:
-                    x, score = self.attend(x, block, tokens, stage)
+                    x, score = self.attend(x, block, tokens)
                     with graph.scope("select"):
                         x, tokens, chosen = self.prune(x, score, tokens, stage, survivors)
                     decided.append(chosen)
@@ -74,7 +75,7 @@ class EvitGraph(VitGraph):
             x = graph.rename(x, block_name(block))
         return self.classify(x, tokens), decided
 
-    def attend(self, x: str, block: int, tokens: int, stage: int) -> tuple[str, str]:
+    def attend(self, x: str, block: int, tokens: int) -> tuple[str, str]:
         """The block's first half, and the class token's attention `[B, tokens - 1]`."""
         graph, grid = self.graph, self.grid_of(tokens)
         scores = []
@@ -84,7 +85,7 @@ class EvitGraph(VitGraph):
             weights = class_attention(graph, query, key, tokens, grid.num_heads, grid.head_dim)
             mean = graph.op("ReduceMean", weights, graph.constant([1]), keepdims=0)
             bounds = map(graph.constant, ([1], [tokens], [1]))
-            scores.append(graph.rename(graph.op("Slice", mean, *bounds), margin_name(stage)))
+            scores.append(graph.op("Slice", mean, *bounds))
             return attention(graph, qkv, tokens, grid.num_heads, grid.head_dim)
 
         x = self.layers.attend(x, f"blocks.{block}", self.config.block_eps, attend)
@@ -96,9 +97,10 @@ class EvitGraph(VitGraph):
         """The class token, the best tokens in their order, and the sum of the others if fused."""
         config, graph, width = self.config, self.graph, self.config.embed_dim
         count = self.method.kept(config)[stage] - 1
-        kept = graph.rename(top_tokens(graph, score, count), decision_name(stage))
+        margin = graph.rename(attention_margin(graph, score), margin_name(stage))
+        kept = graph.rename(top_tokens(graph, margin, count), decision_name(stage))
         places = with_prefix(graph, kept, 1)
-        margin = survivors.spread(score)
+        margin = survivors.spread(margin)
         chosen = Decided(survivors.keep(places), margin)
         rows = gather_rows(graph, x, flat_rows(graph, places, tokens))
         if not fuses(config, tokens - 1):
@@ -121,8 +123,9 @@ class Evit(Method):
     modes = (TokenMode.STATIC, TokenMode.DENSE)
     settings: ClassVar[type | None] = EvitSettings
     graph = EvitGraph
+    ranks_inside = True
     removes = True
-    margin_floor = 0.0
+    margin_unit = 1.0  # of the attention's logarithm
 
     def told(self, args: Mapping[str, Any]) -> dict[str, Any] | None:
         if "base_keep_rate" not in args:
@@ -186,7 +189,7 @@ class Evit(Method):
                     others = torch.take_along_dim(x[:, 1:], gone[..., None], dim=1)
                     parts.append((others * share).sum(dim=1, keepdim=True))
                 x = torch.cat(parts, dim=1)
-                values |= {margin_name(stage): score, decision_name(stage): kept}
+                values |= {margin_name(stage): score.log(), decision_name(stage): kept}
             x = reference.feed_forward(x, block)
             maps.append(x)
         return Passed(reference.classify(x), maps, values)

@@ -21,6 +21,7 @@ from svit_deploy.export.names import INPUT, LOGITS, block_name, decision_name, m
 from svit_deploy.export.tokens import (
     Decided,
     Survivors,
+    attention_margin,
     flat_rows,
     gather_rows,
     scatter_rows,
@@ -74,10 +75,11 @@ class EvoVitGraph(VitGraph):
             with graph.scope(f"block_{block}"):
                 if (stage := stage_of.get(block)) is not None:
                     with graph.scope("select"):
-                        score = graph.rename(score, margin_name(stage))
-                        kept = top_tokens(graph, score, counts[stage] - 1)
+                        margin = attention_margin(graph, score)
+                        margin = graph.rename(margin, margin_name(stage))
+                        kept = top_tokens(graph, margin, counts[stage] - 1)
                         kept = graph.rename(kept, decision_name(stage))
-                        decided.append(self.told(score, kept))
+                        decided.append(self.told(margin, kept))
                         tokens, ranking = counts[stage], score
                         places = with_prefix(graph, kept, 1)
                         rows = flat_rows(graph, places, config.num_tokens)
@@ -116,11 +118,11 @@ class EvoVitGraph(VitGraph):
         old = graph.op("Mul", score, graph.constant(1 - share, np.float32))
         return graph.op("Add", old, graph.op("Mul", attended, graph.constant(share, np.float32)))
 
-    def told(self, score: str, kept: str) -> Decided:
-        """All tokens are still there: only those after the prefix have a score."""
+    def told(self, margin: str, kept: str) -> Decided:
+        """All tokens are still there: only those after the prefix are ranked."""
         tokens = self.config.num_tokens
         books = Survivors(self.graph, INPUT, tokens, tokens, 1)
-        margin = books.spread(score)
+        margin = books.spread(margin)
         return Decided(books.keep(with_prefix(self.graph, kept, 1)), margin)
 
     def classify(self, x: str, tokens: int | None = None) -> str:
@@ -142,7 +144,8 @@ class EvoVit(Method):
     modes = (TokenMode.STATIC, TokenMode.DENSE)
     settings = EvoVitSettings
     graph = EvoVitGraph
-    margin_floor = 0.0
+    ranks_inside = True
+    margin_unit = 1.0  # of the attention's logarithm
 
     def matches(self, keys: Collection[str]) -> bool:
         return any(key.startswith("qks.") for key in keys)
@@ -214,7 +217,7 @@ class EvoVit(Method):
             if (stage := stage_of.get(block)) is not None:
                 count = int(config.num_patches * config.settings.prune_ratio[stage])
                 kept = score.argsort(dim=1, descending=True, stable=True)[:, :count]
-                values |= {margin_name(stage): score.clone(), decision_name(stage): kept}
+                values |= {margin_name(stage): score.log(), decision_name(stage): kept}
             if kept is None:
                 x, weights, _ = reference.attention(x, block)
                 x = reference.feed_forward(x, block)

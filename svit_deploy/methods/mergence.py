@@ -20,6 +20,7 @@ from svit_deploy.export.names import decision_name, lead_name, margin_name, targ
 from svit_deploy.export.tokens import (
     Decided,
     Survivors,
+    attention_margin,
     flat_rows,
     gather_rows,
     merge_tokens,
@@ -60,8 +61,9 @@ class MergenceGraph(EvitGraph):
             self.config.embed_dim,
             self.method.kept(self.config)[stage] - 1,
         )
-        order = graph.rename(top_tokens(graph, score, tokens - 1), decision_name(stage))
-        margin = survivors.spread(score)
+        margin = graph.rename(attention_margin(graph, score), margin_name(stage))
+        order = graph.rename(top_tokens(graph, margin, tokens - 1), decision_name(stage))
+        margin = survivors.spread(margin)
         kept = graph.op("Slice", order, *map(graph.constant, ([0], [count], [1])))
         gone = graph.op("Slice", order, *map(graph.constant, ([count], [tokens], [1])))
         places = with_prefix(graph, kept, 1)
@@ -179,7 +181,7 @@ class Mergence(Evit):
                 score = weights[:, :, 0, 1:].mean(dim=1)
                 count = math.ceil(config.settings.keep_rate * score.shape[1])
                 order = score.argsort(dim=1, descending=True, stable=True)
-                values |= {margin_name(stage): score, decision_name(stage): order}
+                values |= {margin_name(stage): score.log(), decision_name(stage): order}
                 ranked = torch.take_along_dim(x[:, 1:], order[..., None], dim=1)
                 share = torch.take_along_dim(score, order, dim=1)[..., None]
                 stay, gone = ranked[:, :count], ranked[:, count:]

@@ -83,8 +83,10 @@ class Method:
         removes: whether a token that is not kept is gone for good.
         class_token: whether its tokens begin with one.
         has_positions: whether its weights hold an embedding of positions.
-        margin_floor: the least typical size of a margin: errors of margins are counted in units
-            of the larger of it and their rms.
+        ranks_inside: whether tokens are ranked by values from inside a block (attention, keys),
+            which are of the graph's precision; what is computed of them is float32 all the same.
+        margin_unit: what errors of margins are counted in; None for logits, which are counted in
+            max(1, rms of the gate's).
     """
 
     name: ClassVar[str]
@@ -98,7 +100,8 @@ class Method:
     removes: ClassVar[bool] = False
     class_token: ClassVar[bool] = True
     has_positions: ClassVar[bool] = True
-    margin_floor: ClassVar[float] = 1.0
+    ranks_inside: ClassVar[bool] = False
+    margin_unit: ClassVar[float | None] = None
 
     # What a checkpoint tells.
 

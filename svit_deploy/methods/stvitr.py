@@ -108,22 +108,17 @@ def semantic_order() -> np.ndarray:
 class StvitRGraph(SwinGraph):
     """Layer scales are multiplied into the layers before them."""
 
-    def stem(self, images: str) -> str:
+    def stem(self, images: str, exact: bool) -> str:
         """Two convolutions of stride 2; each batch norm is multiplied into its convolution."""
-        x = images
+        x, weights = images, self.layers.weights
+        shape = {"kernel_shape": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1)}
         for part in (0, 2):
-            name, weights = f"patch_embed.proj.{part}", self.layers.weights
-            scale = weights[f"{name}.bn.weight"] / np.sqrt(
-                weights[f"{name}.bn.running_var"] + BN_EPS
-            )
+            name = f"patch_embed.proj.{part}"
+            deviation = np.sqrt(weights[f"{name}.bn.running_var"] + np.float32(BN_EPS))
+            scale = weights[f"{name}.bn.weight"] / deviation
             bias = weights[f"{name}.bn.bias"] - weights[f"{name}.bn.running_mean"] * scale
             weight = weights[f"{name}.c.weight"] * scale[:, None, None, None]
-            x = self.convolve(
-                x, name, weight, bias, kernel_shape=(3, 3), strides=(2, 2), pads=(1, 1, 1, 1)
-            )
-            x = self.graph.op("HardSwish", x)
-            if part == 0:
-                x = self.graph.widen(x)
+            x = self.graph.op("HardSwish", self.convolve(x, name, weight, bias, exact, **shape))
         return x
 
     def after_stem(self, rows: str) -> str:

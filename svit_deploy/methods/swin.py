@@ -98,40 +98,37 @@ def stages(config: ModelConfig) -> list[Stage]:
 
 class SwinGraph(VitGraph):
     def embed(self, images: str) -> str:
-        with self.graph.scope("embedding"):
-            x = self.stem(images)
-            flat = self.graph.reshape(x, 0, self.config.embed_dim, self.config.num_patches)
-            rows = self.graph.op("Transpose", flat, perm=(0, 2, 1))
-            rows = self.graph.reshape(rows, -1, self.config.embed_dim)
-            rows = self.after_stem(rows)
-        return self.graph.rename(rows, EMBEDDING)
+        graph, width = self.graph, self.config.embed_dim
+        # bfloat16 is no type of ONNX convolutions before opset 22: float32 then.
+        exact = graph.dtype == BFLOAT16
+        with graph.scope("embedding"):
+            x = self.stem(images if exact else graph.narrow(images), exact)
+            flat = graph.reshape(x, 0, width, self.config.num_patches)
+            rows = graph.reshape(graph.op("Transpose", flat, perm=(0, 2, 1)), -1, width)
+            rows = self.after_stem(graph.narrow(rows) if exact else rows)
+        return graph.rename(rows, EMBEDDING)
 
-    def stem(self, images: str) -> str:
-        """`[B, 3, H, W]` -> `[B, C, rows, columns]`."""
-        patch = self.config.patch_size
-        weights = self.layers.weights
+    def stem(self, images: str, exact: bool) -> str:
+        """`[B, 3, H, W]` -> `[B, C, rows, columns]`, in float32 if `exact`."""
+        patch, weights = self.config.patch_size, self.layers.weights
+        weight, bias = weights["patch_embed.proj.weight"], weights["patch_embed.proj.bias"]
+        size = (patch, patch)
         return self.convolve(
-            images,
-            "patch_embed.proj",
-            weights["patch_embed.proj.weight"],
-            weights["patch_embed.proj.bias"],
-            kernel_shape=(patch, patch),
-            strides=(patch, patch),
+            images, "patch_embed.proj", weight, bias, exact, kernel_shape=size, strides=size
         )
 
     def convolve(
-        self, x: str, name: str, weight: np.ndarray, bias: np.ndarray, **attributes: Any
+        self,
+        x: str,
+        name: str,
+        weight: np.ndarray,
+        bias: np.ndarray,
+        exact: bool,
+        **attributes: Any,
     ) -> str:
-        """A convolution of a float32 or narrow value; the result is narrow."""
-        graph, layers = self.graph, self.layers
-        if graph.dtype == BFLOAT16:  # which the ONNX convolution does not take before opset 22
-            weights = graph.weight(f"{name}.weight", weight), graph.weight(f"{name}.bias", bias)
-            return graph.narrow(graph.op("Conv", x, *weights, **attributes))
-        weights = (
-            layers.narrow_weight(f"{name}.weight", weight),
-            layers.narrow_weight(f"{name}.bias", bias),
-        )
-        return graph.op("Conv", graph.narrow(x), *weights, **attributes)
+        add = self.graph.weight if exact else self.layers.narrow_weight
+        inputs = add(f"{name}.weight", weight), add(f"{name}.bias", bias)
+        return self.graph.op("Conv", x, *inputs, **attributes)
 
     def after_stem(self, rows: str) -> str:
         return self.graph.narrow(self.layers.layer_norm(rows, "patch_embed.norm", self.eps))

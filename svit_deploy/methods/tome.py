@@ -290,6 +290,8 @@ class Tome(Method):
     modes = (TokenMode.STATIC, TokenMode.DENSE)
     settings = TomeSettings
     graph = TomeGraph
+    ranks_inside = True
+    margin_unit = 1.0  # of the cosine
     removes = True
 
     def gates(self, arch: Arch, dims: Dims, settings: TomeSettings) -> Gates:

@@ -87,8 +87,8 @@ class Parity:
             ]
         )
         finite = np.where(np.isfinite(whole.margin), whole.margin, 0)
-        floor = subject.method.margin_floor
-        subject.scales = np.array([max(floor, rms(finite[:, gate])) for gate in self.gates])
+        unit = subject.method.margin_unit
+        subject.scales = np.array([unit or max(1.0, rms(finite[:, g])) for g in self.gates])
         self.judge_stages(errors)
         self.judge_decisions(Observed.concatenate(actual), whole)
         self.judge_budget(Observed.concatenate(actual))
@@ -148,10 +148,13 @@ class Parity:
         limits, stages, scales = self.limits, self.report.stages, self.subject.scales
         alone = self.expectations.has_features  # else errors add up from stage to stage
         gate_of = {block: gate for gate, block in enumerate(self.config.gate_blocks)}
+        margin = limits.margin
+        if self.subject.method.ranks_inside:
+            margin = max(margin, limits.block)
         order = [("embedding", names.EMBEDDING, limits.embedding)]
         for block in range(self.config.depth):
             if (gate := gate_of.get(block)) is not None:
-                limit = (limits.margin if alone else limits.rounding) * scales[gate]
+                limit = (margin if alone else limits.rounding) * scales[gate]
                 order.append((f"gate {gate}", names.margin_name(gate), limit))
             order.append((f"block {block}", names.block_name(block), limits.block))
         order.append(("head", names.LOGITS, limits.head if alone else limits.logits))

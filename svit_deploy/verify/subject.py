@@ -195,7 +195,9 @@ class Subject:
             own = ~np.isneginf(expected.margin)
             mine, theirs = np.where(own, mine, 0), np.where(own, theirs, 0)
             lead = np.full(own.shape, np.inf) if expected.lead is None else expected.lead
-            distance = np.where(actual.keep_mask == expected.keep_mask, lead / 2, distance)
+            # Leads are differences of cosines: in units of margins for the limits of those.
+            lead = lead / 2 * self.scales[None, :, None]
+            distance = np.where(actual.keep_mask == expected.keep_mask, lead, distance)
         flips = compare_masks(mine, theirs, distance, self.rounding, self.config)
         for gate, flip in enumerate(flips):
             if flip.faults:
