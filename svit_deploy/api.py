@@ -29,7 +29,7 @@ from svit_deploy.models.random import RandomCheckpoint, init_checkpoint
 from svit_deploy.packages import require_torch
 from svit_deploy.profiles import batch_profile, parse_batches, shape_profiles, whole_range
 from svit_deploy.progress import SILENT, Progress
-from svit_deploy.targets import Inputs, bench_target, check_targets, relabel
+from svit_deploy.targets import Inputs, bench_targets, check_targets, relabel
 from svit_deploy.verify import (
     Recomputed,
     Recorded,
@@ -225,7 +225,7 @@ def bench(
     settings = settings or BenchSettings()
     pictures = _images(images, None, max_images, progress)
     inputs = Inputs(pictures, noise, allow_noise, count=max(32, *settings.batches))
-    prepared = [bench_target(Path(path), inputs, settings) for path in targets]
+    prepared = [one for path in targets for one in bench_targets(Path(path), inputs, settings)]
     check_targets(prepared, settings)
     return run_bench(relabel(prepared), settings, progress)
 

@@ -11,20 +11,14 @@ import pytest
 from onnx import TensorProto, helper
 
 from svit_deploy import api
+from svit_deploy.bench.inputs import Inputs
 from svit_deploy.bench.settings import KEEP, WORST_CASE, BenchSettings, BenchTarget
+from svit_deploy.bench.variants import SWEEP, ForcedKeep
 from svit_deploy.bundle import open_bundle
 from svit_deploy.config import Preprocess
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.images import load_images, synthetic_images
-from svit_deploy.targets import (
-    SWEEP,
-    ForcedKeep,
-    Inputs,
-    bench_target,
-    check_targets,
-    image_input,
-    relabel,
-)
+from svit_deploy.targets import bench_targets, check_targets, image_input, relabel
 
 pytest.importorskip("torch")
 
@@ -45,6 +39,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pictures() -> Inputs:
     return Inputs(load_images(DIGITS / "heldout.npz", limit=6))
+
+
+def bench_target(path: Path, inputs: Inputs, settings: BenchSettings) -> BenchTarget:
+    (target,) = bench_targets(path, inputs, settings)
+    return target
 
 
 def test_bundle(folder, pictures):

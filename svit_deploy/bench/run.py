@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 
+from svit_deploy.bench.clocks import ClockSampler
 from svit_deploy.bench.content import fit_sweep, keep_masks, kept_tokens, terciles
+from svit_deploy.bench.gpu import advice, gpu_times
 from svit_deploy.bench.report import (
     BenchReport,
     ColdStart,
@@ -26,12 +29,15 @@ from svit_deploy.bench.report import (
 from svit_deploy.bench.settings import KEEP, WORST_CASE, BenchSettings, BenchTarget
 from svit_deploy.bench.timing import Lane, Timer, compose_batches
 from svit_deploy.engines.base import Engine
+from svit_deploy.engines.onnxruntime import PROVIDERS
+from svit_deploy.engines.tensorrt.cuda import Cuda
 from svit_deploy.environment import describe_environment, peak_rss_mib
-from svit_deploy.errors import InputError, UsageError
+from svit_deploy.errors import InputError, SvitDeployError, UsageError
 from svit_deploy.progress import SILENT, Progress
 from svit_deploy.stats import percentile_floor, ratio_interval, repeat_cv, summarise
 
 UNSTABLE = 0.05
+GPU_PROVIDERS = (PROVIDERS["cuda"], PROVIDERS["tensorrt"])
 
 
 def run_bench(
@@ -73,6 +79,9 @@ def run_bench(
     with contextlib.ExitStack() as engines:
         opened = [_cold_start(target, settings, clock, engines) for target in targets]
         lanes = [lane for lane, _ in opened]
+        sampler, notes = _clock_sampler(lanes, settings.device, engines)
+        if sampler is not None:
+            timer.watch = sampler.watch
         for batch in settings.batches:
             index = compose_batches(len(targets[0].inputs), batch, settings.seed)
             samples = timer.time(lanes, index, f"batch {batch}")
@@ -82,14 +91,22 @@ def run_bench(
                     speedup = ratio_interval(samples[0], taken, seed=settings.seed)
                     result = replace(result, speedup=speedup)
                 results.append(_with_variants(result, target, lanes[0], index, timer, settings))
+        # Only now: an engine learns while it runs whether its work can be captured.
+        infos = [
+            replace(info, engine=lane.engine.description, notes=_engine_notes(target, lane))
+            for target, (lane, info) in zip(targets, opened, strict=True)
+        ]
+        state = None if sampler is None else sampler.state()
     limits = {f"{name}_ms": limit for name, limit in settings.fail_above.items()}
     return BenchReport(
         settings=asdict(settings) | {"fail_above": limits},
         environment=environment,
-        targets=tuple(info for _, info in opened),
+        targets=tuple(infos),
         results=tuple(results),
         peak_rss_mib=peak_rss_mib(),
         failures=tuple(_failures(results, targets, settings)),
+        gpu=state,
+        notes=notes,
     )
 
 
@@ -139,6 +156,29 @@ def _cold_start(
     return lane, info
 
 
+def _clock_sampler(
+    lanes: Sequence[Lane], device: int, closing: contextlib.ExitStack
+) -> tuple[ClockSampler | None, tuple[str, ...]]:
+    """What samples the clocks where a GPU is measured, or a note why nothing does."""
+    if not any(_uses_gpu(lane.engine.description) for lane in lanes):
+        return None, ()
+    try:
+        sampler = ClockSampler(Cuda(device).pci_bus_id)
+    except SvitDeployError as error:
+        return None, (f"clocks were not watched: {error.message}",)
+    closing.callback(sampler.close)
+    return sampler, ()
+
+
+def _uses_gpu(engine: Mapping[str, Any]) -> bool:
+    """Whether an engine of this description runs on an NVIDIA GPU."""
+    return "gpu" in engine or engine.get("provider") in GPU_PROVIDERS
+
+
+def _engine_notes(target: BenchTarget, lane: Lane) -> tuple[str, ...]:
+    return () if target.notes is None else tuple(target.notes(lane.engine))
+
+
 def _lane(target: BenchTarget, label: str, engine: Engine) -> Lane:
     names = (spec.name for spec in engine.outputs() if spec.name != target.keep_output)
     outputs = tuple(names) if target.task_outputs is None else target.task_outputs
@@ -170,6 +210,9 @@ def _result(
         kept_of_block = of_batch[np.arange(blocks) % len(index)]
     elif target.content_dependent:
         notes.append("the graph has no keep mask, so its kept tokens are not known")
+    gpu = gpu_times(lane.times, (index.shape[1], *lane.images.shape[1:]))
+    if gpu is not None and (hint := advice(gpu, lane.engine.description)):
+        notes.append(hint)
     return TargetResult(
         label=target.label,
         batch=index.shape[1],
@@ -182,6 +225,7 @@ def _result(
         terciles=() if kept_of_block is None else terciles(kept_of_block, samples_ms),
         worst_case=None,
         sweep=None,
+        gpu=gpu,
         unstable=tuple(unstable),
         notes=tuple(notes),
         samples_ms=samples_ms,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +13,7 @@ from svit_deploy.stats import percentile_floor
 
 WORST_CASE = "worst-case"
 KEEP = "keep="
+GRAPH_MODES = ("auto", "on", "off", "both")
 LIMITS = ("mean", "p50", "p90", "p99", "max")
 
 
@@ -45,6 +46,8 @@ class BenchTarget:
             forces a keep ratio for the sweep.
         task_outputs: what the timed runs ask for; all outputs but the keep mask by default.
         provenance: for the report.
+        is_engine: whether it is a TensorRT engine.
+        notes: what the report should say of the loaded engine, a sentence each.
     """
 
     label: str
@@ -56,6 +59,8 @@ class BenchTarget:
     variants: Mapping[str, Callable[[], Engine]] = field(default_factory=dict)
     task_outputs: tuple[str, ...] | None = None
     provenance: Provenance | None = None
+    is_engine: bool = False
+    notes: Callable[[Engine], Sequence[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,12 @@ class BenchSettings:
         warmup_s: untimed running of each engine at each batch size.
         duration_s: timed running of each engine at each batch size, at least.
         min_samples: timed runs of each engine at each batch size, at least.
-        threads, provider: what the engines were made with, for the report.
+        threads: of ONNX Runtime.
+        provider: of ONNX Runtime; by default a bundle's engine runs, if it has one, else cpu.
+        cuda_graph: of engines: `auto`, `on`, `off`, or `both` for two targets side by side.
+        allow_foreign: run engines without a sidecar.
+        plugin_library: for engines; by default the one that `plugins build` made.
+        device: number of the GPU.
         worst_case: time the `worst-case` variants too.
         sweep: time the `keep=...` variants too.
         seed: of the order of images, the order in a block, and the bootstrap.
@@ -84,7 +94,11 @@ class BenchSettings:
     duration_s: float = 5.0
     min_samples: int = percentile_floor(90)
     threads: int = 0
-    provider: str = "cpu"
+    provider: str | None = None
+    cuda_graph: str = "auto"
+    allow_foreign: bool = False
+    plugin_library: str | None = None
+    device: int = 0
     worst_case: bool = True
     sweep: bool = False
     seed: int = 0
@@ -96,12 +110,20 @@ class BenchSettings:
             raise UsageError(f"batch sizes {list(self.batches)} make no sense", "give 1 or more")
         if self.warmup_s < 0 or self.duration_s < 0 or self.min_samples < 0:
             raise UsageError("a duration or a number of runs is negative", "give 0 or more")
+        if self.cuda_graph not in GRAPH_MODES:
+            raise UsageError(
+                f"--cuda-graph {self.cuda_graph!r} is unknown", f"use {', '.join(GRAPH_MODES)}"
+            )
         for name, limit in self.fail_above.items():
             if name not in LIMITS or not limit > 0:
                 raise UsageError(
                     f"the limit {name}={limit} cannot be checked",
                     f"limit one of {', '.join(LIMITS)} to a positive number of milliseconds",
                 )
+
+    @property
+    def wants_variants(self) -> bool:
+        return self.worst_case or self.sweep
 
     def variants(self, target: BenchTarget) -> list[str]:
         """Which of the target's variants to time, the worst case first."""

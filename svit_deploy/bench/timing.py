@@ -6,11 +6,11 @@ import contextlib
 import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from svit_deploy.engines.base import Engine
+from svit_deploy.engines.base import Engine, RunTimes
 from svit_deploy.progress import SILENT, Progress
 from svit_deploy.stats import MIN_BLOCKS
 
@@ -19,13 +19,17 @@ RUNS = 2  # of each engine in a block
 
 @dataclass(frozen=True, eq=False)
 class Lane:
-    """A loaded engine, the images it runs on and the outputs the timed runs ask for."""
+    """A loaded engine, the images it runs on and the outputs the timed runs ask for.
+
+    `times` tells where the time of the last phase's timed runs went, if the engine can tell.
+    """
 
     label: str
     engine: Engine
     input_name: str
     images: np.ndarray
     outputs: tuple[str, ...]
+    times: list[RunTimes] = field(default_factory=list)
 
     def feeds(self, chosen: np.ndarray) -> dict[str, np.ndarray]:
         """One batch: a contiguous copy of the images numbered `chosen` `[B]`."""
@@ -43,7 +47,10 @@ def compose_batches(count: int, batch: int, seed: int) -> np.ndarray:
 
 @dataclass
 class Timer:
-    """Times lanes against each other and tells the progress of all its `phases`."""
+    """Times lanes against each other and tells the progress of all its `phases`.
+
+    `watch` gives a context that is open during the timed runs.
+    """
 
     warmup_s: float
     duration_s: float
@@ -52,6 +59,7 @@ class Timer:
     clock: Callable[[], int] = time.perf_counter_ns
     progress: Progress = SILENT
     phases: int = 1
+    watch: Callable[[], contextlib.AbstractContextManager[None]] = contextlib.nullcontext
     _phase: int = 0
 
     def time(self, lanes: Sequence[Lane], index: np.ndarray, description: str) -> np.ndarray:
@@ -71,13 +79,14 @@ class Timer:
         for lane in lanes:
             self._tell(f"{description}: warming up {lane.label}", 0)
             self._warm_up(lane, index)
+            lane.times.clear()
         rng = np.random.default_rng(self.seed)
         blocks = max(MIN_BLOCKS, -(-self.min_samples // RUNS))
         budget_ns = self.duration_s * 1e9 * len(lanes)
         description = f"{description}: timing {', '.join(lane.label for lane in lanes)}"
         taken: list[list[list[int]]] = []
         spent_ns = 0
-        with _garbage_collector_paused():
+        with self.watch(), _garbage_collector_paused():
             while len(taken) < blocks or spent_ns < budget_ns:
                 block = self._block(lanes, index[len(taken) % len(index)], rng)
                 taken.append(block)
@@ -99,6 +108,8 @@ class Timer:
             start = self.clock()
             lane.engine.run(feeds[i], lane.outputs)
             taken[i].append(self.clock() - start)
+            if (times := lane.engine.last_times) is not None:
+                lane.times.append(times)
         return taken
 
     def _warm_up(self, lane: Lane, index: np.ndarray) -> None:

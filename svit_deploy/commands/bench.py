@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from svit_deploy.commands.common import (
+    AllowForeign,
+    EngineOrProvider,
     Images,
     Invocation,
     Json,
     MaxImages,
-    Provider,
     Threads,
     check_json,
     dated,
@@ -27,7 +28,7 @@ def bench(
     context: typer.Context,
     targets: Annotated[
         list[Path],
-        typer.Argument(metavar="TARGET", help="Bundles or .onnx files."),
+        typer.Argument(metavar="TARGET", help="Bundles, .onnx or .engine files."),
     ],
     images: Images = None,
     max_images: MaxImages = 1000,
@@ -49,8 +50,17 @@ def bench(
     sweep_tokens: Annotated[
         Path | None, typer.Option(metavar="PNG", help="Plot the latency against kept tokens.")
     ] = None,
-    provider: Provider = "cpu",
+    provider: EngineOrProvider = None,
     threads: Threads = 0,
+    cuda_graph: Annotated[
+        str, typer.Option(metavar="MODE", help="Of engines: auto, on, off, or both side by side.")
+    ] = "auto",
+    allow_foreign: AllowForeign = False,
+    plugin_library: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="For engines; by default what `plugins build` made."),
+    ] = None,
+    device: Annotated[int, typer.Option(metavar="N", min=0, help="Number of the GPU.")] = 0,
     seed: Annotated[
         int, typer.Option(metavar="N", min=0, help="Of the order of images and runs.")
     ] = 0,
@@ -63,7 +73,7 @@ def bench(
     ] = None,
     json_file: Json = None,
 ) -> None:
-    """Measure bundles or ONNX files against each other.
+    """Measure bundles, ONNX files or engines against each other.
 
     Blocks of runs are interleaved on distinct images; the first target is the baseline. Exit code
     7 if a limit of --fail-above or --require-stable is not met.
@@ -80,6 +90,10 @@ def bench(
         min_samples=min_samples,
         threads=threads,
         provider=provider,
+        cuda_graph=cuda_graph,
+        allow_foreign=allow_foreign,
+        plugin_library=None if plugin_library is None else str(plugin_library),
+        device=device,
         worst_case=worst_case,
         sweep=sweep_tokens is not None,
         seed=seed,

@@ -23,6 +23,7 @@ class Limits:
         logits: error of the logits of the whole model, where its keep masks are the reference's.
         rounding: how far rounding in all stages before it may move a margin. Decisions that turn
             nearer than this to their cut are coin tosses.
+        turned: largest share of decisions that may turn, coin tosses or not, beside a handful.
         top1: smallest share of images whose top-1 class agrees.
     """
 
@@ -32,6 +33,7 @@ class Limits:
     head: float
     logits: float
     rounding: float
+    turned: float
     top1: float
 
 
@@ -43,24 +45,27 @@ LIMITS = {
         head=3e-5,
         logits=1e-4,
         rounding=2e-4,
+        turned=1e-3,
         top1=0.995,
     ),
     "fp16": Limits(
-        embedding=1e-2,
+        embedding=4e-2,
         block=1e-2,
-        margin=2e-5,
-        head=1e-2,
-        logits=1e-1,
+        margin=2e-5,  # gates and head compute in float32
+        head=3e-5,
+        logits=5e-2,
         rounding=1e-1,
-        top1=0.995,
+        turned=5e-3,
+        top1=0.99,
     ),
     "bf16": Limits(
-        embedding=1e-1,
-        block=1e-1,
+        embedding=3e-1,
+        block=6e-2,
         margin=2e-5,
-        head=1e-1,
-        logits=1e-1,
-        rounding=1e-1,
-        top1=0.995,
+        head=3e-5,
+        logits=3e-1,
+        rounding=7e-1,
+        turned=3e-2,
+        top1=0.98,
     ),
 }

@@ -27,6 +27,9 @@ from svit_deploy.verify.expected import Expectations, Expected
 from svit_deploy.verify.report import GateResult, Stage
 from svit_deploy.verify.subject import Observed, Subject
 
+HANDFUL = 3
+"""Decisions that may turn however few there are."""
+
 
 class Parity:
     """Compares a subject with what is expected of it, adding to the subject's report."""
@@ -185,6 +188,10 @@ class Parity:
         )
         flips, explained, detail = subject.compare_decisions(actual, expected)
         self.check("gate decisions", explained, detail)
+        turned, decisions = sum(f.flips for f in flips), sum(f.tokens for f in flips)
+        few = HANDFUL + self.limits.turned * decisions
+        detail = f"{turned} of {decisions}, at most {few:.0f} may"
+        self.check("few decisions turn", turned <= few, detail)
         drift = margin_drift(actual, expected)
         wrong = [gate for gate in self.gates if not drift[gate] <= subject.rounding[gate]]
         self.check(

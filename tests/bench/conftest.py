@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from svit_deploy.bench import BenchReport, BenchSettings, BenchTarget, run_bench
-from svit_deploy.engines.base import Engine, TensorSpec
+from svit_deploy.engines.base import Engine, RunTimes, TensorSpec
 
 TOKENS = 10
 LOAD_NS = 50_000_000
@@ -26,13 +26,26 @@ class World:
     def clock(self) -> int:
         return self.now_ns
 
-    def target(self, label: str, cost_ms: Cost, count: int = 20, **options: Any) -> BenchTarget:
-        """A model without content, unless the options say otherwise."""
+    def target(
+        self,
+        label: str,
+        cost_ms: Cost,
+        count: int = 20,
+        times: RunTimes | None = None,
+        about: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> BenchTarget:
+        """A model without content, unless the options say otherwise.
+
+        Args:
+            times, about: what its engine tells of its last run and of itself.
+        """
+        more = {"times": times, "about": about or {}}
         values = np.arange(count, dtype=np.float32)
         return BenchTarget(
             **{
                 "label": label,
-                "engine_factory": lambda: FakeEngine(self, label, cost_ms),
+                "engine_factory": lambda: FakeEngine(self, label, cost_ms, **more),
                 "content_dependent": False,
                 "input_name": "x",
                 "inputs": values[:, None, None, None] * np.ones((1, 3, 2, 2), np.float32),
@@ -71,6 +84,8 @@ class FakeEngine(Engine):
     name: str
     cost_ms: Cost
     kept: int | None = None
+    times: RunTimes | None = None
+    about: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         self.world.open.add(self.name)
@@ -87,7 +102,11 @@ class FakeEngine(Engine):
 
     @property
     def description(self):
-        return {"runtime": "fake"}
+        return {"runtime": "fake", **self.about}
+
+    @property
+    def last_times(self):
+        return self.times
 
     def run(self, feeds, outputs=None):
         assert self.name in self.world.open

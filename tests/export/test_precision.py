@@ -17,6 +17,7 @@ from svit_deploy.export.settings import ExportSettings
 from svit_deploy.graph_edit import add_outputs
 from svit_deploy.halves import emulate_halves, view_in_float32
 from svit_deploy.verify import Recomputed, Recorded, verify_bundle
+from svit_deploy.verify.limits import LIMITS
 
 HALVES = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 MODES = ["dynamic", "budget", "masked", "dense"]
@@ -165,3 +166,17 @@ def test_weights_beyond_float16(golden, graph):
 def test_unknown_precision():
     with pytest.raises(UsageError, match="--precision 'int4' is unknown"):
         ExportSettings(precision="int4")
+
+
+def test_too_many_turned_decisions_are_refused_though_each_is_a_coin_toss(
+    digits, heldout, tmp_path, monkeypatch
+):
+    settings = ExportSettings(tokens=TokenMode.MASKED, precision="bf16")
+    bundle = export_model(digits, tmp_path / "out", settings)
+    expectations = Recomputed(bundle, digits, heldout[:60])
+    assert verify_bundle(bundle, expectations).passed
+    strict = dataclasses.replace(LIMITS["bf16"], turned=1e-5)
+    monkeypatch.setitem(LIMITS, "bf16", strict)
+    monkeypatch.setattr("svit_deploy.verify.parity.HANDFUL", 0)
+    report = verify_bundle(bundle, expectations)
+    assert [check.name for check in report.checks if not check.passed] == ["few decisions turn"]

@@ -44,13 +44,23 @@ class Binding:
         self.profile = profile
         self.graph: Graph | None = None
         self._loaded, self._addresses = loaded, dict[str, int]()
-        self._context = context = _create_context(loaded, memory)
+        managed, size = _shared_memory(loaded)
+        self._context = context = (
+            loaded.engine.create_execution_context(managed)
+            if size
+            else loaded.engine.create_execution_context()
+        )
+        if context is None:
+            raise loaded.failure("could not get an execution context", RUN_AGAIN)
         if loaded.engine.num_optimization_profiles > 1:
             if not context.set_optimization_profile_async(profile, stream.handle):
                 raise loaded.failure(f"refused profile {profile}", RUN_AGAIN)
             stream.synchronize()
         if not context.set_input_shape(input_name, shape) or context.infer_shapes():
             raise loaded.failure(f"refused the shape {list(shape)}", RUN_AGAIN)
+        if size:
+            memory.reserve(size)
+            context.set_device_memory(memory.address, memory.size)
         found = {name: tuple(context.get_tensor_shape(name)) for name in outputs}
         self.shapes = {name: None if min(s, default=0) < 0 else s for name, s in found.items()}
         self._allocators = {
@@ -118,21 +128,14 @@ class Binding:
             allocator.buffer.close()
 
 
-def _create_context(loaded: Loaded, memory: Buffer) -> Any:
-    """A context that uses the shared memory, or its own where the library cannot share."""
-    engine = loaded.engine
+def _shared_memory(loaded: Loaded) -> tuple[Any, int]:
+    """How to ask for a context without activation memory of its own, and how much it needs then.
+
+    The size is 0 where the library or the engine has nothing to share.
+    """
     managed = loaded.library.member("ExecutionContextAllocationStrategy", "USER_MANAGED")
-    size = getattr(engine, "device_memory_size_v2", None)
-    if managed is None or size is None:
-        context = engine.create_execution_context()
-    else:
-        memory.reserve(size)
-        context = engine.create_execution_context(managed)
-    if context is None:
-        raise loaded.failure("could not get an execution context", RUN_AGAIN)
-    if managed is not None and size is not None:
-        context.set_device_memory(memory.address, memory.size)
-    return context
+    size = int(getattr(loaded.engine, "device_memory_size_v2", 0))
+    return managed, size if managed is not None else 0
 
 
 def _make_allocator(trt: Any, cuda: Cuda) -> Any:

@@ -33,6 +33,8 @@ class Cuda:
         self.runtime = _import_runtime()
         self.device = device
         count = self.call("cudaGetDeviceCount")
+        if not count:
+            raise _no_device()
         if not 0 <= device < count:
             raise UsageError(
                 f"there is no GPU {device}, only {count} can be seen here",
@@ -40,7 +42,7 @@ class Cuda:
             )
         self.use()
         about = self.call("cudaGetDeviceProperties", device)
-        name = about.name.decode() if isinstance(about.name, bytes) else str(about.name)
+        name = about.name.rstrip(b"\0").decode()
         self.gpu = Gpu(name, f"{about.major}.{about.minor}")
 
     def use(self) -> None:

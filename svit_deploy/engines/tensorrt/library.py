@@ -7,6 +7,7 @@ package asks for a name and lives with its absence, and compares no versions.
 from __future__ import annotations
 
 import importlib
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,3 +85,11 @@ def load_library(target: str) -> Library:
             "upgrade TensorRT",
         )
     return library
+
+
+def one_line(text: str, limit: int = 300) -> str:
+    """A message of TensorRT without line breaks and places in its source code."""
+    place = r"(?:In \S+ )?at \S+:\d+"
+    text = re.sub(rf"\s*(?:\({place}\)|\b{place})", "", " ".join(text.split()))
+    text = re.sub(r"^(?:\S+\.cpp:\d+: ?|Assertion failed: .+?: )", "", text).rstrip(". ")
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -67,7 +67,7 @@ def load_engine(
         InputError: no engine, not the one its sidecar tells, or built for something else.
         CapabilityError: TensorRT, the GPU or the plugin library is missing, or out of memory.
     """
-    head = _read_head(path)
+    head = read_head(path)
     foreign = allow_foreign and not sidecar_path(path).exists()
     sidecar = None if foreign else read_sidecar(path)
     library = load_library(_MAGIC.get(head, ENTERPRISE) if sidecar is None else sidecar.target)
@@ -140,7 +140,7 @@ def _again(target: str) -> str:
     return f"{BUILD_AGAIN} {target}"
 
 
-def _read_head(path: Path) -> bytes:
+def read_head(path: Path) -> bytes:
     """The first four bytes of an engine.
 
     Raises:

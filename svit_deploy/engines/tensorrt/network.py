@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 from svit_deploy.engines.tensorrt.channel import Channel, make_monitor
-from svit_deploy.engines.tensorrt.library import Library
+from svit_deploy.engines.tensorrt.library import Library, one_line
 from svit_deploy.engines.tensorrt.settings import BuildSettings
 from svit_deploy.errors import CapabilityError, ExportError, UsageError
 from svit_deploy.export.names import INPUT
@@ -126,11 +125,3 @@ def load_plugins(library: Library, builder: Any, path: Path, channel: Channel) -
             f"{library.name} cannot use the plugin library {path.name}: {reason}",
             "build it for this TensorRT: svit-deploy plugins build --tensorrt-include DIR",
         )
-
-
-def one_line(text: str, limit: int = 300) -> str:
-    """An error of TensorRT without line breaks and source code."""
-    text = " ".join(text.split())
-    text = re.sub(r"^(?:\S+\.cpp:\d+: ?|Assertion failed: .+?: )", "", text)
-    text = re.sub(r"\s*\((?:In|in) \S+ at \S+\.(?:cpp|h):\d+\)", "", text).rstrip(". ")
-    return text if len(text) <= limit else text[: limit - 3] + "..."

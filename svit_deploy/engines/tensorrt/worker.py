@@ -17,12 +17,11 @@ from typing import Any
 
 from svit_deploy.engines.tensorrt.channel import LOG, RESULT, Channel, make_logger
 from svit_deploy.engines.tensorrt.gpu import Versions, require_gpu
-from svit_deploy.engines.tensorrt.library import ENTERPRISE, RTX, Library, load_library
+from svit_deploy.engines.tensorrt.library import ENTERPRISE, RTX, Library, load_library, one_line
 from svit_deploy.engines.tensorrt.network import (
     PARSED,
     configure,
     load_plugins,
-    one_line,
     parse_network,
 )
 from svit_deploy.engines.tensorrt.packed import pack_attention

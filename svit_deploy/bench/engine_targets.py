@@ -1,0 +1,138 @@
+"""TensorRT engines as something to bench."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from svit_deploy.bench.inputs import Inputs
+from svit_deploy.bench.settings import BenchSettings, BenchTarget
+from svit_deploy.bundle import MANIFEST, Bundle, open_bundle
+from svit_deploy.config import Preprocess, TokenMode
+from svit_deploy.engines.base import Engine
+from svit_deploy.engines.tensorrt.inspector import attention_note
+from svit_deploy.engines.tensorrt.loading import read_head
+from svit_deploy.engines.tensorrt.runner import TensorRTEngine
+from svit_deploy.engines.tensorrt.sidecar import read_sidecar, sidecar_path
+from svit_deploy.errors import InputError, UsageError
+from svit_deploy.export import names
+from svit_deploy.files import hash_file
+from svit_deploy.profiles import Profile, choose_profile
+
+log = logging.getLogger(__name__)
+
+
+def engine_targets(
+    path: Path, bundle: Bundle | None, label: str, inputs: Inputs, settings: BenchSettings
+) -> list[BenchTarget]:
+    """An engine, alone or of a bundle: one target, or one with CUDA graphs and one without.
+
+    Raises:
+        InputError: no engine, or not the one its sidecar tells.
+        UsageError: noise where content decides, no images, or a batch size that no profile serves.
+        CapabilityError: a foreign engine that cannot be opened here to see what it takes.
+    """
+
+    def load(cuda_graph: str) -> TensorRTEngine:
+        plugins = settings.plugin_library
+        return TensorRTEngine(
+            path,
+            allow_foreign=settings.allow_foreign,
+            cuda_graph=cuda_graph,
+            plugin_library=None if plugins is None else Path(plugins),
+            device=settings.device,
+        )
+
+    read_head(path)
+    foreign = settings.allow_foreign and not sidecar_path(path).exists()
+    sidecar = None if foreign else read_sidecar(path)
+    if sidecar is None:
+        with load("off") as engine:
+            profiles, input_name = engine.profiles, engine.inputs()[0].name
+    else:
+        profiles, input_name = sidecar.profiles, names.INPUT
+    image_size = profiles[0].opt[2:]
+    _check_batches(settings.batches, image_size, profiles, label)
+    dynamic = sidecar is not None and sidecar.tokens == TokenMode.DYNAMIC.value
+    if dynamic:
+        inputs.refuse_noise(label)
+    if bundle is not None:
+        arrays, provenance = inputs.of_bundle(bundle, path)
+    else:
+        inputs.need_some(path.name, dynamic)
+        log.info("%s does not tell its preprocessing, ImageNet's is used", path.name)
+        arrays = inputs.prepare(Preprocess(), image_size)
+        provenance = inputs.provenance(path.name, hash_file(path), path.stat().st_size)
+    shows_gates = bundle is None or bundle.has_gate_outputs
+    both = settings.cuda_graph == "both"
+    return [
+        BenchTarget(
+            label=f"{label}, graph {mode}" if both else label,
+            engine_factory=functools.partial(load, mode),
+            content_dependent=dynamic,
+            input_name=input_name,
+            inputs=arrays,
+            keep_output=names.KEEP_MASK if shows_gates else None,
+            task_outputs=None if sidecar is None else (names.LOGITS,),
+            provenance=provenance,
+            is_engine=True,
+            notes=functools.partial(_notes, bundle, dynamic and settings.wants_variants),
+        )
+        for mode in (("on", "off") if both else (settings.cuda_graph,))
+    ]
+
+
+def bundle_around(engine: Path) -> Bundle | None:
+    """The bundle that an engine lies in and belongs to."""
+    if not (engine.parent / MANIFEST).is_file():
+        return None
+    try:
+        bundle = open_bundle(engine.parent)
+    except InputError as error:
+        log.info("%s is benched without its bundle: %s", engine.name, error.message)
+        return None
+    own = bundle.engine_path
+    return bundle if own is not None and own.name == engine.name else None
+
+
+def _check_batches(
+    batches: Sequence[int], image_size: tuple[int, ...], profiles: Sequence[Profile], label: str
+) -> None:
+    """Raises UsageError for a batch size that no profile serves."""
+    for size in batches:
+        if choose_profile(profiles, (size, 3, *image_size)) is None:
+            raise UsageError(
+                f"{label} was not built for batch {size}, only for {', '.join(map(str, profiles))}",
+                "bench another batch size, or build the engine again with a wider --batch",
+            )
+
+
+def _notes(bundle: Bundle | None, wants_variants: bool, engine: Engine) -> list[str]:
+    """What a report should say of a loaded engine.
+
+    Args:
+        wants_variants: whether a worst case or a sweep would be timed if it were a graph.
+    """
+    assert isinstance(engine, TensorRTEngine)
+    found = []
+    graphs = engine.description["cuda_graph"]
+    if graphs["mode"] == "auto" and graphs["reason"] is not None:
+        found.append(f"no CUDA graph: {graphs['reason']}")
+    if wants_variants:
+        found.append(
+            "an engine cannot be edited, so neither its worst case nor a sweep is timed; bench the "
+            "bundle's ONNX model for those, with --provider"
+        )
+    if bundle is not None:
+        config = bundle.config
+        fusion = attention_note(
+            engine.layers,
+            config.depth,
+            precision=bundle.precision,
+            head_dim=config.embed_dim // config.num_heads,
+            tokens=bundle.mode.value,
+        )
+        found += [] if fusion is None else [fusion]
+    return found

@@ -1,0 +1,76 @@
+"""What-if engines of a bundle: all tokens kept, or a given share of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from svit_deploy.bench.settings import KEEP, WORST_CASE
+from svit_deploy.bundle import Bundle
+from svit_deploy.engines.base import Engine, TensorSpec
+from svit_deploy.export import names
+from svit_deploy.graph_edit import add_outputs, force_values, set_scalars
+
+SWEEP = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
+
+
+def variants(
+    bundle: Bundle, load: Callable[[Path | bytes], Engine]
+) -> Mapping[str, Callable[[], Engine]]:
+    """A bundle's graph with all tokens kept, and with forced shares of them.
+
+    Args:
+        load: makes an engine of an ONNX file, or of its bytes.
+    """
+    gates = range(bundle.config.num_gates)
+
+    def worst_case() -> Engine:
+        lowest = float(np.finfo(np.float32).min)
+        thresholds = {names.threshold_name(gate): lowest for gate in gates}
+        return load(set_scalars(bundle.load_model(), thresholds).SerializeToString())
+
+    def kept(share: float) -> Callable[[], Engine]:
+        def make() -> Engine:
+            decisions = [names.decision_name(gate) for gate in gates]
+            shape = ("batch", bundle.config.num_tokens)
+            model = force_values(bundle.load_model(), dict.fromkeys(decisions, shape))
+            # The margins as outputs, so that the gates are still computed and timed.
+            model = add_outputs(model, [names.margin_name(gate) for gate in gates])
+            return ForcedKeep(load(model.SerializeToString()), decisions, shape[1], share)
+
+        return make
+
+    return {WORST_CASE: worst_case} | {f"{KEEP}{share}": kept(share) for share in SWEEP}
+
+
+class ForcedKeep(Engine):
+    """An engine whose gates keep a given share of tokens, evenly spread, in every image."""
+
+    def __init__(self, engine: Engine, decisions: Sequence[str], tokens: int, share: float) -> None:
+        self.engine, self.decisions = engine, tuple(decisions)
+        kept = np.linspace(0, tokens - 1, max(1, round(share * tokens))).round().astype(int)
+        self.mask = np.zeros(tokens, bool)
+        self.mask[kept] = True
+
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return tuple(spec for spec in self.engine.inputs() if spec.name not in self.decisions)
+
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self.engine.outputs()
+
+    def run(
+        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        batch = len(next(iter(feeds.values())))
+        mask = np.tile(self.mask, (batch, 1))
+        return self.engine.run({**feeds, **dict.fromkeys(self.decisions, mask)}, outputs)
+
+    def close(self) -> None:
+        self.engine.close()
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return self.engine.description

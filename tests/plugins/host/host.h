@@ -1,0 +1,73 @@
+// What drives a plugin library as TensorRT does, without TensorRT: its interfaces are all in its
+// headers.
+#pragma once
+
+#include <NvInferRuntime.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <functional>
+#include <initializer_list>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace host {
+
+namespace trt = nvinfer1;
+using trt::DataType;
+
+inline int failures = 0;
+
+#define CHECK(condition)                                                                           \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            ++host::failures;                                                                      \
+            std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                   \
+        }                                                                                          \
+    } while (false)
+
+// The library under test, and its creators by name.
+struct Library
+{
+    trt::IPluginCreatorInterface* const* interfaces = nullptr;
+    int32_t count = 0;
+    std::map<std::string, trt::IPluginCreatorV3One*> creators;
+};
+
+extern Library library;
+
+using Plugin = std::unique_ptr<trt::IPluginV3>;
+
+Plugin create(char const* name, std::vector<trt::PluginField> const& fields = {},
+              trt::TensorRTPhase phase = trt::TensorRTPhase::kBUILD);
+Plugin create_compact(int32_t index_bits);
+
+template <typename Capability>
+Capability& capability(Plugin const& plugin, trt::PluginCapabilityType type)
+{
+    return *static_cast<Capability*>(plugin->getCapabilityInterface(type));
+}
+
+trt::IPluginV3OneCore& core(Plugin const& plugin);
+trt::IPluginV3OneBuild& build(Plugin const& plugin);
+trt::IPluginV3OneRuntime& runtime(Plugin const& plugin);
+
+trt::Dims dims(std::initializer_list<int64_t> sizes);
+
+struct Tensor
+{
+    DataType type;
+    trt::Dims dims;
+    void* data;
+};
+
+int enqueue(Plugin const& plugin, std::vector<Tensor> const& inputs,
+            std::vector<Tensor> const& outputs, cudaStream_t stream = nullptr);
+
+using Tests = std::map<std::string, std::function<void()>>;
+Tests glue_tests();
+Tests gpu_tests();
+
+}  // namespace host
