@@ -41,7 +41,7 @@ class SwinSettings:
     """What the weights tell: blocks and heads of each stage, tokens along a window's side."""
 
     depths: tuple[int, ...]
-    heads: tuple[int, ...]
+    stage_heads: tuple[int, ...]
     window: int
 
 
@@ -88,7 +88,7 @@ def stages(config: ModelConfig) -> list[Stage]:
             rows=rows >> i,
             columns=columns >> i,
             width=config.embed_dim << i,
-            heads=settings.heads[i],
+            heads=settings.stage_heads[i],
             window=settings.window,
             depth=settings.depths[i],
         )
@@ -308,7 +308,7 @@ class Swin(Method):
 
     def told_by_weights(self, dims: Dims) -> dict[str, Any]:
         assert isinstance(dims, SwinDims)
-        return {"depths": dims.depths, "heads": dims.heads, "window": dims.window}
+        return {"depths": dims.depths, "stage_heads": dims.heads, "window": dims.window}
 
     def shapes(self, dims: Dims) -> dict[str, Shape]:
         assert isinstance(dims, SwinDims)
@@ -341,7 +341,7 @@ class Swin(Method):
 
     def check(self, config: ModelConfig) -> None:
         settings: SwinSettings = config.settings
-        heads, depths = settings.heads, settings.depths
+        heads, depths = settings.stage_heads, settings.depths
         if len(heads) != STAGES or len(depths) != STAGES or min(*heads, *depths) < 1:
             raise InputError(
                 f"depths {list(depths)} and heads {list(heads)} are not of {STAGES} stages",

@@ -48,6 +48,27 @@ def _deit(num_heads: int, image_size: int = 224, distilled: bool = False) -> Arc
     return Arch("deit", num_heads, 64 * num_heads, 12, 16, size, distilled=distilled)
 
 
+def _on_deit(family: str, num_heads: int, **settings: Any) -> Arch:
+    """A method on a DeiT of 224 pixels, with its published settings."""
+    return replace(_deit(num_heads), family=family, settings=settings)
+
+
+def _swin(family: str, embed_dim: int, third_stage: int) -> Arch:
+    """Swin's sizes differ by the width, in heads of 32, and the depth of the third stage."""
+    depths = (2, 2, third_stage, 2)
+    return Arch(
+        family,
+        embed_dim // 32,
+        embed_dim,
+        sum(depths),
+        4,
+        (224, 224),
+        distilled=False,
+        settings={"depths": depths},
+        crop_ratio=224 / 256,
+    )
+
+
 PRESETS: dict[str, Arch] = {
     "svit_s": Arch(
         family="svit",
@@ -68,6 +89,27 @@ PRESETS: dict[str, Arch] = {
     "deit_small_distilled": _deit(6, distilled=True),
     "deit_base_distilled": _deit(12, distilled=True),
     "deit_base_384": _deit(12, image_size=384),
+    "dynamicvit_256": _on_deit("dynamicvit", 4, base_rate=0.7),
+    "dynamicvit_s": _on_deit("dynamicvit", 6, base_rate=0.7),
+    "dynamicvit_b": _on_deit("dynamicvit", 12, base_rate=0.7),
+    "evit_s": _on_deit("evit", 6, keep_rate=0.7, fuse=True),
+    "evovit_t": _on_deit("evovit", 3),
+    "evovit_s": _on_deit("evovit", 6),
+    "evovit_b": _on_deit("evovit", 12),
+    "ats_s": _on_deit("ats", 6),
+    "tome_t": _on_deit("tome", 3, r=(13,)),
+    "tome_s": _on_deit("tome", 6, r=(13,)),
+    "mergence_t": _on_deit("mergence", 3, keep_rate=0.7),
+    "mergence_s": _on_deit("mergence", 6, keep_rate=0.7),
+    "mergence_b": _on_deit("mergence", 12, keep_rate=0.7),
+    "stvit_t": _on_deit("stvit", 3, semantic=16),
+    "stvit_s": _on_deit("stvit", 6, semantic=16),
+    "stvit_b": _on_deit("stvit", 12, semantic=16),
+    "swin_t": _swin("swin", 96, 6),
+    "swin_s": _swin("swin", 96, 18),
+    "swin_b": _swin("swin", 128, 18),
+    "stvitr_s": _swin("stvitr", 96, 18),
+    "stvitr_b": _swin("stvitr", 128, 18),
 }
 
 
@@ -208,14 +250,19 @@ def _arch(values: Mapping[str, Any], base: Arch | None = None) -> Arch:
     return replace(base, **plain, settings=settings)
 
 
-def recognise(dims: Dims) -> str | None:
-    """The preset with these dimensions, if there is one; of two, the one with this image size."""
+def recognise(dims: Dims, family: str | None = None) -> str | None:
+    """The preset with these dimensions, if there is one; of two, the one with this image size.
+
+    Args:
+        family: the method to run; by default the one whose keys the weights have.
+    """
+    sizes = (dims.embed_dim, dims.depth, dims.patch_size, dims.distilled)
     matches = [
         name
         for name, arch in PRESETS.items()
-        if (arch.family, arch.embed_dim, arch.depth, arch.patch_size, arch.distilled)
-        == (dims.family, dims.embed_dim, dims.depth, dims.patch_size, dims.distilled)
-        and len(arch.gate_blocks) == dims.num_gates
+        if arch.family == (family or dims.family)
+        and (arch.embed_dim, arch.depth, arch.patch_size, arch.distilled) == sizes
+        and (not arch.gate_blocks or len(arch.gate_blocks) == dims.num_gates)
     ]
 
     def same_size(name: str) -> bool:
@@ -246,7 +293,7 @@ def resolve_arch(
     values = parse_overrides(overrides)
     notes: tuple[str, ...] = ()
     if arch is None:
-        arch = recognise(dims)
+        arch = recognise(dims, values.get("family")) or recognise(dims)
         notes = (f"recognised as {arch} by its dimensions",) if arch else ()
         if arch:  # its settings are a choice that nobody made
             found = replace(PRESETS[arch], settings={})

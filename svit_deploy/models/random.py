@@ -58,10 +58,11 @@ def init_checkpoint(
         raise ExportError(f"{output} exists", "give another file with -o, or --force")
     check_writable(output, "-o")
     dims = _dims(name, settings)
-    if keep_ratio and not dims.num_gates:
+    gated = METHODS[settings.family].trained_gates
+    if keep_ratio and not gated:
         raise UsageError(f"{name} has no gates to calibrate", "leave --keep-ratio out")
     targets = keep_ratio or settings.target_keep
-    if dims.num_gates:
+    if gated:
         if not targets:
             raise UsageError(
                 f"{name} does not say which share its gates keep", "add --keep-ratio 0.7,0.49,0.343"
@@ -73,7 +74,7 @@ def init_checkpoint(
     overrides = {"target_keep": ",".join(map(str, targets))} if targets else {}
     weights = random_weights(dims, np.random.default_rng(seed))
     model = build_model(to_official(weights, dims.family), arch=arch, overrides=overrides)
-    ratios = _calibrate(model) if dims.num_gates else ()
+    ratios = _calibrate(model) if gated else ()
     _save(to_official(model.weights, dims.family), output)
     return RandomCheckpoint(output, name, ratios)
 

@@ -197,7 +197,10 @@ class Subject:
             lead = np.full(own.shape, np.inf) if expected.lead is None else expected.lead
             # Leads are differences of cosines: in units of margins for the limits of those.
             lead = lead / 2 * self.scales[None, :, None]
-            distance = np.where(actual.keep_mask == expected.keep_mask, lead, distance)
+            turned = actual.keep_mask != expected.keep_mask
+            # Where one of the tokens that stay is another, those merged into it go elsewhere.
+            lead = np.where(turned.any(axis=2, keepdims=True), 0, lead)
+            distance = np.where(turned, distance, lead)
         flips = compare_masks(mine, theirs, distance, self.rounding, self.config)
         for gate, flip in enumerate(flips):
             if flip.faults:
