@@ -273,6 +273,9 @@ class Ats(Method):
     def gates(self, arch: Arch, dims: Dims, settings: AtsSettings) -> Gates:
         return Gates(settings.ats_blocks, (False,) * len(settings.ats_blocks))
 
+    def places(self, config: ModelConfig) -> tuple[int, ...]:
+        return config.settings.ats_blocks
+
     def check(self, config: ModelConfig) -> None:
         if config.distilled and config.gate_blocks:
             raise InputError(

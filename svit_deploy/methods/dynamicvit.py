@@ -141,7 +141,6 @@ class DynamicVit(Method):
         return replace(super().sketch(arch), num_gates=3)
 
     def gates(self, arch: Arch, dims: Dims, settings: DynamicVitSettings) -> Gates:
-        check_ratios((settings.base_rate,), "base_rate")
         if len(settings.prune_blocks) != dims.num_gates:
             raise InputError(
                 f"prune_blocks has {len(settings.prune_blocks)} values, the checkpoint has "
@@ -150,7 +149,11 @@ class DynamicVit(Method):
             )
         return Gates(settings.prune_blocks, (False,) * dims.num_gates)
 
+    def places(self, config: ModelConfig) -> tuple[int, ...]:
+        return config.settings.prune_blocks
+
     def check(self, config: ModelConfig) -> None:
+        check_ratios((config.settings.base_rate,), "base_rate")
         if config.gate_blocks and config.num_patches != NATIVE_PATCHES:
             height, width = (14 * config.patch_size,) * 2
             raise InputError(

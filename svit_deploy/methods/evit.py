@@ -138,10 +138,13 @@ class Evit(Method):
         return found
 
     def gates(self, arch: Arch, dims: Dims, settings: Any) -> Gates:
-        check_ratios((settings.keep_rate,), "keep_rate")
         return Gates(settings.prune_blocks, (False,) * len(settings.prune_blocks))
 
+    def places(self, config: ModelConfig) -> tuple[int, ...]:
+        return config.settings.prune_blocks
+
     def check(self, config: ModelConfig) -> None:
+        check_ratios((config.settings.keep_rate,), "keep_rate")
         if config.distilled and config.gate_blocks:
             raise InputError(
                 f"{self.title} could drop the distillation token, which the head reads",

@@ -166,17 +166,20 @@ class EvoVit(Method):
         return shapes
 
     def gates(self, arch: Arch, dims: Dims, settings: EvoVitSettings) -> Gates:
-        blocks = settings.prune_blocks
-        check_ratios((*settings.prune_ratio, settings.tradeoff), "prune_ratio and tradeoff")
-        if len(settings.prune_ratio) != len(blocks) or 0 in blocks:
-            raise InputError(
-                f"prune_ratio has {len(settings.prune_ratio)} values for stages that begin with "
-                f"blocks {list(blocks)}",
-                "give a ratio for each stage, and let the first begin after block 0",
-            )
-        return Gates(blocks, (False,) * len(blocks))
+        return Gates(settings.prune_blocks, (False,) * len(settings.prune_blocks))
+
+    def places(self, config: ModelConfig) -> tuple[int, ...]:
+        return config.settings.prune_blocks
 
     def check(self, config: ModelConfig) -> None:
+        settings: EvoVitSettings = config.settings
+        check_ratios((*settings.prune_ratio, settings.tradeoff), "prune_ratio and tradeoff")
+        if len(settings.prune_ratio) != len(settings.prune_blocks) or 0 in settings.prune_blocks:
+            raise InputError(
+                f"prune_ratio has {len(settings.prune_ratio)} values for stages that begin with "
+                f"blocks {list(settings.prune_blocks)}",
+                "give a ratio for each stage, and let the first begin after block 0",
+            )
         if config.distilled:
             raise InputError("Evo-ViT has no distillation token", "give another checkpoint")
         if config.gate_blocks and min(self.kept(config)) < 2:

@@ -193,8 +193,15 @@ class Method:
         """Where tokens are selected."""
         return Gates()
 
+    def places(self, config: ModelConfig) -> tuple[int, ...] | None:
+        """The blocks of the selections that the settings ask for; None if they do not tell."""
+        return None
+
     def check(self, config: ModelConfig) -> None:
-        """Raises InputError for a configuration that this method cannot have."""
+        """Raises InputError or UsageError for a configuration that this method cannot have.
+
+        Whether it is a user's or a manifest's: of the settings nothing is known but their types.
+        """
 
     def default_mode(self, engine: bool) -> TokenMode:
         """The token mode to export in, for a TensorRT engine or not."""

@@ -296,16 +296,24 @@ class Tome(Method):
 
     def gates(self, arch: Arch, dims: Dims, settings: TomeSettings) -> Gates:
         wanted = schedule(settings, dims.depth)
-        if min(wanted) < 0 or len(wanted) > dims.depth:
-            raise InputError(
-                f"r {list(settings.r)} with inflect {settings.inflect:g} is no schedule for "
-                f"{dims.depth} blocks",
-                "give one number, or as many as there are blocks at most, none below 0",
-            )
-        blocks = tuple(block for block, pairs in enumerate(wanted) if pairs)
+        blocks = tuple(b for b, pairs in enumerate(wanted[: dims.depth]) if pairs > 0)
         return Gates(blocks, (False,) * len(blocks))
 
+    def places(self, config: ModelConfig) -> tuple[int, ...]:
+        wanted = schedule(config.settings, config.depth)
+        return tuple(block for block, pairs in enumerate(wanted) if pairs > 0)
+
     def check(self, config: ModelConfig) -> None:
+        settings: TomeSettings = config.settings
+        wanted = schedule(settings, config.depth) if settings.r else []
+        if not wanted or min(wanted) < 0 or len(wanted) > config.depth:
+            raise InputError(
+                f"r {list(settings.r)} with inflect {settings.inflect:g} is no schedule for "
+                f"{config.depth} blocks",
+                "give one number, or as many as there are blocks at most, none below 0",
+            )
+        if self.places(config) and not config.gate_blocks:
+            return  # the dense twin
         for block, merge in zip(config.gate_blocks, merges(config), strict=True):
             if merge.pairs < 1:
                 raise InputError(

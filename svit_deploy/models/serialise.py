@@ -44,7 +44,6 @@ def check_config(config: ModelConfig) -> None:
     if config.class_token != method_of(config).class_token:
         raise InputError(f"class_token is {config.class_token}", "export the model again")
     _check_gates(config)
-    method_of(config).check(config)
 
 
 def _check_gates(config: ModelConfig) -> None:
@@ -71,6 +70,13 @@ def _check_gates(config: ModelConfig) -> None:
             "give one per gate, or none",
         )
     check_ratios(config.target_keep, "target_keep")
+    method.check(config)
+    places = method.places(config)
+    if blocks and places is not None and blocks != places:
+        raise InputError(
+            f"gate_blocks {list(blocks)} are not the {list(places)} of the settings",
+            "export the model again",
+        )
 
 
 def config_to_dict(config: ModelConfig) -> dict[str, Any]:
