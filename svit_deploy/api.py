@@ -117,7 +117,7 @@ def export(
             bundle, Path(output), engine, shapes, force=force, command=command, progress=progress
         )
     settings = ExportSettings(
-        tokens=_token_mode(tokens or ("dynamic" if engine is None else "budget")),
+        tokens=None if tokens is None else _token_mode(tokens),
         batch=profile_batches(profiles) if profiles else whole_range(buckets),
         profiles=profiles,
         buckets=buckets,

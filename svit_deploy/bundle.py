@@ -22,6 +22,7 @@ from svit_deploy.manifest import (
     read_manifest,
     write_manifest,
 )
+from svit_deploy.methods import Method, method_of
 from svit_deploy.models import config_from_dict
 from svit_deploy.npz import read_npz
 from svit_deploy.onnx_file import load_onnx
@@ -56,6 +57,10 @@ class Bundle:
         return self.path.resolve().name
 
     @property
+    def method(self) -> Method:
+        return method_of(self.config)
+
+    @property
     def mode(self) -> TokenMode:
         return TokenMode(self.manifest["tokens"]["mode"])
 
@@ -66,8 +71,11 @@ class Bundle:
 
     @property
     def budget_rows(self) -> tuple[int, ...]:
-        """Tokens a budget lets through per gate, always-kept ones included; empty without one."""
-        return budget_rows(self.config, self.budgets)
+        """Tokens let through per gate by a budget, or by a method that counts them.
+
+        Always-kept ones included; empty where their number is free.
+        """
+        return budget_rows(self.config, self.budgets) or self.method.kept(self.config)
 
     @property
     def has_gate_outputs(self) -> bool:
@@ -100,21 +108,26 @@ class Bundle:
         """Sample inputs and the PyTorch reference's outputs for them.
 
         Returns:
-            `images [n, 3, H, W]`, `logits [n, classes]`, `keep_mask` and `margin [n, G, S]`, and
-            `labels [n]` if they are known.
+            `images [n, 3, H, W]`, `logits [n, classes]`, `keep_mask` and `margin [n, G, S]`,
+            `Method.values` where the method counts tokens, and `labels [n]` if they are known.
 
         Raises:
             InputError: damaged, or arrays of other shapes or types than the manifest tells.
         """
         path, config = self.path / REFERENCE, self.config
-        count, gates = self.manifest["reference"]["images"], (config.num_gates, config.num_tokens)
-        wanted = {
+        count = self.manifest["reference"]["images"]
+        gates = (config.num_gates, self.method.columns(config))
+        wanted: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
             "images": (np.float32, (count, 3, *config.image_size)),
             "logits": (np.float32, (count, config.num_classes)),
             "keep_mask": (np.bool_, (count, *gates)),
             "margin": (np.float32, (count, *gates)),
             "labels": (np.int64, (count,)),
         }
+        if self.method.counted:
+            values = self.method.values(config) | self.method.hints(config)
+            for name, (kind, shape) in values.items():
+                wanted[name] = (kind, (count, *shape))
         arrays = read_npz(path, list(wanted), max_bytes=MAX_REFERENCE_BYTES)
         for name, (dtype, shape) in wanted.items():
             if name not in arrays and name != "labels":
@@ -166,8 +179,10 @@ def _check_contents(bundle: Bundle) -> None:
     """Raises ValueError where values that have the right types contradict each other."""
     manifest, config = bundle.manifest, bundle.config
     is_dense, is_budget = bundle.mode is TokenMode.DENSE, bundle.mode is TokenMode.BUDGET
-    budgets = bundle.budgets
-    if is_dense == bool(config.num_gates):
+    budgets, method = bundle.budgets, bundle.method
+    if bundle.mode not in method.modes:
+        raise ValueError(f"token mode {bundle.mode.value} of a {method.name}")
+    if (config.num_gates and is_dense) or not (config.num_gates or is_dense or method.counted):
         raise ValueError(f"{config.num_gates} gates in token mode {bundle.mode.value}")
     if len(manifest["gates"]) != config.num_gates:
         raise ValueError(f"{len(manifest['gates'])} gates of {config.num_gates} are described")

@@ -14,7 +14,8 @@ def kept_counts(keep_mask: np.ndarray, config: ModelConfig) -> np.ndarray:
     """Kept tokens `[n, G]` of `keep_mask [n, G, S]`, among those that each gate decides on."""
     counts = np.zeros(keep_mask.shape[:2], np.int64)
     for gate in range(keep_mask.shape[1]):
-        counts[:, gate] = keep_mask[:, gate, first_gated(config, gate) :].sum(axis=1)
+        own = slice(first_gated(config, gate), config.num_tokens)
+        counts[:, gate] = keep_mask[:, gate, own].sum(axis=1)
     return counts
 
 
@@ -52,8 +53,8 @@ def token_error(actual: np.ndarray, expected: np.ndarray) -> float:
 
 
 def margin_error(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Largest absolute difference of margins; infinite where only one of them is +inf."""
-    both = np.isposinf(actual) & np.isposinf(expected)
+    """Largest absolute difference of margins; infinite where only one of them is."""
+    both = np.isinf(actual) & (actual == expected)
     with np.errstate(invalid="ignore"):
         return _largest(np.where(both, 0.0, np.abs(actual.astype(np.float64) - expected)))
 

@@ -21,6 +21,7 @@ class TokenMode(str, Enum):
     BUDGET = "budget"
     MASKED = "masked"
     DENSE = "dense"
+    STATIC = "static"
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ class ModelConfig:
     gate_eps: float = 1e-5
     norm_eps: float = 1e-6
     preprocess: Preprocess = field(default_factory=Preprocess)
+    settings: Any = None
+    class_token: bool = True
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -94,7 +97,7 @@ class ModelConfig:
     @property
     def prefix_tokens(self) -> int:
         """Tokens before the patches: the class token, and the distillation token if any."""
-        return 2 if self.distilled else 1
+        return self.class_token + self.distilled
 
     @property
     def num_patches(self) -> int:

@@ -6,6 +6,7 @@ They are derived from the very file that ships, so what is learnt about them hol
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -82,12 +83,15 @@ def read_scalar(model: onnx.ModelProto, name: str) -> float:
 
 
 def force_values(
-    model: onnx.ModelProto, shapes: Mapping[str, tuple[int | str, ...]]
+    model: onnx.ModelProto,
+    shapes: Mapping[str, tuple[int | str, ...]],
+    types: Mapping[str, int] = MappingProxyType({}),
 ) -> onnx.ModelProto:
-    """Turns computed boolean values into inputs of the graph.
+    """Turns computed values into inputs of the graph.
 
     Args:
         shapes: value name to the input's shape.
+        types: ONNX element types of those that are not boolean.
 
     Raises:
         InputError: no node computes such a value.
@@ -101,7 +105,8 @@ def force_values(
                 "use the file as svit-deploy exported it; simplifiers rename values",
             )
         edited.graph.node.remove(produced[name])
-        edited.graph.input.append(helper.make_tensor_value_info(name, TensorProto.BOOL, shape))
+        dtype = types.get(name, TensorProto.BOOL)
+        edited.graph.input.append(helper.make_tensor_value_info(name, dtype, shape))
     return edited
 
 

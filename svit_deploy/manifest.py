@@ -20,7 +20,7 @@ GATE = {
     "gated_tokens": int,
     "target_keep": (float, None),
     "measured_keep": float,
-    "threshold": float,
+    "threshold": (float, None),
     "budget": (int, None),
 }
 SCHEMA: dict[str, Any] = {

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from svit_deploy.bundle import Bundle
+from svit_deploy.config import TokenMode
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.errors import InputError
 from svit_deploy.export import names
@@ -30,13 +31,18 @@ def draw_token_maps(
     Raises:
         InputError: the graph has no keep masks, or `output` cannot be used.
     """
+    config = bundle.config
+    if not config.num_gates and bundle.mode is not TokenMode.DENSE:
+        raise InputError(
+            f"{bundle.method.title} selects no tokens: it computes the same of every image",
+            "give a bundle of another method",
+        )
     if not bundle.has_gate_outputs:
         raise InputError(
             f"{bundle.name} does not tell which tokens it keeps",
             "use a bundle of another token mode than dense, exported with gate outputs",
         )
     check_output(output)
-    config = bundle.config
     inputs = images.inputs(config.preprocess, config.image_size)
     masks = []
     with OnnxRuntimeEngine(bundle.model_path, provider=provider, threads=threads) as engine:
@@ -48,7 +54,7 @@ def draw_token_maps(
         output,
         images.names,
         images.pictures(config.preprocess, config.image_size),
-        np.concatenate(masks),
+        np.concatenate(masks)[:, :, : config.num_tokens],  # not those that the method adds
         config.prefix_tokens,
         config.grid,
     )

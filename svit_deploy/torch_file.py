@@ -17,17 +17,20 @@ import pickletools
 import re
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+import yaml
 
 from svit_deploy.errors import CapabilityError, InputError
 
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 16 * 2**30
+MAX_CONFIG_CHARACTERS = 100_000
 DTYPES = ("float16", "bfloat16", "float32", "float64", "uint8", "int8", "int32", "int64", "bool")
 EMA_KEYS = ("model_ema", "ema", "ema_state_dict", "state_dict_ema")
 DOWNLOAD_AGAIN = "download or copy it again and compare its size with the source's"
@@ -37,7 +40,8 @@ SAVE_WEIGHTS = "save the weights alone: torch.save({'model': model.state_dict()}
 ROUTINE_GLOBAL = re.compile(
     r"torch\.(\w*Storage|storage\.(Un)?[Tt]ypedStorage|_utils\._rebuild_\w+|Size|device|b?float\d+"
     r"|nn\.parameter\.Parameter)|collections\.(OrderedDict|Counter)|_codecs\.encode"
-    r"|argparse\.Namespace|pathlib\.(_local\.)?(Posix|Windows)Path"
+    r"|argparse\.Namespace|yacs\.config\.CfgNode|(__builtin__|builtins)\.set"
+    r"|pathlib\.(_local\.)?(Posix|Windows)Path"
 )
 
 
@@ -164,7 +168,7 @@ def _load(path: Path, data_pkl: bytes | None, allow_pickle: bool) -> Any:
             )
 
     try:
-        with torch.serialization.safe_globals([argparse.Namespace, *_path_stand_ins()]):
+        with torch.serialization.safe_globals([argparse.Namespace, *_stand_ins()]):
             return load(weights_only=True)
     except pickle.UnpicklingError:
         code = _blocked_globals(path, data_pkl)
@@ -186,18 +190,33 @@ def _load(path: Path, data_pkl: bytes | None, allow_pickle: bool) -> Any:
         ) from None
 
 
-def _path_stand_ins() -> list[Callable[..., str]]:
-    """Functions that pass for pathlib's classes, which training arguments may hold, as strings."""
+def _stand_ins() -> list[Callable[..., Any]]:
+    """What passes for classes that training arguments hold: pathlib's, as strings, and yacs's.
 
-    def stand_in(module: str, name: str) -> Callable[..., str]:
-        def join(*parts: str) -> str:
-            return str(PurePosixPath(*parts))
+    Swin's training script saves a yacs configuration, a dictionary that brings an empty set.
+    """
 
-        join.__module__, join.__name__, join.__qualname__ = module, name, name
-        return join
+    def stand_in(module: str, name: str, make: Callable[..., Any]) -> Callable[..., Any]:
+        def construct(*parts: Any) -> Any:
+            return make(*parts)
 
-    names = ("PosixPath", "WindowsPath")
-    return [stand_in(module, name) for module in ("pathlib", "pathlib._local") for name in names]
+        construct.__module__, construct.__name__, construct.__qualname__ = module, name, name
+        return construct
+
+    def join(*parts: str) -> str:
+        return str(PurePosixPath(*parts))
+
+    paths = [
+        stand_in(module, name, join)
+        for module in ("pathlib", "pathlib._local")
+        for name in ("PosixPath", "WindowsPath")
+    ]
+    sets = [stand_in(module, "set", list) for module in ("builtins", "__builtin__")]
+    # The restricted unpickler fills no dictionary of any other class than this one.
+    config = type(
+        "CfgNode", (), {"__new__": lambda cls: OrderedDict(), "__module__": "yacs.config"}
+    )
+    return [*paths, *sets, config]
 
 
 def _blocked_globals(path: Path, data_pkl: bytes | None) -> list[str]:
@@ -217,7 +236,7 @@ def _find_weights(path: Path, loaded: Any) -> tuple[str, dict[str, Any], list[st
         return "pickled module", loaded.state_dict(), [], {}
     if not isinstance(loaded, dict):
         raise InputError(f"{path} holds a {type(loaded).__name__}, not weights", SAVE_WEIGHTS)
-    key = next((key for key in ("model", "state_dict") if key in loaded), None)
+    key = next((key for key in ("model", "state_dict", "model_state") if key in loaded), None)
     state = loaded if key is None else loaded[key]
     if isinstance(state, torch.nn.Module):
         state = state.state_dict()
@@ -230,10 +249,10 @@ def _find_weights(path: Path, loaded: Any) -> tuple[str, dict[str, Any], list[st
         )
     if key is None:
         return "bare state dict", state, [], {}
-    is_training = "optimizer" in loaded or "args" in loaded
+    is_training = not {"optimizer", "optimizer_state", "args"}.isdisjoint(loaded)
     notes = [f"{k} ignored, weights taken from {key!r}" for k in EMA_KEYS if k in loaded]
     container = f"{'training checkpoint' if is_training else 'dictionary'} ({key})"
-    return container, state, notes, _plain_values(loaded.get("args"))
+    return container, state, notes, _training_args(loaded)
 
 
 def _is_state(state: Any) -> bool:
@@ -244,6 +263,27 @@ def _is_state(state: Any) -> bool:
         and len(state) > 0
         and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())
     )
+
+
+def _training_args(loaded: dict[str, Any]) -> dict[str, Any]:
+    """The plain values of the training's arguments or configuration, nested names joined by dots.
+
+    Scripts save a Namespace, Swin's a yacs configuration, SlowFast's its YAML text.
+    """
+    for key in ("args", "config", "cfg"):
+        found = loaded.get(key)
+        if isinstance(found, str) and len(found) <= MAX_CONFIG_CHARACTERS:
+            try:
+                found = yaml.safe_load(found)
+            except (yaml.YAMLError, ValueError, RecursionError):
+                continue
+        if isinstance(found, argparse.Namespace | dict):
+            values = _plain_values(found)
+            for name, section in found.items() if isinstance(found, dict) else ():
+                if isinstance(section, dict):
+                    values |= {f"{name}.{k}": v for k, v in _plain_values(section).items()}
+            return values
+    return {}
 
 
 def _plain_values(args: Any) -> dict[str, Any]:

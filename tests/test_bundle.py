@@ -27,6 +27,7 @@ from svit_deploy.config import TokenMode
 from svit_deploy.errors import EXIT_EXPORT, ExportError
 from svit_deploy.export.onnx import ExportSettings, export_model
 from svit_deploy.files import hash_file
+from svit_deploy.methods import METHODS
 from svit_deploy.models import Model
 
 Export = Callable[..., Bundle]
@@ -69,7 +70,7 @@ def refused(output: Path, **options: bool) -> str:
 # --- what an export writes ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", [mode.value for mode in TokenMode])
+@pytest.mark.parametrize("mode", [mode.value for mode in METHODS["svit"].modes])
 def test_exported_bundle_opens(export: Export, mode: str) -> None:
     bundle = export(GOLDEN, mode)
     again = open_bundle(bundle.path / MANIFEST)

@@ -33,6 +33,7 @@ from svit_deploy.export import names
 from svit_deploy.export import onnx as onnx_export
 from svit_deploy.export.onnx import ExportSettings, build_graph, export_model
 from svit_deploy.graph_edit import set_scalars
+from svit_deploy.methods import METHODS
 from svit_deploy.models.reference import Reference, keep_above, keep_all, keep_budget, keep_none
 from svit_deploy.onnx_file import custom_domains, random_operators, read_metadata
 
@@ -398,9 +399,11 @@ EXPORT_SCRIPT = """
 import sys
 from pathlib import Path
 from svit_deploy.config import TokenMode
+from svit_deploy.methods import METHODS
 from svit_deploy.export.onnx import ExportSettings, export_onnx
 checkpoint, *outputs = map(Path, sys.argv[1:])
-for mode, output in zip(TokenMode, outputs, strict=True):
+modes = METHODS['svit'].modes
+for mode, output in zip(modes, outputs, strict=True):
     settings = ExportSettings(tokens=mode, budget="0.5" if mode is TokenMode.BUDGET else None)
     export_onnx(checkpoint, output, settings, overrides={"num_heads": "6"})
 """
@@ -417,7 +420,7 @@ def test_a_second_export_has_the_same_bytes(golden, tmp_path):
     """In this process, and in others that hash strings differently."""
     model = golden("svit_cls").model
     expected = []
-    for mode in TokenMode:
+    for mode in METHODS["svit"].modes:
         budget = "0.5" if mode is TokenMode.BUDGET else None
         settings = ExportSettings(tokens=mode, budget=budget)
         bundles = [export_model(model, tmp_path / f"{mode.value}-{i}", settings) for i in (1, 2)]
@@ -426,7 +429,7 @@ def test_a_second_export_has_the_same_bytes(golden, tmp_path):
         expected.append(first)
     processes = []
     for seed in ("1", "2"):
-        outputs = [tmp_path / f"seed-{seed}-{mode.value}" for mode in TokenMode]
+        outputs = [tmp_path / f"seed-{seed}-{mode.value}" for mode in METHODS["svit"].modes]
         path = model.checkpoint.path
         processes.append((python(EXPORT_SCRIPT, path, *outputs, PYTHONHASHSEED=seed), outputs))
     for process, outputs in processes:
@@ -441,7 +444,7 @@ STUCK_SCRIPT = f"""
 import time
 from svit_deploy.export import onnx
 onnx.write_manifest = lambda *arguments: time.sleep(600)
-{EXPORT_SCRIPT.replace("zip(TokenMode, outputs, strict=True)", "[(TokenMode.MASKED, outputs[0])]")}
+{EXPORT_SCRIPT.replace("= METHODS['svit'].modes", "= [TokenMode.MASKED]")}
 """
 
 

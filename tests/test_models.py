@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from svit_deploy.checkpoint import read_checkpoint
 from svit_deploy.config import ModelConfig
 from svit_deploy.errors import InputError, UsageError
+from svit_deploy.methods import METHODS
 from svit_deploy.models import build_model, config_from_dict, config_to_dict, load_model
 from svit_deploy.models.layout import (
     Dims,
@@ -169,8 +170,8 @@ def test_svit_with_another_key_is_refused(extra: str) -> None:
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [
-        ({"conv1.weight": np.zeros(1)}, "neither SViT nor DeiT: its 1 keys begin with conv1"),
-        ({}, "neither SViT nor DeiT"),
+        ({"conv1.weight": np.zeros(1)}, "no known method .*its 1 keys begin with conv1"),
+        ({}, "of no known method"),
         ({"level_embed": np.zeros(1)}, "detection model"),
         ({"backbone.x": np.zeros(1), "rpn_head.y": np.zeros(1)}, "detection model"),
         ({"blocks.0.TransformerEncoderLayer.norm1.weight": np.zeros(1)}, "but no gates"),
@@ -202,32 +203,33 @@ def test_a_missing_or_misshapen_tensor_is_always_named(key: str, shape: list[int
 
 
 def preset_dims(name: str) -> Dims:
-    arch = PRESETS[name]
-    assert arch.embed_dim and arch.depth and arch.patch_size and arch.image_size
-    return Dims(
-        family=arch.family,
-        embed_dim=arch.embed_dim,
-        depth=arch.depth,
-        mlp_dim=4 * arch.embed_dim,
-        patch_size=arch.patch_size,
-        num_patches=(arch.image_size[0] // arch.patch_size) ** 2,
-        num_classes=1000,
-        distilled=bool(arch.distilled),
-        num_gates=len(arch.gate_blocks),
-        gate_dim=arch.embed_dim // 4 if arch.gate_blocks else 0,
-    )
+    return METHODS[PRESETS[name].family].sketch(PRESETS[name])
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_recognised(name: str) -> None:
-    dims = preset_dims(name)
-    assert recognise(dims) == name
-    assert recognise(replace(dims, num_classes=7)) == name
-    assert recognise(replace(dims, embed_dim=dims.embed_dim + 64, depth=11)) is None
-    arch, found, notes = resolve_arch(None, {}, dims)
-    assert (arch, found) == (PRESETS[name], name)
+    """By the sizes, and by the method where others run on such weights; settings stay open."""
+    dims, arch = preset_dims(name), PRESETS[name]
+    assert recognise(dims, arch.family) == name
+    assert recognise(replace(dims, num_classes=7), arch.family) == name
+    larger = replace(dims, embed_dim=dims.embed_dim + 64, depth=11)
+    assert recognise(larger, arch.family) is None
+    found, called, notes = resolve_arch(None, {"family": arch.family}, dims)
+    assert (found, called) == (replace(arch, settings={}), name)
     assert notes == (f"recognised as {name} by its dimensions",)
     assert resolve_arch(name, {"num_heads": "2"}, dims)[0] == replace(arch, num_heads=2)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_whole(name: str) -> None:
+    """With a preset's name nothing else needs to be told."""
+    arch, dims = PRESETS[name], preset_dims(name)
+    shapes = expected_shapes(dims)
+    empty = {key: np.broadcast_to(np.float32(0), shape) for key, shape in shapes.items()}
+    model = build_model(to_official(empty, dims.family), arch=name)
+    assert (model.arch, model.config.family) == (name, arch.family)
+    assert model.config.num_heads == arch.num_heads
+    assert config_from_dict(config_to_dict(model.config)) == model.config
 
 
 def test_svit_s() -> None:

@@ -12,6 +12,7 @@ from svit_deploy.bundle import hash_file
 from svit_deploy.compare import kept_counts
 from svit_deploy.errors import ExportError, UsageError
 from svit_deploy.images import synthetic_images
+from svit_deploy.methods import METHODS
 from svit_deploy.models import load_model
 from svit_deploy.models.layout import expected_shapes
 from svit_deploy.models.presets import PRESETS
@@ -82,17 +83,24 @@ def test_sizes_come_from_the_file(arch, tmp_path):
     assert config.preprocess.mean == (0, 0, 0)
 
 
-@pytest.mark.parametrize("preset", [name for name, arch in PRESETS.items() if not arch.gate_blocks])
-def test_dense_presets(preset):
-    """Of the right sizes, and recognised; the largest are not written."""
-    arch = PRESETS[preset]
-    dims = _dims(preset, arch)
-    assert dims.num_gates == 0
-    assert dims.distilled == bool(arch.distilled)
-    small = replace(dims, depth=1, num_classes=2)
+UNGATED = [name for name, arch in PRESETS.items() if not METHODS[arch.family].trained_gates]
+
+
+@pytest.mark.parametrize("preset", UNGATED)
+def test_presets_without_gates(preset):
+    """Of the right sizes; the largest are not written."""
+    dims = _dims(preset, PRESETS[preset])
+    small = replace(dims, num_classes=2, embed_dim=32, mlp_dim=64)
     weights = random_weights(small, np.random.default_rng(0))
     assert {name: array.shape for name, array in weights.items()} == expected_shapes(small)
     assert all(array.dtype == np.float32 for array in weights.values())
+    assert all(array.min() > 0 for name, array in weights.items() if "running_var" in name)
+
+
+@pytest.mark.parametrize("preset", ["dynamicvit_256", "evovit_t"])
+def test_written_methods_are_recognised(preset, tmp_path):
+    made = init_checkpoint(preset, tmp_path / "x.safetensors")
+    assert load_model(made.path, arch=preset).config.family == PRESETS[preset].family
 
 
 def test_written_preset_is_recognised(tmp_path):

@@ -179,7 +179,7 @@ def _summary(bundle: Bundle) -> Iterator[tuple[str, str]]:
     if manifest["gates"]:
         yield from _gates(manifest)
     else:
-        yield "gates", "none, every block computes all tokens"
+        yield "gates", "none, the same tokens are computed of every image"
     size = model["size_bytes"] / 2**20
     yield (
         "onnx",
@@ -216,7 +216,10 @@ def _engine(bundle: Bundle) -> str:
 def _gates(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
     gates, samples = manifest["gates"], manifest["reference"]
     blocks = ", ".join(str(gate["block"]) for gate in gates)
-    yield "gates", f"{len(gates)}, in front of blocks {blocks}; no sampling, a tie prunes"
+    if gates[0]["threshold"] is None:
+        yield "selections", f"{len(gates)}, at blocks {blocks}; as many tokens as the method keeps"
+    else:
+        yield "gates", f"{len(gates)}, in front of blocks {blocks}; no sampling, a tie prunes"
     rows = {
         "target": [f"{gate['target_keep']:.3f}" for gate in gates if gate["target_keep"]],
         "keep": [f"{gate['measured_keep']:.3f}" for gate in gates],

@@ -19,7 +19,7 @@ def choose_budgets(model: Model, settings: ExportSettings) -> tuple[int, ...]:
     from svit_deploy.calibrate import auto_budgets
     from svit_deploy.models.reference import Reference
 
-    if settings.tokens is not TokenMode.BUDGET:
+    if settings.mode is not TokenMode.BUDGET:
         return ()
     config, text = model.config, settings.budget
     if text is None:

@@ -63,21 +63,34 @@ class Layers:
         weight, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
         return self.graph.op("Gemm", x, weight, bias, transB=1)
 
+    def difference(self, x: str, name: str, label: str) -> str:
+        """The first of two outputs of a linear layer minus the second `[R, 1]`, in float32.
+
+        As one product with the rows' difference, under the name `label`.
+        """
+        first, second = np.split(self.weights[f"{name}.weight"], 2)
+        weight = self.graph.weight(f"{label}.weight", first - second)
+        first, second = np.split(self.weights[f"{name}.bias"], 2)
+        bias = self.graph.weight(f"{label}.bias", first - second)
+        return self.graph.op("Gemm", x, weight, bias, transB=1)
+
     def qkv(self, x: str, name: str) -> QKV:
         """Queries, keys and values as three products: splitting one would copy all of it."""
-        weights = np.split(self.weights[f"{name}.qkv.weight"], 3)
-        biases = np.split(self.weights[f"{name}.qkv.bias"], 3)
-        query, key, value = (
-            self.graph.op(
-                "Gemm",
-                x,
-                self.narrow_weight(f"{name}.{part}.weight", weight),
-                self.narrow_weight(f"{name}.{part}.bias", bias),
-                transB=1,
-            )
-            for part, weight, bias in zip("qkv", weights, biases, strict=True)
-        )
-        return query, key, value
+        return self.part(x, name, "q"), self.part(x, name, "k"), self.part(x, name, "v")
+
+    def part(self, x: str, name: str, part: str) -> str:
+        """Queries ("q"), keys or values of rows; the weights are kept in one tensor or in two."""
+        index, arrays = "qkv".index(part), []
+        for kind in ("weight", "bias"):
+            if f"{name}.qkv.{kind}" in self.weights:
+                arrays.append(np.split(self.weights[f"{name}.qkv.{kind}"], 3)[index])
+            elif part == "v":
+                arrays.append(self.weights[f"{name}.v.{kind}"])
+            else:
+                arrays.append(np.split(self.weights[f"{name}.qk.{kind}"], 2)[index])
+        weight = self.narrow_weight(f"{name}.{part}.weight", arrays[0])
+        bias = self.narrow_weight(f"{name}.{part}.bias", arrays[1])
+        return self.graph.op("Gemm", x, weight, bias, transB=1)
 
     def layer_norm(self, x: str, name: str, eps: float) -> str:
         """LayerNorm of rows in the graph's precision; the result is float32."""
@@ -92,11 +105,19 @@ class Layers:
 
     def block(self, x: str, name: str, eps: float, attend: Attend) -> str:
         """A pre-norm transformer block on rows `[R, C]`."""
+        return self.feed_forward(self.attend(x, name, eps, attend), name, eps)
+
+    def attend(self, x: str, name: str, eps: float, attend: Attend) -> str:
+        """The first half of a block: attention, added to its input."""
         graph = self.graph
         with graph.scope("attention"):
             normed = graph.narrow(self.layer_norm(x, f"{name}.norm1", eps))
             mixed = attend(self.qkv(normed, f"{name}.attn"))
-            x = graph.op("Add", x, self.linear(mixed, f"{name}.attn.proj"))
+            return graph.op("Add", x, self.linear(mixed, f"{name}.attn.proj"))
+
+    def feed_forward(self, x: str, name: str, eps: float) -> str:
+        """The second half of a block: the MLP, added to its input."""
+        graph = self.graph
         with graph.scope("mlp"):
             normed = graph.narrow(self.layer_norm(x, f"{name}.norm2", eps))
             return graph.op("Add", x, self.mlp(normed, f"{name}.mlp"))
@@ -154,3 +175,25 @@ def attend_heads(
         scores = graph.op("Add", scores, bias)
     weights = graph.narrow(graph.op("Softmax", graph.widen(scores), axis=-1))
     return graph.op("MatMul", weights, value)
+
+
+def class_attention(
+    graph: GraphBuilder, query: str, key: str, tokens: int, num_heads: int, head_dim: int
+) -> str:
+    """The attention of the class token alone, in float32: others are ranked by it.
+
+    Args:
+        query, key: rows `[B * K, C]`.
+        tokens: K; the first is the class token.
+
+    Returns:
+        `[B, H, K]`, each row of sum 1.
+    """
+    split = graph.reshape(query, -1, tokens, num_heads, head_dim)
+    first = graph.op("Gather", split, graph.constant([0]), axis=1)  # [B, 1, H, D]
+    first = graph.widen(graph.op("Transpose", first, perm=(0, 2, 1, 3)))
+    keys = graph.reshape(key, -1, tokens, num_heads, head_dim)
+    keys = graph.widen(graph.op("Transpose", keys, perm=(0, 2, 3, 1)))
+    first = graph.op("Mul", first, graph.constant(head_dim**-0.5, np.float32))
+    weights = graph.op("Softmax", graph.op("MatMul", first, keys), axis=-1)
+    return graph.op("Squeeze", weights, graph.constant([2]))

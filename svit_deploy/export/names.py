@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 INPUT, LOGITS, KEEP_MASK, MARGIN, OVERFLOW = "images", "logits", "keep_mask", "margin", "overflow"
-EMBEDDING = "embedding"
+SOURCE, EMBEDDING = "source", "embedding"
 
 
 def block_name(block: int) -> str:
@@ -24,6 +24,16 @@ def decision_name(gate: int) -> str:
 def threshold_name(gate: int) -> str:
     """The graph's scalar initializer that a margin must exceed."""
     return f"gate_{gate}.threshold"
+
+
+def target_name(gate: int) -> str:
+    """The graph's value that says into which token each one that goes is merged."""
+    return f"gate_{gate}.target"
+
+
+def lead_name(gate: int) -> str:
+    """What only the reference tells: by how much that token is nearer than the next."""
+    return f"gate_{gate}.lead"
 
 
 def packed_name(block: int, part: str) -> str:

@@ -21,6 +21,7 @@ from svit_deploy.export.record import describe_gates, manifest, metadata, save_r
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.export.vit import VitGraph
 from svit_deploy.images import ImageSet, synthetic_images
+from svit_deploy.methods import method_of
 from svit_deploy.models import Model, load_model, without_gates
 from svit_deploy.profiles import batch_profile
 from svit_deploy.progress import SILENT, Progress
@@ -77,15 +78,10 @@ def export_model(
     """Exports a loaded model; see `export_onnx`."""
     from svit_deploy.models.reference import Reference, keep_above, keep_budget
 
-    if settings.tokens is not TokenMode.DENSE and not model.config.num_gates:
-        raise UsageError(
-            f"a {model.config.family} model has no gates, so --tokens {settings.tokens.value} "
-            "cannot prune anything",
-            "use --tokens dense",
-        )
+    settings = dataclasses.replace(settings, tokens=_token_mode(model, settings))
     with write_bundle(output, force=force) as folder:
         model, measured = _calibrated(model, settings, progress)
-        if settings.tokens is TokenMode.DENSE:
+        if settings.mode is TokenMode.DENSE:
             model = without_gates(model)
         progress.update("running the reference", 0.7)
         budgets = choose_budgets(model, settings)
@@ -100,23 +96,53 @@ def export_model(
         progress.update("writing and checking the graph", 0.9)
         props = metadata(model, settings, gates)
         onnx.save(build_graph(model, settings, budgets, props), folder / MODEL)
-        save_reference(folder / REFERENCE, inputs, samples, outputs)
+        save_reference(folder / REFERENCE, inputs, samples, outputs, method_of(model.config))
         engine, notes = None, []
         if settings.engine is not None:
             engine = _engine(folder, model, settings, progress)
-            notes = engine_notes(settings.tokens, model.config.num_gates)
+            notes = engine_notes(settings.mode, model.config.num_gates)
         content = manifest(model, settings, gates, samples, budgets, command, engine, notes)
         write_manifest(folder, content)
     return open_bundle(output)
+
+
+def _token_mode(model: Model, settings: ExportSettings) -> TokenMode:
+    """The token mode asked for, else the method's own.
+
+    Raises:
+        UsageError: the method has no such mode, or nothing tells which method it is.
+    """
+    method, wanted = method_of(model.config), settings.tokens
+    if model.candidates and wanted is not TokenMode.DENSE:
+        raise UsageError(
+            f"a {model.config.family} model has no gates, and {', '.join(model.candidates)} all "
+            "have such weights: they do not tell which tokens to compute",
+            "use --tokens dense, or name the method with --arch, or --set family=NAME",
+        )
+    if wanted is None:
+        wanted = method.default_mode(engine=settings.engine is not None)
+    if settings.budget is not None and wanted is not TokenMode.BUDGET:
+        raise UsageError(
+            f"a {method.name} model itself says how many tokens remain", "leave --budget out"
+        )
+    if wanted not in method.modes:
+        known = " or ".join(mode.value for mode in method.modes)
+        what = "has no gates" if not model.config.num_gates else "is exact in other token modes"
+        raise UsageError(
+            f"a {method.name} model {what}, so --tokens {wanted.value} cannot be exported",
+            f"use --tokens {known}",
+        )
+    return wanted
 
 
 def build_graph(
     model: Model, settings: ExportSettings, budgets: Sequence[int], props: Mapping[str, str]
 ) -> onnx.ModelProto:
     """The checked ONNX graph of a model in one token mode."""
-    graph = VitGraph(
+    writer = method_of(model.config).graph or VitGraph
+    graph = writer(
         model,
-        settings.tokens,
+        settings.mode,
         budgets,
         settings.gate_outputs,
         settings.opset,
@@ -137,7 +163,7 @@ def _engine(folder: Path, model: Model, settings: ExportSettings, progress: Prog
         settings.engine,
         profiles,
         config,
-        settings.tokens,
+        settings.mode,
         settings.precision,
         settings.plugins,
         progress,
@@ -153,8 +179,13 @@ def _calibrated(
     from svit_deploy.models.reference import Reference
 
     images, config = settings.calibrate_gates, model.config
-    if images is None or settings.tokens is TokenMode.DENSE:
+    if images is None or settings.mode is TokenMode.DENSE:
         return model, None
+    if not method_of(config).trained_gates:
+        raise UsageError(
+            f"a {config.family} model has no trained gates to calibrate",
+            "leave --calibrate-gates out",
+        )
     targets = settings.target_keep or config.target_keep
     if not targets:
         raise UsageError(

@@ -15,18 +15,24 @@ from svit_deploy.config import ModelConfig
 from svit_deploy.environment import describe_environment
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.images import ImageSet
+from svit_deploy.methods import Method
 from svit_deploy.models import Model, config_to_dict
 
 GATING = "keep iff margin > threshold, margin = keep logit - prune logit, a tie is pruned"
+COUNTING = "as many tokens of the highest margins as the method keeps"
 
 
-def save_reference(path: Path, inputs: np.ndarray, samples: ImageSet, outputs: Any) -> None:
+def save_reference(
+    path: Path, inputs: np.ndarray, samples: ImageSet, outputs: Any, method: Method
+) -> None:
     arrays = {
         "images": inputs,
         "logits": outputs.logits,
         "keep_mask": outputs.keep_mask,
         "margin": outputs.margin,
     }
+    if method.counted:  # else they are the same as the masks and margins
+        arrays |= outputs.values
     if samples.labels is not None:
         arrays["labels"] = samples.labels
     np.savez_compressed(path, **arrays)
@@ -44,7 +50,7 @@ def describe_gates(
             "gated_tokens": config.gated_tokens(gate),
             "target_keep": config.target_keep[gate] if config.target_keep else None,
             "measured_keep": round(measured[gate], 6),
-            "threshold": config.thresholds[gate],
+            "threshold": config.thresholds[gate] if config.thresholds else None,
             "budget": budgets[gate] if budgets else None,
         }
         for gate in range(config.num_gates)
@@ -59,8 +65,8 @@ def metadata(model: Model, settings: ExportSettings, gates: list[dict[str, Any]]
         "version": __version__,
         "method": model.config.family,
         "arch": Path(model.arch).name,
-        "mode": settings.tokens.value,
-        "gating": GATING if gates else "none",
+        "mode": settings.mode.value,
+        "gating": "none" if not gates else GATING if model.config.thresholds else COUNTING,
         "gates": gates,
         "model": config_to_dict(model.config),
         "preprocess": dataclasses.asdict(model.config.preprocess),
@@ -99,7 +105,7 @@ def manifest(
         "model": config_to_dict(model.config),
         "preprocess": dataclasses.asdict(model.config.preprocess),
         "tokens": {
-            "mode": settings.tokens.value,
+            "mode": settings.mode.value,
             "budgets": list(budgets),
             "gate_outputs": settings.gate_outputs,
             "plugins": settings.plugins,

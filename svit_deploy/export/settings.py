@@ -51,7 +51,7 @@ class ExportSettings:
     """What to export and how.
 
     Attributes:
-        tokens: token mode.
+        tokens: token mode; None for the method's own.
         batch: batch sizes that the graph must run; one graph serves any size.
         profiles: input shapes that an engine must serve, an optimisation profile each.
         buckets: instead of them, batch sizes at the model's image size; by default `batch`.
@@ -69,7 +69,7 @@ class ExportSettings:
         engine: build a TensorRT engine, too.
     """
 
-    tokens: TokenMode = TokenMode.DYNAMIC
+    tokens: TokenMode | None = TokenMode.DYNAMIC
     batch: BatchRange = field(default_factory=lambda: BatchRange(1, 1, 32))
     image_size: tuple[int, int] | None = None
     budget: str | None = None
@@ -95,9 +95,11 @@ class ExportSettings:
                 f"--opset {self.opset} is not supported",
                 f"use {MIN_OPSET} to {MAX_OPSET}; 20 is the first with a GELU operator",
             )
-        if self.budget is not None and self.tokens is not TokenMode.BUDGET:
+        implied = self.tokens is None and self.engine is not None
+        if self.budget is not None and self.tokens is not TokenMode.BUDGET and not implied:
+            tokens = f"with --tokens {self.tokens.value}" if self.tokens else "without a token mode"
             raise UsageError(
-                f"--budget has no meaning with --tokens {self.tokens.value}",
+                f"--budget has no meaning {tokens}",
                 "add --tokens budget, or leave --budget out",
             )
         if not 0 < self.budget_percentile <= 100:
@@ -109,6 +111,12 @@ class ExportSettings:
             raise UsageError(
                 "--target-keep needs images to measure on", "add --calibrate-gates IMAGES"
             )
+
+    @property
+    def mode(self) -> TokenMode:
+        """The token mode, once it is chosen."""
+        assert self.tokens is not None
+        return self.tokens
 
 
 def parse_bytes(text: str, option: str) -> int:

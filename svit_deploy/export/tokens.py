@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from svit_deploy.export.builder import INT32, INT64, GraphBuilder
+from svit_deploy.export.builder import FLOAT, INT32, INT64, GraphBuilder
 from svit_deploy.export.layers import MASKED, QKV, Attend, attend_heads, attention
 
+INT64_MAX = int(np.iinfo(np.int64).max)
+TINY = 1e-30
 LOWEST = float(np.finfo(np.float32).min)
 
 
@@ -37,6 +41,23 @@ class Selection:
     keep: str
     overflow: str | None = None
     lengths: str | None = None
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What the graph's outputs tell of one selection; see `methods.method.Selected`.
+
+    Attributes:
+        keep: `[B, S]` bool.
+        margin: `[B, S]` float32.
+        source: `[B, S]` int64, where tokens are merged.
+        overflow: `[B, 1]` int64, where there is a budget.
+    """
+
+    keep: str
+    margin: str
+    source: str | None = None
+    overflow: str | None = None
 
 
 @dataclass(frozen=True)
@@ -121,43 +142,87 @@ def select_masked(graph: GraphBuilder, grid: TokenGrid, decision: str) -> Select
     )
 
 
-def select_dynamic(graph: GraphBuilder, grid: TokenGrid, decision: str) -> Selection:
-    """Kept tokens of all images packed into T rows; attention padded to the fullest image.
+@dataclass(frozen=True)
+class Packed:
+    """Where the tokens of a mask `[B, S]` are when all images' are packed into T rows.
 
     Linear layers see exactly T rows. For attention the rows are laid out as `[B, Kmax]` slots,
     the empty ones hidden as keys, and the real ones gathered back. T and Kmax may be 0.
 
-    Args:
-        decision: `[B, S]` bool.
+    Attributes:
+        rows: `[T]`, flat positions in the mask.
+        places: `[T]`, flat slots.
+        lengths: `[B + 1]` int32, tokens of all images before each.
+        bias: `[B, 1, 1, Kmax]`, for the scores of keys.
+        head_table: `[B, H, Kmax]`, the head's row of each slot among `[T * H, D]`.
     """
+
+    graph: GraphBuilder
+    grid: TokenGrid
+    rows: str
+    places: str
+    lengths: str
+    bias: str
+    head_table: str
+
+    def split_heads(self, rows: str) -> str:
+        """`[T, C]` -> `[B, H, Kmax, D]`; an empty slot repeats row 0, which the bias hides."""
+        split = self.graph.reshape(rows, -1, self.grid.head_dim)
+        return gather_rows(self.graph, split, self.head_table)
+
+    def join_heads(self, mixed: str) -> str:
+        """`[B, H, Kmax, D]` -> `[T, C]`."""
+        mixed = self.graph.op("Transpose", mixed, perm=(0, 2, 1, 3))
+        width = self.grid.num_heads * self.grid.head_dim
+        return gather_rows(self.graph, self.graph.reshape(mixed, -1, width), self.places)
+
+    def attend(self, qkv: QKV, keys: Packed | None = None) -> str:
+        """Attention of these tokens, to each other or to those packed in `keys`."""
+        graph, keys = self.graph, keys or self
+        query, key, value = qkv
+        query, key, value = (
+            self.split_heads(query),
+            keys.split_heads(key),
+            keys.split_heads(value),
+        )
+        key = graph.op("Transpose", key, perm=(0, 1, 3, 2))
+        return self.join_heads(
+            attend_heads(graph, query, key, value, self.grid.head_dim, keys.bias)
+        )
+
+
+def pack(graph: GraphBuilder, grid: TokenGrid, mask: str) -> Packed:
+    """Packs the tokens of a mask `[B, S]`."""
     rows, slots, places, lengths, *_ = graph.function(
-        "SvitCompact", compact_rows, decision, outputs=7, index_bits=64
+        "SvitCompact", compact_rows, mask, outputs=7, index_bits=64
     )
     filled = graph.op("GreaterOrEqual", slots, graph.constant(0))  # [B, Kmax]
     bias = key_bias(graph, filled)
     # The row in each slot; an empty slot repeats row 0, which the bias hides.
     table = graph.op("Max", slots, graph.constant(0))
-    heads, dim = grid.num_heads, grid.head_dim
+    heads = grid.num_heads
     # Rows of D values, one per row and head: moving those splits the heads in the same pass.
     head_numbers = graph.constant([[[head] for head in range(heads)]])  # [1, H, 1]
     first = graph.op(
         "Mul", graph.op("Unsqueeze", table, graph.constant([1])), graph.constant(heads)
     )
-    head_table = graph.op("Add", first, head_numbers)  # [B, H, Kmax]
+    head_table = graph.op("Add", first, head_numbers)
+    return Packed(graph, grid, rows, places, lengths, bias, head_table)
 
-    def attend(qkv: QKV) -> str:
-        query, key, value = (gather_rows(graph, graph.reshape(t, -1, dim), head_table) for t in qkv)
-        key = graph.op("Transpose", key, perm=(0, 1, 3, 2))
-        mixed = attend_heads(graph, query, key, value, dim, bias)
-        mixed = graph.op("Transpose", mixed, perm=(0, 2, 1, 3))
-        return gather_rows(graph, graph.reshape(mixed, -1, heads * dim), places)
 
+def select_dynamic(graph: GraphBuilder, grid: TokenGrid, decision: str) -> Selection:
+    """Kept tokens of all images packed into T rows; attention padded to the fullest image.
+
+    Args:
+        decision: `[B, S]` bool.
+    """
+    packed = pack(graph, grid, decision)
     return Selection(
-        take=lambda x: gather_rows(graph, x, rows),
-        attend=attend,
-        put=lambda x, taken, y: scatter_rows(graph, x, rows, y),
+        take=lambda x: gather_rows(graph, x, packed.rows),
+        attend=packed.attend,
+        put=lambda x, taken, y: scatter_rows(graph, x, packed.rows, y),
         keep=decision,
-        lengths=lengths,
+        lengths=packed.lengths,
     )
 
 
@@ -199,3 +264,109 @@ def select_budget(
         keep=graph.op("ScatterElements", none, index, valid, axis=1),
         overflow=graph.op("Max", beyond, graph.constant(0)),
     )
+
+
+# What methods that fix how many tokens remain have in common. Positions count an image's tokens
+# after its prefix (the class token, which always stays in front), in the order they have by then.
+
+
+def top_tokens(graph: GraphBuilder, scores: str, count: int) -> str:
+    """Positions of the highest scores `[B, M]` of each image, best first: `[B, count]` int64."""
+    return graph.ops("TopK", scores, graph.constant([count]), outputs=2, axis=1)[1]
+
+
+def with_prefix(graph: GraphBuilder, positions: str, prefix: int) -> str:
+    """Positions `[B, K]` after the prefix -> places among all tokens `[B, prefix + K]`."""
+    batch = graph.op("Concat", graph.shape(positions, 0), graph.constant([1]), axis=0)
+    first = graph.op("Expand", graph.constant([list(range(prefix))]), batch)
+    return graph.op("Concat", first, graph.op("Add", positions, graph.constant(prefix)), axis=1)
+
+
+def flat_rows(graph: GraphBuilder, places: str, tokens: int) -> str:
+    """Places `[B, K]` among `tokens` of each image -> rows `[B * K]` of a map `[B * tokens, C]`."""
+    first_row = graph.op("Mul", graph.range(graph.shape(places, 0)), graph.constant(tokens))
+    rows = graph.op("Add", places, graph.op("Unsqueeze", first_row, graph.constant([1])))
+    return graph.reshape(rows, -1)
+
+
+def attention_margin(graph: GraphBuilder, scores: str) -> str:
+    """The logarithm of attention `[B, M]`: rounding inside a block moves all of it alike."""
+    return graph.op("Log", graph.op("Max", scores, graph.constant(TINY, np.float32)))
+
+
+def unit_rows(graph: GraphBuilder, x: str) -> str:
+    """float32 `[…, C]` scaled to length 1, so that products are cosines; zeros stay zeros."""
+    length = graph.op("ReduceL2", x, graph.constant([-1]), keepdims=1)
+    return graph.op("Div", x, graph.op("Max", length, graph.constant(TINY, np.float32)))
+
+
+def merge_tokens(
+    graph: GraphBuilder, x: str, moved: str, weight: str, moved_weight: str, target: str, count: int
+) -> tuple[str, str]:
+    """Tokens as the weighted means of themselves and of all that are merged into them.
+
+    One product with a matrix of shares: sums of all that a token stands for could leave the range
+    of half precision, means cannot.
+
+    Args:
+        x, moved: `[B, K, C]` and `[B, M, C]`, in the graph's precision.
+        weight, moved_weight: `[B, K, 1]` (or a constant that broadcasts) and `[B, M]`, float32.
+        target: `[B, M]` int64, the one of the K that each is merged into.
+        count: K.
+
+    Returns:
+        `[B, K, C]`, and the sums of the weights `[B, K, 1]`.
+    """
+    into = graph.op("Unsqueeze", target, graph.constant([1]))  # [B, 1, M]
+    match = graph.op("Equal", into, graph.constant([[place] for place in range(count)]))
+    shares = graph.op("Cast", match, to=FLOAT)  # [B, K, M]
+    shares = graph.op("Mul", shares, graph.op("Unsqueeze", moved_weight, graph.constant([1])))
+    total = graph.op("ReduceSum", shares, graph.constant([2]), keepdims=1)
+    total = graph.op("Add", total, weight)
+    own = graph.narrow(graph.op("Div", weight, total))
+    gain = graph.op("MatMul", graph.narrow(graph.op("Div", shares, total)), moved)
+    return graph.op("Add", graph.op("Mul", x, own), gain), total
+
+
+class Survivors:
+    """Keeps the books of which tokens of an image are left, for `keep_mask` and `margin` alone.
+
+    Args:
+        like: any value whose first axis is the batch.
+        columns: tokens to tell about, numbered as in the image; those that a method adds last.
+        tokens: S, the tokens there are at first.
+        prefix: of them, those that always stay.
+    """
+
+    def __init__(
+        self, graph: GraphBuilder, like: str, columns: int, tokens: int, prefix: int
+    ) -> None:
+        self.graph, self.columns, self.prefix = graph, columns, prefix
+        self.batch = graph.shape(like, 0)
+        self.places = self.everywhere([list(range(tokens))])  # [B, T]: who stands where
+        self.parts: str | None = None  # [B, S]: what each is part of, where tokens are merged
+
+    def everywhere(self, row: ArrayLike, dtype: Any = np.int64) -> str:
+        """A row `[1, K]` for each image."""
+        shape = self.graph.op("Concat", self.batch, self.graph.constant([1]), axis=0)
+        return self.graph.op("Expand", self.graph.constant(row, dtype), shape)
+
+    def spread(self, scores: str) -> str:
+        """Scores `[B, M]` of the tokens after the prefix -> margins `[B, columns]`."""
+        row = [[np.inf] * self.prefix + [-np.inf] * (self.columns - self.prefix)]
+        places = self.graph.op(
+            "Slice", self.places, *map(self.graph.constant, ([self.prefix], [INT64_MAX], [1]))
+        )
+        empty = self.everywhere(row, np.float32)
+        return self.graph.op("ScatterElements", empty, places, scores, axis=1)
+
+    def keep(self, places: str) -> str:
+        """Only the tokens at `places [B, T']` are left, in that order; which: `[B, columns]`."""
+        self.places = self.graph.op("GatherElements", self.places, places, axis=1)
+        empty = self.everywhere([[False] * self.columns], bool)
+        true = self.graph.op("GreaterOrEqual", self.places, self.graph.constant(0))
+        return self.graph.op("ScatterElements", empty, self.places, true, axis=1)
+
+    def add(self, column: int) -> None:
+        """A new token at the end."""
+        self.places = self.graph.op("Concat", self.places, self.everywhere([[column]]), axis=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -18,6 +19,7 @@ from svit_deploy.export.names import (
     LOGITS,
     MARGIN,
     OVERFLOW,
+    SOURCE,
     block_name,
     decision_name,
     margin_name,
@@ -25,6 +27,7 @@ from svit_deploy.export.names import (
     threshold_name,
 )
 from svit_deploy.export.tokens import (
+    Decided,
     Selection,
     TokenGrid,
     attend_to_all,
@@ -32,8 +35,10 @@ from svit_deploy.export.tokens import (
     select_dynamic,
     select_masked,
 )
-from svit_deploy.models import Model
-from svit_deploy.models.positions import interpolate_positions
+
+if TYPE_CHECKING:
+    from svit_deploy.methods import Method
+    from svit_deploy.models import Model
 
 
 @dataclass
@@ -72,32 +77,52 @@ class VitGraph:
 
     @property
     def grid(self) -> TokenGrid:
+        return self.grid_of(self.config.num_tokens)
+
+    def grid_of(self, tokens: int) -> TokenGrid:
+        """The layout of attention among `tokens` of each image."""
         config = self.config
-        return TokenGrid(config.num_tokens, config.num_heads, config.embed_dim // config.num_heads)
+        return TokenGrid(tokens, config.num_heads, config.embed_dim // config.num_heads)
+
+    @property
+    def method(self) -> Method:
+        from svit_deploy.methods import method_of
+
+        return method_of(self.config)
 
     def build(self) -> onnx.ModelProto:
         """The whole graph: `images [batch, 3, H, W]` -> `logits [batch, classes]`, …"""
         config, graph = self.config, self.graph
+        x = self.embed(graph.input(INPUT, FLOAT, ("batch", 3, *config.image_size)))
+        logits, decided = self.run(x)
+        graph.output(logits, FLOAT, ("batch", config.num_classes))
+        if decided and self.gate_outputs:
+            self.add_gate_outputs(decided)
+        return graph.model()
+
+    def run(self, x: str) -> tuple[str, Sequence[Decided]]:
+        """From the embedded tokens `[B * S, C]` to the logits, with what was selected on the way.
+
+        Here as SViT does it; without gates, as DeiT.
+        """
+        config, graph = self.config, self.graph
         gate_of = {block: gate for gate, block in enumerate(config.gate_blocks)}
         if self.mode is TokenMode.DENSE:
             gate_of = {}
-        selections: list[Selection] = []
-        x = self.embed(graph.input(INPUT, FLOAT, ("batch", 3, *config.image_size)))
+        decided: list[Decided] = []
         for block in range(config.depth):
             with graph.scope(f"block_{block}"):
                 if block in gate_of:
                     selection = self.select(x, gate_of[block])
-                    selections.append(selection)
+                    margin = margin_name(gate_of[block])
+                    decided.append(Decided(selection.keep, margin, overflow=selection.overflow))
                     taken = selection.take(x)
                     attend = self.packed(selection, block)
                     x = selection.put(x, taken, self.block(taken, block, attend))
                 else:
                     x = self.block(x, block, attend_to_all(graph, self.grid))
             x = graph.rename(x, block_name(block))
-        graph.output(self.classify(x), FLOAT, ("batch", config.num_classes))
-        if selections and self.gate_outputs:
-            self.add_gate_outputs(selections)
-        return graph.model()
+        return self.classify(x), decided
 
     def block(self, rows: str, block: int, attend: Attend) -> str:
         return self.layers.block(rows, f"blocks.{block}", self.config.block_eps, attend)
@@ -119,6 +144,8 @@ class VitGraph:
 
     def embed(self, images: str) -> str:
         """Patches, prefix tokens and positions: `[B, 3, H, W]` -> rows `[B * S, C]`."""
+        from svit_deploy.models.positions import interpolate_positions
+
         config, graph, layers = self.config, self.graph, self.layers
         width = config.embed_dim
         positions = interpolate_positions(
@@ -126,15 +153,18 @@ class VitGraph:
         )
         prefix_positions, patch_positions = np.split(positions, [config.prefix_tokens], axis=1)
         prefix_names = ("cls_token", "dist_token")[: config.prefix_tokens]
-        prefix = np.concatenate([layers.weights[name] for name in prefix_names], axis=1)
+        prefix = [layers.weights[name] for name in prefix_names]
         with graph.scope("embedding"):
             patches = self.patches(graph.narrow(images))
             patches = graph.op(
                 "Add", patches, layers.narrow_weight("patch_positions", patch_positions)
             )
-            prefix_rows = layers.narrow_weight("prefix_tokens", prefix + prefix_positions)
-            batch = graph.op("Concat", graph.shape(images, 0), graph.constant([1, 1]), axis=0)
-            tokens = graph.op("Concat", graph.op("Expand", prefix_rows, batch), patches, axis=1)
+            tokens = patches
+            if prefix:
+                table = np.concatenate(prefix, axis=1) + prefix_positions
+                first = layers.narrow_weight("prefix_tokens", table)
+                batch = graph.op("Concat", graph.shape(images, 0), graph.constant([1, 1]), axis=0)
+                tokens = graph.op("Concat", graph.op("Expand", first, batch), patches, axis=1)
             rows = graph.reshape(tokens, -1, width)
         return graph.rename(rows, EMBEDDING)
 
@@ -183,7 +213,7 @@ class VitGraph:
             return select_budget(graph, grid, decision, margin, self.budgets[gate] + prefix)
 
     def margin(self, x: str, name: str) -> str:
-        """Keep logit minus prune logit `[R, 1]`, as one product with the rows' difference.
+        """Keep logit minus prune logit `[R, 1]`.
 
         All of it in float32, whatever the graph's precision: a decision has no tolerance.
         """
@@ -191,20 +221,20 @@ class VitGraph:
         hidden = layers.exact_linear(
             layers.layer_norm(x, f"{name}.norm", self.config.gate_eps), f"{name}.mlp.fc1"
         )
-        keep_weight, prune_weight = np.split(layers.weights[f"{name}.mlp.fc2.weight"], 2)
-        keep_bias, prune_bias = np.split(layers.weights[f"{name}.mlp.fc2.bias"], 2)
-        weight = graph.weight(f"{name}.margin.weight", keep_weight - prune_weight)
-        bias = graph.weight(f"{name}.margin.bias", keep_bias - prune_bias)
-        return graph.op("Gemm", graph.op("Gelu", hidden), weight, bias, transB=1)
+        return layers.difference(graph.op("Gelu", hidden), f"{name}.mlp.fc2", f"{name}.margin")
 
-    def classify(self, x: str) -> str:
-        """Final norm and head on the class token; a distilled model averages two heads."""
+    def classify(self, x: str, tokens: int | None = None) -> str:
+        """Final norm and head on the class token; a distilled model averages two heads.
+
+        Args:
+            x: rows `[B * tokens, C]`, of all S tokens by default.
+        """
         config, graph, layers = self.config, self.graph, self.layers
         with graph.scope("head"):
-            tokens = graph.reshape(x, -1, config.num_tokens, config.embed_dim)
+            split = graph.reshape(x, -1, tokens or config.num_tokens, config.embed_dim)
             logits = []
             for position, head in enumerate(("head", "head_dist")[: config.prefix_tokens]):
-                token = graph.op("Gather", tokens, graph.constant(position), axis=1)
+                token = graph.op("Gather", split, graph.constant(position), axis=1)
                 norm = layers.layer_norm(token, "norm", config.norm_eps)
                 logits.append(layers.exact_linear(norm, head))
             if config.distilled:
@@ -212,20 +242,28 @@ class VitGraph:
                 logits = [graph.op("Mul", both, graph.constant(0.5, np.float32))]
         return graph.rename(logits[0], LOGITS)
 
-    def add_gate_outputs(self, selections: Sequence[Selection]) -> None:
-        """`keep_mask`, `margin` `[B, G, S]` and, with a budget, `overflow` `[B, G]`."""
-        graph, tokens = self.graph, self.config.num_tokens
+    def add_gate_outputs(self, decided: Sequence[Decided]) -> None:
+        """`keep_mask`, `margin` and, where tokens are merged, `source` `[B, G, S]`.
+
+        With a budget `overflow` `[B, G]`, too.
+        """
+        graph, count, columns = self.graph, len(decided), self.method.columns(self.config)
 
         def stack(values: Sequence[str]) -> str:
-            return graph.reshape(graph.op("Concat", *values, axis=1), -1, len(values), tokens)
+            return graph.reshape(graph.op("Concat", *values, axis=1), -1, count, columns)
 
         with graph.scope("gate_outputs"):
-            keep = stack([selection.keep for selection in selections])
-            margin = stack([margin_name(gate) for gate in range(len(selections))])
-            overflow = [s.overflow for s in selections if s.overflow is not None]
+            keep = stack([d.keep for d in decided])
+            margin = stack([d.margin for d in decided])
+            overflow = [d.overflow for d in decided if d.overflow is not None]
             if overflow:
                 overflow = [graph.op("Concat", *overflow, axis=1)]
-        graph.output(graph.rename(keep, KEEP_MASK), BOOL, ("batch", len(selections), tokens))
-        graph.output(graph.rename(margin, MARGIN), FLOAT, ("batch", len(selections), tokens))
+            source = [d.source for d in decided if d.source is not None]
+            if source:
+                source = [stack(source)]
+        graph.output(graph.rename(keep, KEEP_MASK), BOOL, ("batch", count, columns))
+        graph.output(graph.rename(margin, MARGIN), FLOAT, ("batch", count, columns))
         for value in overflow:
-            graph.output(graph.rename(value, OVERFLOW), INT64, ("batch", len(selections)))
+            graph.output(graph.rename(value, OVERFLOW), INT64, ("batch", count))
+        for value in source:
+            graph.output(graph.rename(value, SOURCE), INT64, ("batch", count, columns))

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from svit_deploy.checkpoint import read_checkpoint
 from svit_deploy.errors import InputError
 from svit_deploy.inspection.report import Inspection, Section, listed, mebibytes
-from svit_deploy.models import build_model
+from svit_deploy.methods import METHODS, Method
+from svit_deploy.models import build_model, which_method
 from svit_deploy.models.layout import Dims, detect_family, infer_dims, to_canonical
 from svit_deploy.models.presets import PRESETS, Arch, recognise
 
 # Arguments of the official training scripts that say something about inference.
 TRAINING_ARGS = (
     "model", "input_size", "nb_classes", "data_set", "eval_crop_ratio", "distillation_type",
-    "keep_ratio", "base_keep_ratio", "ratio_loss_lambda",
+    "keep_ratio", "base_keep_ratio", "ratio_loss_lambda", "base_rate", "base_keep_rate",
+    "fuse_token", "drop_loc",
 )  # fmt: skip
 
 
@@ -56,12 +59,15 @@ def inspect_checkpoint(path: Path) -> Inspection:
     checkpoint = read_checkpoint(path)
     tensors = checkpoint.tensors
     family, preset, problem, found = None, None, None, []
+    candidates: tuple[str, ...] = ()
     try:
-        family = detect_family(tensors)
-        dims = infer_dims(tensors, family)
+        keys = detect_family(tensors)
+        dims = infer_dims(tensors, keys)
         preset = recognise(dims)
-        found = _from_weights(dims) + _beyond_weights(dims, preset)
-        if preset:
+        family, candidates = which_method(keys, checkpoint.training_args)
+        settings = _settings(METHODS[family], dims, checkpoint.training_args)
+        found = _from_weights(dims) + _beyond_weights(dims, preset) + settings
+        if preset and not any(fact.source == "needed" for fact in settings):
             build_model(checkpoint)
         else:
             to_canonical(tensors, dims)
@@ -77,6 +83,7 @@ def inspect_checkpoint(path: Path) -> Inspection:
         "sha256": checkpoint.sha256,
         "container": checkpoint.container,
         "family": family,
+        "candidates": list(candidates),
         "preset": preset,
         "tensors": len(tensors),
         "parameters": sum(array.size for array in tensors.values()),
@@ -112,7 +119,7 @@ def _overview(facts: dict[str, Any], needed: list[str]) -> tuple[tuple[str, str]
         ("size", mebibytes(facts["size_bytes"])),
         ("container", facts["container"]),
         ("tensors", f"{facts['tensors']}, {facts['parameters']} parameters"),
-        ("family", facts["family"] or "unknown"),
+        ("family", " or ".join(facts["candidates"]) or facts["family"] or "unknown"),
         ("preset", facts["preset"] or "none matches"),
         ("export", export),
         ("trained with", ", ".join(f"{k} {v}" for k, v in facts["training_args"].items()) or "-"),
@@ -149,7 +156,9 @@ def _beyond_weights(dims: Dims, preset: str | None) -> list[Fact]:
 
     gates = dims.num_gates
     facts = [fact("num_heads", arch.num_heads or None, "--set num_heads=NUMBER")]
-    if gates:
+    if dims.num_heads:
+        facts = [Fact("num_heads", dims.num_heads, "weights")]
+    if METHODS[dims.family].trained_gates:
         last = tuple(range(dims.depth - gates, dims.depth))
         facts += [
             fact("gate_blocks", arch.gate_blocks or last, "--set gate_blocks=NUMBERS"),
@@ -168,3 +177,22 @@ def _beyond_weights(dims: Dims, preset: str | None) -> list[Fact]:
         fact("crop_ratio", arch.crop_ratio, "--set crop_ratio=RATIO"),
         fact("interpolation", arch.interpolation, "--set interpolation=NAME"),
     ]
+
+
+def _settings(method: Method, dims: Dims, args: Mapping[str, Any]) -> list[Fact]:
+    """The method's own settings: from the weights, the training's arguments, or its defaults."""
+    by_weights, by_args = method.told_by_weights(dims), method.told(args) or {}
+    found = []
+    for field in fields(method.settings) if method.settings else ():
+        option = f"--set {field.name}=VALUE"
+        if field.name in by_weights:
+            value, source = by_weights[field.name], "weights"
+        elif field.name in by_args:
+            value, source = by_args[field.name], "training arguments"
+        elif field.default is MISSING:
+            value, source = None, "needed"
+        else:
+            value, source = field.default, "assumed"
+        value = list(value) if isinstance(value, tuple) else value
+        found.append(Fact(field.name, value, source, option))
+    return found

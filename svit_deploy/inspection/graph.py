@@ -179,6 +179,7 @@ def _recorded_thresholds(metadata: Mapping[str, str]) -> dict[int, float]:
     """What our metadata says, which anyone may have written."""
     try:
         gates = json.loads(metadata.get("gates", "[]"))
-        return {int(gate["gate"]): float(gate["threshold"]) for gate in gates}
+        known = (gate for gate in gates if gate["threshold"] is not None)
+        return {int(gate["gate"]): float(gate["threshold"]) for gate in known}
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return {}

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from svit_deploy.checkpoint import Checkpoint, read_checkpoint
-from svit_deploy.config import ModelConfig, Preprocess, spread_over_gates
+from svit_deploy.config import ModelConfig, Preprocess, TokenMode, spread_over_gates
 from svit_deploy.errors import InputError
+from svit_deploy.methods import METHODS
 from svit_deploy.models.layout import Dims, detect_family, infer_dims, to_canonical
-from svit_deploy.models.presets import Arch, recognise, resolve_arch
+from svit_deploy.models.presets import Arch, parse_overrides, recognise, resolve_arch
 from svit_deploy.models.serialise import check_config, config_from_dict, config_to_dict
 from svit_deploy.torch_file import some
 
@@ -39,6 +40,7 @@ class Model:
         arch: a preset's name, an architecture file's name, or "custom".
         checkpoint: the file it came from, if any.
         notes: what was assumed or changed, for the user to read.
+        candidates: methods that run on such weights, if nothing tells which it is.
     """
 
     config: ModelConfig
@@ -46,6 +48,7 @@ class Model:
     arch: str
     checkpoint: Checkpoint | None = None
     notes: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = ()
 
 
 def without_gates(model: Model) -> Model:
@@ -94,37 +97,87 @@ def build_model(
     checkpoint = source if isinstance(source, Checkpoint) else None
     tensors = source.tensors if isinstance(source, Checkpoint) else source
     overrides = overrides or {}
+    args = checkpoint.training_args if checkpoint else {}
     dims = infer_dims(tensors, detect_family(tensors))
     weights = to_canonical(tensors, dims)
+    candidates: tuple[str, ...] = ()
+    if arch is None and "family" not in overrides:
+        family, candidates = which_method(dims.family, args)
+        overrides = {"family": family, **overrides}
     settings, name, notes = resolve_arch(arch, overrides, dims)
     _check_family(settings, dims, name)
     _check_dims(settings, dims, name)
+    settings = _with_told(settings, dims, args, overrides)
     if image_size is None and "image_size" in overrides:
         image_size = settings.image_size
     config, more_notes = _configure(settings, dims, image_size)
     check_config(config)
     if checkpoint:
         notes = (*checkpoint.notes, *_trained_as(checkpoint), *notes)
-    return Model(config, weights, name, checkpoint, (*notes, *more_notes))
+    return Model(config, weights, name, checkpoint, (*notes, *more_notes), candidates)
+
+
+def which_method(family: str, args: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """The method that a training's arguments tell, of those that run on a family's weights.
+
+    Returns:
+        Its name, the family's own if nothing tells; and then all that it could be, if several.
+    """
+    others = [method for method in METHODS.values() if method.keys_of == family]
+    told = [method.name for method in others if method.told(args) is not None]
+    if len(told) == 1:
+        return told[0], ()
+    return family, (family, *(method.name for method in others)) if others else ()
+
+
+def _with_told(
+    arch: Arch, dims: Dims, args: Mapping[str, Any], overrides: Mapping[str, str]
+) -> Arch:
+    """The architecture with the settings that the weights and the training's arguments tell.
+
+    What a user sets by name wins over them, and they win over a preset.
+    """
+    method = METHODS[arch.family]
+    typed = {k: v for k, v in parse_overrides(overrides).items() if k in arch.settings}
+    by_weights = method.told_by_weights(dims)
+    if contradicted := [
+        key for key in typed if key in by_weights and typed[key] != by_weights[key]
+    ]:
+        raise InputError(
+            f"{contradicted[0]} is {typed[contradicted[0]]}, and the weights tell "
+            f"{by_weights[contradicted[0]]}",
+            f"leave {contradicted[0]} out",
+        )
+    told = {**by_weights, **(method.told(args) or {})}
+    return replace(arch, settings={**arch.settings, **told, **typed})
 
 
 def _trained_as(checkpoint: Checkpoint) -> tuple[str, ...]:
-    name = checkpoint.training_args.get("model")
+    args = checkpoint.training_args
+    name = args.get("model", args.get("MODEL.NAME"))
     return (f"trained as {some([name])}, its arguments say",) if isinstance(name, str) else ()
 
 
 def _check_family(settings: Arch, dims: Dims, name: str) -> None:
-    if settings.family == dims.family:
+    if settings.family not in METHODS:
+        raise InputError(
+            f"family {settings.family!r:.80} is unknown", f"use one of {', '.join(METHODS)}"
+        )
+    wanted, found = METHODS[settings.family], METHODS[dims.family]
+    if found.name in (wanted.name, wanted.keys_of):
         return
     match = recognise(dims)
     fix = f"use --arch {match}" if match else f"use an architecture of the family {dims.family}"
-    if settings.family == "svit":
+    if found.modes == (TokenMode.DENSE,):
         raise InputError(
-            f"the checkpoint is a plain DeiT without gates: as {name} its gates would be random",
-            f"give the fine-tuned SViT checkpoint, or {fix}",
+            f"the checkpoint is a plain {found.title} without gates: as {name} its gates would be "
+            "random",
+            f"give the fine-tuned {wanted.title} checkpoint, or {fix}",
         )
+    gates = f" with {dims.num_gates} gates" if dims.num_gates else ""
+    article = "an" if found.title[:1] in "AEIOS" else "a"
     raise InputError(
-        f"the checkpoint is an SViT with {dims.num_gates} gates, and {name} is of the family "
+        f"the checkpoint is {article} {found.title}{gates}, and {name} is of the family "
         f"{settings.family}",
         fix,
     )
@@ -158,47 +211,46 @@ def _check_dims(settings: Arch, dims: Dims, name: str) -> None:
 def _configure(
     settings: Arch, dims: Dims, image_size: tuple[int, int] | None
 ) -> tuple[ModelConfig, tuple[str, ...]]:
-    count, patch = dims.num_gates, dims.patch_size
+    patch = dims.patch_size
     native_grid = _native_grid(settings, dims, image_size)
     native_size = (native_grid[0] * patch, native_grid[1] * patch)
     size = image_size or native_size
     notes = []
     if image_size is None and settings.image_size not in (None, native_size):
         notes.append(f"image size {size[0]}x{size[1]} taken from the weights")
-    elif size != native_size:
+    elif size != native_size and METHODS[settings.family].has_positions:
         notes.append(
             f"position embedding resized from {native_size[0]}x{native_size[1]} "
             f"to {size[0]}x{size[1]} pixels"
         )
-    is_svit = dims.family == "svit"
-    gate_blocks = settings.gate_blocks or tuple(range(dims.depth - count, dims.depth))
-    class_token = settings.gate_class_token or tuple(g == count - 1 for g in range(count))
-    if is_svit and not settings.gate_blocks:
-        notes.append(f"assumed gates in front of the last {count} blocks")
-    if is_svit and not settings.gate_class_token:
-        notes.append("assumed that only the last gate may prune the class token")
+    method = METHODS[settings.family]
+    chosen = method.choose(settings.settings)
+    gates = method.gates(settings, dims, chosen)
+    count = len(gates.blocks)
+    notes += gates.notes
     config = ModelConfig(
-        family=dims.family,
+        family=method.name,
         embed_dim=dims.embed_dim,
         depth=dims.depth,
-        num_heads=settings.num_heads,
+        num_heads=dims.num_heads or settings.num_heads,
         mlp_dim=dims.mlp_dim,
         patch_size=patch,
         num_classes=dims.num_classes,
         image_size=size,
         native_grid=native_grid,
         distilled=dims.distilled,
-        gate_blocks=gate_blocks,
-        gate_class_token=_per_gate(class_token, count, "gate_class_token"),
+        gate_blocks=gates.blocks,
+        gate_class_token=_per_gate(gates.class_token, count, "gate_class_token"),
         target_keep=_per_gate(settings.target_keep, count, "target_keep"),
-        thresholds=(0.0,) * count,
-        # SViT's blocks and gates keep PyTorch's default, DeiT sets its own everywhere.
-        block_eps=1e-5 if is_svit else 1e-6,
-        gate_eps=1e-5 if is_svit else 1e-6,
-        norm_eps=1e-6,
+        thresholds=() if method.counted else (0.0,) * count,
+        block_eps=method.eps[0],
+        gate_eps=method.eps[1],
+        norm_eps=method.eps[2],
         preprocess=Preprocess(
             settings.mean, settings.std, settings.crop_ratio, settings.interpolation
         ),
+        settings=chosen,
+        class_token=method.class_token,
     )
     return config, tuple(notes)
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
 from svit_deploy.config import IMAGENET_MEAN, IMAGENET_STD, parse_image_size
 from svit_deploy.errors import InputError, UsageError
-from svit_deploy.models.layout import Dims
+from svit_deploy.methods import METHODS
+from svit_deploy.methods.keys import Dims
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Arch:
     """An architecture. `None` or an empty tuple means: as the weights tell, or the default.
 
     Gates stand in front of the last blocks by default, and only the last gate may prune the class
-    token. `image_size` is (height, width).
+    token. `image_size` is (height, width), `settings` are values of the method's own settings.
     """
 
     family: str
@@ -38,12 +39,34 @@ class Arch:
     std: tuple[float, ...] = IMAGENET_STD
     crop_ratio: float = 0.875
     interpolation: str = "bicubic"
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _deit(num_heads: int, image_size: int = 224, distilled: bool = False) -> Arch:
     """DeiT's sizes differ by the number of heads, each 64 wide."""
     size = (image_size, image_size)
     return Arch("deit", num_heads, 64 * num_heads, 12, 16, size, distilled=distilled)
+
+
+def _on_deit(family: str, num_heads: int, **settings: Any) -> Arch:
+    """A method on a DeiT of 224 pixels, with its published settings."""
+    return replace(_deit(num_heads), family=family, settings=settings)
+
+
+def _swin(family: str, embed_dim: int, third_stage: int) -> Arch:
+    """Swin's sizes differ by the width, in heads of 32, and the depth of the third stage."""
+    depths = (2, 2, third_stage, 2)
+    return Arch(
+        family,
+        embed_dim // 32,
+        embed_dim,
+        sum(depths),
+        4,
+        (224, 224),
+        distilled=False,
+        settings={"depths": depths},
+        crop_ratio=224 / 256,
+    )
 
 
 PRESETS: dict[str, Arch] = {
@@ -66,6 +89,27 @@ PRESETS: dict[str, Arch] = {
     "deit_small_distilled": _deit(6, distilled=True),
     "deit_base_distilled": _deit(12, distilled=True),
     "deit_base_384": _deit(12, image_size=384),
+    "dynamicvit_256": _on_deit("dynamicvit", 4, base_rate=0.7),
+    "dynamicvit_s": _on_deit("dynamicvit", 6, base_rate=0.7),
+    "dynamicvit_b": _on_deit("dynamicvit", 12, base_rate=0.7),
+    "evit_s": _on_deit("evit", 6, keep_rate=0.7, fuse=True),
+    "evovit_t": _on_deit("evovit", 3),
+    "evovit_s": _on_deit("evovit", 6),
+    "evovit_b": _on_deit("evovit", 12),
+    "ats_s": _on_deit("ats", 6),
+    "tome_t": _on_deit("tome", 3, r=(13,)),
+    "tome_s": _on_deit("tome", 6, r=(13,)),
+    "mergence_t": _on_deit("mergence", 3, keep_rate=0.7),
+    "mergence_s": _on_deit("mergence", 6, keep_rate=0.7),
+    "mergence_b": _on_deit("mergence", 12, keep_rate=0.7),
+    "stvit_t": _on_deit("stvit", 3, semantic=16),
+    "stvit_s": _on_deit("stvit", 6, semantic=16),
+    "stvit_b": _on_deit("stvit", 12, semantic=16),
+    "swin_t": _swin("swin", 96, 6),
+    "swin_s": _swin("swin", 96, 18),
+    "swin_b": _swin("swin", 128, 18),
+    "stvitr_s": _swin("stvitr", 96, 18),
+    "stvitr_b": _swin("stvitr", 128, 18),
 }
 
 
@@ -112,7 +156,7 @@ def _size(value: Any) -> tuple[int, int]:
 _COUNT = (_count, "a whole number of at least 1")
 _NUMBERS = (_list(_number), "numbers with commas between them")
 _FIELDS: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "family": (_word, "svit or deit"),
+    "family": (_word, f"one of {', '.join(METHODS)}"),
     "num_heads": _COUNT,
     "embed_dim": _COUNT,
     "depth": _COUNT,
@@ -128,6 +172,27 @@ _FIELDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "crop_ratio": (_number, "a number"),
     "interpolation": (_word, "nearest, bilinear or bicubic"),
 }
+_KINDS: dict[Any, tuple[Callable[[Any], Any], str]] = {
+    bool: (_boolean, "true or false"),
+    int: (_whole, "a whole number"),
+    float: (_number, "a number"),
+}
+
+
+def _settings_fields() -> dict[str, tuple[Callable[[Any], Any], str]]:
+    """How the settings of all methods are parsed; equal names have equal types."""
+    found = {}
+    for method in METHODS.values():
+        for name, hint in get_type_hints(method.settings).items() if method.settings else ():
+            if hint in _KINDS:
+                found[name] = _KINDS[hint]
+            else:
+                parse, description = _KINDS[get_args(hint)[0]]
+                found[name] = (_list(parse), f"{description}, or several with commas between them")
+    return found
+
+
+_SETTINGS = _settings_fields()
 
 
 def parse_overrides(overrides: Mapping[str, str]) -> dict[str, Any]:
@@ -159,28 +224,45 @@ def find_arch(name: str) -> tuple[str, Arch]:
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is not readable YAML ({reason})", "correct the file") from None
-    fields = content if isinstance(content, dict) else {}
-    if missing := [key for key in ("family", "num_heads") if key not in fields]:
+    lines = content if isinstance(content, dict) else {}
+    if missing := [key for key in ("family", "num_heads") if key not in lines]:
         raise InputError(
             f"{path} lacks the field {' and '.join(missing)}",
             "write one 'field: value' per line, for example 'num_heads: 6'",
         )
-    for key, value in fields.items():  # before anything prints it: aliases nest without end
+    for key, value in lines.items():  # before anything prints it: aliases nest without end
         if any(
             isinstance(item, list | dict) for item in (value if type(value) is list else [value])
         ):
             raise InputError(f"{path}: {key!s:.80} is nested", "give a value, or a list of values")
-    return path.name, Arch(**{k: _parse(k, v, f"{path}: ", InputError) for k, v in fields.items()})
+    values = {key: _parse(key, value, f"{path}: ", InputError) for key, value in lines.items()}
+    return path.name, _arch(values)
 
 
-def recognise(dims: Dims) -> str | None:
-    """The preset with these dimensions, if there is one; of two, the one with this image size."""
+def _arch(values: Mapping[str, Any], base: Arch | None = None) -> Arch:
+    """An architecture of fields and settings by name, over those of `base`."""
+    plain = {key: value for key, value in values.items() if key in _FIELDS}
+    settings = {key: value for key, value in values.items() if key not in _FIELDS}
+    if base is None:
+        return Arch(**plain, settings=settings)
+    if plain.get("family", base.family) == base.family:
+        settings = {**base.settings, **settings}
+    return replace(base, **plain, settings=settings)
+
+
+def recognise(dims: Dims, family: str | None = None) -> str | None:
+    """The preset with these dimensions, if there is one; of two, the one with this image size.
+
+    Args:
+        family: the method to run; by default the one whose keys the weights have.
+    """
+    sizes = (dims.embed_dim, dims.depth, dims.patch_size, dims.distilled)
     matches = [
         name
         for name, arch in PRESETS.items()
-        if (arch.family, arch.embed_dim, arch.depth, arch.patch_size, arch.distilled)
-        == (dims.family, dims.embed_dim, dims.depth, dims.patch_size, dims.distilled)
-        and len(arch.gate_blocks) == dims.num_gates
+        if arch.family == (family or dims.family)
+        and (arch.embed_dim, arch.depth, arch.patch_size, arch.distilled) == sizes
+        and (not arch.gate_blocks or len(arch.gate_blocks) == dims.num_gates)
     ]
 
     def same_size(name: str) -> bool:
@@ -211,23 +293,28 @@ def resolve_arch(
     values = parse_overrides(overrides)
     notes: tuple[str, ...] = ()
     if arch is None:
-        arch = recognise(dims)
+        arch = recognise(dims, values.get("family")) or recognise(dims)
         notes = (f"recognised as {arch} by its dimensions",) if arch else ()
-    if arch is not None:
+        if arch:  # its settings are a choice that nobody made
+            found = replace(PRESETS[arch], settings={})
+            return _arch(values, found), arch, notes
+    else:
         name, found = find_arch(arch)
-        return replace(found, **values), name, notes
-    if "num_heads" not in values:
+        return _arch(values, found), name, notes
+    if "num_heads" not in values and not dims.num_heads:
         raise InputError(
             f"the weights ({dims}) match no known architecture, and do not tell num_heads",
             f"give --arch ({', '.join(PRESETS)}, or a YAML file) or --set num_heads=NUMBER",
         )
-    return Arch(**{"family": dims.family, **values}), "custom", notes
+    heads = {"family": dims.family, "num_heads": dims.num_heads}
+    return _arch({**heads, **values}), "custom", notes
 
 
 def _parse(key: Any, value: Any, where: str, error: type[UsageError] | type[InputError]) -> Any:
-    if key not in _FIELDS:
-        raise error(f"{where}{key} is unknown", f"use one of {', '.join(_FIELDS)}")
-    parse, description = _FIELDS[key]
+    known = _FIELDS | _SETTINGS
+    if key not in known:
+        raise error(f"{where}{key} is unknown", f"use one of {', '.join(known)}")
+    parse, description = known[key]
     try:
         return parse(value)
     except (ValueError, TypeError, KeyError, OverflowError, UsageError):

@@ -13,6 +13,7 @@ from svit_deploy.config import spread_over_gates
 from svit_deploy.errors import ExportError, UsageError
 from svit_deploy.files import check_writable, write_file
 from svit_deploy.images import synthetic_images
+from svit_deploy.methods import METHODS
 from svit_deploy.models import Model, build_model
 from svit_deploy.models.layout import Dims, expected_shapes, to_official
 from svit_deploy.models.presets import Arch, find_arch
@@ -57,10 +58,11 @@ def init_checkpoint(
         raise ExportError(f"{output} exists", "give another file with -o, or --force")
     check_writable(output, "-o")
     dims = _dims(name, settings)
-    if keep_ratio and not dims.num_gates:
+    gated = METHODS[settings.family].trained_gates
+    if keep_ratio and not gated:
         raise UsageError(f"{name} has no gates to calibrate", "leave --keep-ratio out")
     targets = keep_ratio or settings.target_keep
-    if dims.num_gates:
+    if gated:
         if not targets:
             raise UsageError(
                 f"{name} does not say which share its gates keep", "add --keep-ratio 0.7,0.49,0.343"
@@ -72,7 +74,7 @@ def init_checkpoint(
     overrides = {"target_keep": ",".join(map(str, targets))} if targets else {}
     weights = random_weights(dims, np.random.default_rng(seed))
     model = build_model(to_official(weights, dims.family), arch=arch, overrides=overrides)
-    ratios = _calibrate(model) if dims.num_gates else ()
+    ratios = _calibrate(model) if gated else ()
     _save(to_official(model.weights, dims.family), output)
     return RandomCheckpoint(output, name, ratios)
 
@@ -87,21 +89,7 @@ def _dims(name: str, arch: Arch) -> Dims:
         raise UsageError(
             f"{name} does not say {', '.join(missing)}", "add these fields to the file"
         )
-    assert arch.embed_dim and arch.depth and arch.patch_size and arch.image_size
-    height, width = arch.image_size
-    gated = arch.family == "svit"
-    return Dims(
-        family=arch.family,
-        embed_dim=arch.embed_dim,
-        depth=arch.depth,
-        mlp_dim=4 * arch.embed_dim,
-        patch_size=arch.patch_size,
-        num_patches=(height // arch.patch_size) * (width // arch.patch_size),
-        num_classes=arch.num_classes or 1000,
-        distilled=bool(arch.distilled),
-        num_gates=(len(arch.gate_blocks) or arch.depth) if gated else 0,
-        gate_dim=arch.embed_dim // 4 if gated else 0,
-    )
+    return METHODS[arch.family].sketch(arch)
 
 
 def random_weights(dims: Dims, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -114,17 +102,17 @@ def random_weights(dims: Dims, rng: np.random.Generator) -> dict[str, np.ndarray
     weights = {}
     for name, shape in expected_shapes(dims).items():
         fan_in = int(np.prod(shape[1:]))
-        if "norm" in name:
-            array = np.full(shape, float(name.endswith("weight")))
+        if "norm" in name or ".bn." in name:
+            array = np.full(shape, float(name.endswith(("weight", "running_var"))))
         elif name.endswith("bias"):
             array = 0.02 * rng.standard_normal(shape)
         elif name in ("cls_token", "dist_token", "pos_embed"):
             array = 0.2 * rng.standard_normal(shape)
         else:
             array = rng.standard_normal(shape) / np.sqrt(fan_in)
-        if name.startswith("blocks.") and name.endswith(("attn.proj.weight", "mlp.fc2.weight")):
+        if "blocks." in name and name.endswith(("attn.proj.weight", "mlp.fc2.weight")):
             array /= np.sqrt(2 * dims.depth)
-        if name == "patch_embed.proj.weight":
+        if name.startswith("patch_embed.") and array.ndim == 4:
             array = 3 * (array - array.mean(axis=(2, 3), keepdims=True))
         weights[name] = array.astype(np.float32)
     return weights

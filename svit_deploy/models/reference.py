@@ -1,9 +1,8 @@
 """The reference: each model's plain PyTorch forward, as its paper evaluates it.
 
-All tokens are computed, pruned keys are masked, pruned rows keep their value. It shares no code
-with the exported graphs, and takes the numbers a method fixes (LayerNorm epsilons, the keep
-channel, GELU) from the method's published code rather than from the export's configuration:
-SViT uzh-rpg/svit @ d2472c13, DeiT facebookresearch/deit @ 7e160fe4.
+What the methods share; the forward pass of each is in its file (`svit_deploy.methods`). It shares
+no code with the exported graphs, and takes the numbers a method fixes (LayerNorm epsilons, the
+keep channel, GELU) from the method's published code rather than from the export's configuration.
 """
 
 from __future__ import annotations
@@ -16,14 +15,31 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from svit_deploy.methods import method_of
 from svit_deploy.models import Model
 from svit_deploy.models.positions import interpolate_positions
 
-EPSILONS = {"svit": (1e-5, 1e-5, 1e-6), "deit": (1e-6, 1e-6, 1e-6)}
-"""LayerNorm epsilon of blocks, gates and the final norm."""
-
 Decide = Callable[[int, Tensor], Tensor]
 """Gate number and margins `[B, S]` -> tokens to keep `[B, S]` bool."""
+
+
+@dataclass
+class Passed:
+    """One batch through the model.
+
+    Attributes:
+        logits: `[B, classes]`.
+        maps: what the embedding and each block gave, `[B, tokens, C]`.
+        values: `Method.values` of this run.
+    """
+
+    logits: Tensor
+    maps: list[Tensor]
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+
+Steps = Generator[tuple[int, Tensor], Tensor, Passed]
+"""A forward pass that stops at each gate: gives its number and margins, takes its keep mask."""
 
 
 @dataclass
@@ -34,13 +50,35 @@ class ReferenceOutputs:
         logits: `[B, classes]` float32.
         keep_mask: `[B, G, S]` bool; column 0 is the class token.
         margin: `[B, G, S]` float32; +inf where a gate always keeps the class token.
-        features: feature maps `[B, S, C]` after the embedding and after each block.
+        source, lead: `[B, G, S]`, for a method that merges (`methods.Selected`).
+        features: feature maps `[B, tokens, C]` after the embedding and after each block.
+        values: the decisions as the graph holds them (`Method.values`).
     """
 
     logits: np.ndarray
     keep_mask: np.ndarray
     margin: np.ndarray
+    source: np.ndarray | None = None
+    lead: np.ndarray | None = None
     features: list[np.ndarray] = field(default_factory=list)
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[ReferenceOutputs]) -> ReferenceOutputs:
+        sources = [part.source for part in parts if part.source is not None]
+        leads = [part.lead for part in parts if part.lead is not None]
+        return cls(
+            np.concatenate([part.logits for part in parts]),
+            np.concatenate([part.keep_mask for part in parts]),
+            np.concatenate([part.margin for part in parts]),
+            np.concatenate(sources) if sources else None,
+            np.concatenate(leads) if leads else None,
+            [np.concatenate(maps) for maps in zip(*(part.features for part in parts), strict=True)],
+            {
+                name: np.concatenate([part.values[name] for part in parts])
+                for name in parts[0].values
+            },
+        )
 
 
 def keep_above(thresholds: Sequence[float]) -> Decide:
@@ -86,17 +124,18 @@ class Reference:
     """A model's plain forward pass on the CPU, float32."""
 
     def __init__(self, model: Model) -> None:
-        self.config = model.config
+        self.config, self.method = model.config, method_of(model.config)
         self.weights = {name: torch.from_numpy(array) for name, array in model.weights.items()}
-        self.weights["pos_embed"] = torch.from_numpy(
-            interpolate_positions(
-                model.weights["pos_embed"],
-                self.config.prefix_tokens,
-                self.config.native_grid,
-                self.config.grid,
+        if "pos_embed" in model.weights:
+            self.weights["pos_embed"] = torch.from_numpy(
+                interpolate_positions(
+                    model.weights["pos_embed"],
+                    self.config.prefix_tokens,
+                    self.config.native_grid,
+                    self.config.grid,
+                )
             )
-        )
-        self.block_eps, self.gate_eps, self.norm_eps = EPSILONS[self.config.family]
+        self.block_eps, self.gate_eps, self.norm_eps = self.method.eps
 
     def run(
         self,
@@ -118,49 +157,26 @@ class Reference:
         for start in range(0, len(images), batch):
             steps = self.steps(images[start : start + batch], features=features)
             parts.append(drive(steps, decide))
-        return ReferenceOutputs(
-            np.concatenate([part.logits for part in parts]),
-            np.concatenate([part.keep_mask for part in parts]),
-            np.concatenate([part.margin for part in parts]),
-            [np.concatenate(maps) for maps in zip(*(part.features for part in parts), strict=True)],
-        )
+        return ReferenceOutputs.concatenate(parts)
 
     @torch.no_grad()
     def steps(
         self, images: np.ndarray, *, features: bool = False
     ) -> Generator[tuple[int, Tensor], Tensor, ReferenceOutputs]:
-        """The forward pass, stopping at each gate.
-
-        Yields a gate's number and margins `[B, S]`, takes its keep mask `[B, S]`, and returns the
-        outputs.
-        """
-        config, weights = self.config, self.weights
-        gate_of = {block: gate for gate, block in enumerate(config.gate_blocks)}
-        keeps, margins, maps = [], [], []
-        x = self.embed(torch.from_numpy(images))
-        maps.append(x)
-        for block in range(config.depth):
-            if block not in gate_of:
-                x = self.block(x, block, None)
-            else:
-                margin = self.margin(x, gate_of[block])
-                keep = yield gate_of[block], margin
-                x = torch.where(keep[..., None], self.block(x, block, keep), x)
-                keeps.append(keep)
-                margins.append(margin)
-            maps.append(x)
-        x = F.layer_norm(
-            x, x.shape[-1:], weights["norm.weight"], weights["norm.bias"], self.norm_eps
-        )
-        logits = self.linear(x[:, 0], "head")
-        if config.distilled:
-            logits = (logits + self.linear(x[:, 1], "head_dist")) / 2
-        empty = torch.zeros(len(x), 0, x.shape[1])
+        """The forward pass, stopping at each gate that a threshold may decide (see `Steps`)."""
+        passed = self.method.forward(self, torch.from_numpy(images))
+        if not isinstance(passed, Passed):
+            passed = yield from passed
+        values = {name: value.numpy() for name, value in passed.values.items()}
+        selected = self.method.trace(self.config, values, len(images))
         return ReferenceOutputs(
-            logits.numpy(),
-            (torch.stack(keeps, 1) if keeps else empty.bool()).numpy(),
-            (torch.stack(margins, 1) if margins else empty).numpy(),
-            [features_map.numpy() for features_map in maps] if features else [],
+            passed.logits.numpy(),
+            selected.keep_mask,
+            selected.margin,
+            selected.source,
+            selected.lead,
+            [features_map.numpy() for features_map in passed.maps] if features else [],
+            values,
         )
 
     def linear(self, x: Tensor, name: str) -> Tensor:
@@ -179,12 +195,11 @@ class Reference:
             weights["patch_embed.proj.bias"],
             stride=self.config.patch_size,
         )
-        tokens = [weights["cls_token"].expand(len(images), -1, -1)]
-        if self.config.distilled:
-            tokens.append(weights["dist_token"].expand(len(images), -1, -1))
+        prefix = ("cls_token", "dist_token")[: self.config.prefix_tokens]
+        tokens = [weights[name].expand(len(images), -1, -1) for name in prefix]
         return torch.cat([*tokens, patches.flatten(2).transpose(1, 2)], 1) + weights["pos_embed"]
 
-    def block(self, x: Tensor, block: int, keep: Tensor | None) -> Tensor:
+    def block(self, x: Tensor, block: int, keep: Tensor | None = None) -> Tensor:
         """A block on all tokens `[B, S, C]`; keys outside `keep [B, S]` are not seen.
 
         Rows of an image that keeps nothing are undefined (NaN); the caller discards them.
@@ -195,18 +210,52 @@ class Reference:
         mask = None if keep is None else keep[:, None, None, :]
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         x = x + self.linear(mixed.transpose(1, 2).flatten(2), f"{name}.attn.proj")
+        return self.feed_forward(x, block)
+
+    def attention(
+        self, x: Tensor, block: int, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The first half of a block, with what methods rank tokens by.
+
+        Args:
+            x: `[B, T, C]`.
+            bias: added to the scores of each key, `[B, T]`.
+
+        Returns:
+            The new tokens `[B, T, C]`, the attention `[B, H, T, T]`, the keys and the values
+            `[2, B, H, T, D]`.
+        """
+        name, heads = f"blocks.{block}", self.config.num_heads
+        normed = self.norm(x, f"{name}.norm1", self.block_eps)
+        if f"{name}.attn.qkv.weight" in self.weights:
+            qkv = self.linear(normed, f"{name}.attn.qkv")
+        else:
+            parts = self.linear(normed, f"{name}.attn.qk"), self.linear(normed, f"{name}.attn.v")
+            qkv = torch.cat(parts, -1)
+        query, key, value = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
+        if bias is not None:
+            scores = scores + bias[:, None, None, :]
+        weights = scores.softmax(-1)
+        mixed = (weights @ value).transpose(1, 2).flatten(2)
+        return x + self.linear(mixed, f"{name}.attn.proj"), weights, torch.stack([key, value])
+
+    def feed_forward(self, x: Tensor, block: int) -> Tensor:
+        """The second half of a block."""
+        name = f"blocks.{block}"
         hidden = self.linear(self.norm(x, f"{name}.norm2", self.block_eps), f"{name}.mlp.fc1")
         return x + self.linear(F.gelu(hidden), f"{name}.mlp.fc2")
 
-    def margin(self, x: Tensor, gate: int) -> Tensor:
-        """Keep logit (channel 0) minus prune logit (channel 1) of every token `[B, S]`."""
-        name = f"gates.{gate}"
-        hidden = self.linear(self.norm(x, f"{name}.norm", self.gate_eps), f"{name}.mlp.fc1")
-        keep, prune = self.linear(F.gelu(hidden), f"{name}.mlp.fc2").unbind(-1)
-        margin = keep - prune
-        if not self.config.gate_class_token[gate]:
-            margin[:, : self.config.prefix_tokens] = torch.inf
-        return margin
+    def classify(self, x: Tensor) -> Tensor:
+        """Final norm and head on the class token `[B, tokens, C]` -> `[B, classes]`.
+
+        A distilled model averages the heads of its two first tokens.
+        """
+        x = self.norm(x, "norm", self.norm_eps)
+        logits = self.linear(x[:, 0], "head")
+        if self.config.distilled:
+            logits = (logits + self.linear(x[:, 1], "head_dist")) / 2
+        return logits
 
 
 def drive(

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
-from svit_deploy.config import ModelConfig, Preprocess, check_ratios
+from svit_deploy.config import ModelConfig, Preprocess, TokenMode, check_ratios
 from svit_deploy.errors import InputError
-
-FAMILIES = ("svit", "deit")
+from svit_deploy.methods import METHODS, method_of
 
 
 def check_config(config: ModelConfig) -> None:
@@ -20,8 +19,10 @@ def check_config(config: ModelConfig) -> None:
             not tile, gates out of order or range, or a value per gate missing.
         UsageError: a keep ratio outside (0, 1].
     """
-    if config.family not in FAMILIES:
-        raise InputError(f"family {config.family!r} is unknown", f"use {' or '.join(FAMILIES)}")
+    if config.family not in METHODS:
+        raise InputError(
+            f"family {config.family!r:.80} is unknown", f"use one of {', '.join(METHODS)}"
+        )
     for name in ("embed_dim", "depth", "num_heads", "mlp_dim", "patch_size", "num_classes"):
         if getattr(config, name) < 1:
             raise InputError(f"{name} is {getattr(config, name)}", "give a complete checkpoint")
@@ -40,22 +41,27 @@ def check_config(config: ModelConfig) -> None:
             f"patch size {patch}",
             f"use, for example, {height}x{width}",
         )
+    if config.class_token != method_of(config).class_token:
+        raise InputError(f"class_token is {config.class_token}", "export the model again")
     _check_gates(config)
 
 
 def _check_gates(config: ModelConfig) -> None:
-    blocks = config.gate_blocks
-    if config.family == "deit" and blocks:
-        raise InputError("a deit has no gates", "leave gate_blocks out, or use an svit arch")
+    blocks, method = config.gate_blocks, method_of(config)
+    if blocks and method.modes == (TokenMode.DENSE,):
+        raise InputError(
+            f"a {config.family} has no gates", "leave gate_blocks out, or use another family"
+        )
     if list(blocks) != sorted(set(blocks)) or not all(0 <= b < config.depth for b in blocks):
         raise InputError(
             f"gate_blocks {list(blocks)} are not ascending block numbers below {config.depth}",
             "blocks count from 0: --set gate_blocks=3,4,5",
         )
-    for name in ("gate_class_token", "thresholds"):
-        if len(getattr(config, name)) != len(blocks):
+    counts = {"gate_class_token": len(blocks), "thresholds": 0 if method.counted else len(blocks)}
+    for name, count in counts.items():
+        if len(getattr(config, name)) != count:
             raise InputError(
-                f"{name} has {len(getattr(config, name))} values for {len(blocks)} gates",
+                f"{name} has {len(getattr(config, name))} values for {count} gates",
                 "give one per gate",
             )
     if len(config.target_keep) not in (0, len(blocks)):
@@ -64,11 +70,23 @@ def _check_gates(config: ModelConfig) -> None:
             "give one per gate, or none",
         )
     check_ratios(config.target_keep, "target_keep")
+    method.check(config)
+    places = method.places(config)
+    if blocks and places is not None and blocks != places:
+        raise InputError(
+            f"gate_blocks {list(blocks)} are not the {list(places)} of the settings",
+            "export the model again",
+        )
 
 
 def config_to_dict(config: ModelConfig) -> dict[str, Any]:
-    """A dictionary of plain JSON values: lists in the place of tuples."""
-    return _plain(asdict(config))
+    """A dictionary of plain JSON values: lists in the place of tuples.
+
+    What most methods have in common is left out: no settings, a class token.
+    """
+    content = _plain(asdict(config))
+    usual = {"settings": None, "class_token": True}
+    return {k: v for k, v in content.items() if k not in usual or v is not usual[k]}
 
 
 def config_from_dict(content: Mapping[str, Any]) -> ModelConfig:
@@ -78,7 +96,15 @@ def config_from_dict(content: Mapping[str, Any]) -> ModelConfig:
         InputError: a field is missing, unknown or of another type, or `check_config` refuses.
         UsageError: a keep ratio outside (0, 1].
     """
-    config = _build(ModelConfig, content, "model configuration")
+    family = content.get("family") if isinstance(content, Mapping) else None
+    kind = METHODS[family].settings if isinstance(family, str) and family in METHODS else None
+    ready: dict[str, Any] = {"settings": None}
+    if kind is not None:
+        content = dict(content)
+        ready["settings"] = _build(kind, content.pop("settings", None), "method's settings")
+    if isinstance(content, Mapping) and "class_token" not in content:
+        ready["class_token"] = True
+    config = _build(ModelConfig, content, "model configuration", **ready)
     check_config(config)
     return config
 
@@ -89,14 +115,14 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _build(kind: type, content: Any, where: str) -> Any:
-    """A dataclass out of a dictionary that names each of its fields, and no other."""
-    names = {field.name for field in fields(kind)}
+def _build(kind: type, content: Any, where: str, **ready: Any) -> Any:
+    """A dataclass out of a dictionary that names each of its fields not `ready`, and no other."""
+    names = {field.name for field in fields(kind)} - set(ready)
     wrong = sorted(map(str, names ^ set(content))) if isinstance(content, Mapping) else ["fields"]
     if wrong:
         raise InputError(f"the {where} lacks or adds {', '.join(wrong)}", "export the model again")
     hints = get_type_hints(kind)
-    return kind(**{name: _value(hints[name], content[name], name) for name in names})
+    return kind(**{name: _value(hints[name], content[name], name) for name in names}, **ready)
 
 
 def _value(hint: Any, value: Any, name: str) -> Any:

@@ -23,7 +23,7 @@ def check_invariance(subject: Subject, inputs: np.ndarray) -> None:
         alone = Observed.concatenate([subject.observe(engine, image[None]) for image in inputs])
         together = subject.observe(engine, inputs)
         reverse = subject.observe(engine, np.ascontiguousarray(inputs[::-1]))
-    backwards = Observed(reverse.logits[::-1], reverse.keep_mask[::-1], reverse.margin[::-1])
+    backwards = reverse[::-1]
     ok, detail = True, f"{len(inputs)} images"
     for batch in (together, backwards):
         ok, detail = _same(subject, batch, alone)
@@ -67,7 +67,8 @@ def check_hidden_gates(subject: Subject, inputs: np.ndarray) -> None:
 
 def check_extremes(subject: Subject, part: Expected, expectations: Expectations) -> None:
     """Every token kept, then none: thresholds at the ends of the float32 range."""
-    for keep, threshold in (("all", -LARGEST), ("none", LARGEST)) if subject.gates else ():
+    extremes = (("all", -LARGEST), ("none", LARGEST)) if subject.config.thresholds else ()
+    for keep, threshold in extremes:
         thresholds = {names.threshold_name(gate): threshold for gate in subject.gates}
         model = set_scalars(subject.observable(subject.model), thresholds)
         with subject.engine(model) as engine:
@@ -103,10 +104,8 @@ def _same(
     subject: Subject, actual: Observed, expected: Observed, thresholds: np.ndarray | None = None
 ) -> tuple[bool, str]:
     """Whether masks agree but for coin tosses, and logits of images with equal masks agree."""
-    _, ok, detail = subject.compare_decisions(
-        actual.keep_mask, expected.keep_mask, expected.margin, thresholds
-    )
-    same = ~(actual.keep_mask != expected.keep_mask).any(axis=(1, 2))
+    _, ok, detail = subject.compare_decisions(actual, expected, thresholds)
+    same = ~(actual.decisions != expected.decisions).any(axis=(1, 2))
     error = logits_error(actual.logits[same], expected.logits[same])
     limit = subject.limits.logits
     if ok and error > limit:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from svit_deploy.bundle import Bundle
 from svit_deploy.config import ModelConfig
@@ -48,13 +50,23 @@ def told_by_manifest(config: ModelConfig) -> dict[str, str]:
     told = {
         # Of the position embedding, which need not be square; what to run at is the bundle's.
         "image_size": "x".join(str(side * patch) for side in config.native_grid),
+        "family": config.family,
         "num_heads": str(config.num_heads),
         "mean": ",".join(map(str, preprocess.mean)),
         "std": ",".join(map(str, preprocess.std)),
         "crop_ratio": str(preprocess.crop_ratio),
         "interpolation": preprocess.interpolation,
     }
-    if config.num_gates:
+    if config.settings is not None:
+        told |= {name: _as_typed(value) for name, value in asdict(config.settings).items()}
+    elif config.num_gates:
         told["gate_blocks"] = ",".join(map(str, config.gate_blocks))
         told["gate_class_token"] = ",".join(str(sees).lower() for sees in config.gate_class_token)
     return told
+
+
+def _as_typed(value: Any) -> str:
+    """A setting's value in the form of `--set`."""
+    if isinstance(value, tuple):
+        return ",".join(map(_as_typed, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -14,6 +14,7 @@ import numpy as np
 from svit_deploy.bundle import Bundle
 from svit_deploy.config import ModelConfig, TokenMode
 from svit_deploy.errors import InputError
+from svit_deploy.export import names
 from svit_deploy.images import ImageSet
 from svit_deploy.models import Model, config_to_dict, without_gates
 
@@ -30,14 +31,20 @@ class Expected:
         inputs: `[n, 3, H, W]` float32, as the graph gets them.
         logits: `[n, classes]`.
         keep_mask, margin: `[n, G, S]`.
-        features: feature maps `[n, S, C]` after the embedding and each block; empty if unknown.
+        source, lead: `[n, G, S]`, for a method that merges tokens.
+        features: feature maps `[n, tokens, C]` after the embedding and each block; empty if
+            unknown.
+        values: the decisions as the graph holds them (`Method.values`).
     """
 
     inputs: np.ndarray
     logits: np.ndarray
     keep_mask: np.ndarray
     margin: np.ndarray
+    source: np.ndarray | None = None
+    lead: np.ndarray | None = None
     features: list[np.ndarray] = field(default_factory=list)
+    values: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __getitem__(self, images: slice) -> Expected:
         return Expected(
@@ -45,7 +52,10 @@ class Expected:
             self.logits[images],
             self.keep_mask[images],
             self.margin[images],
+            None if self.source is None else self.source[images],
+            None if self.lead is None else self.lead[images],
             [features[images] for features in self.features],
+            {name: value[images] for name, value in self.values.items()},
         )
 
 
@@ -82,9 +92,24 @@ class Recorded(Expectations):
     has_features = False
 
     def __init__(self, bundle: Bundle) -> None:
-        arrays = bundle.load_reference()
+        arrays, config = bundle.load_reference(), bundle.config
+        keep, margin = arrays["keep_mask"], arrays["margin"]
+        if bundle.method.counted:
+            known = bundle.method.values(config) | bundle.method.hints(config)
+            values = {name: arrays[name] for name in known}
+        else:
+            gates = range(config.num_gates)
+            values = {names.decision_name(gate): keep[:, gate] for gate in gates}
+            values |= {names.margin_name(gate): margin[:, gate] for gate in gates}
+        found = bundle.method.trace(config, values, len(keep))
         self.arrays = Expected(
-            arrays["images"], arrays["logits"], arrays["keep_mask"], arrays["margin"]
+            arrays["images"],
+            arrays["logits"],
+            keep,
+            margin,
+            found.source,
+            found.lead,
+            values=values,
         )
         self.labels = arrays.get("labels")
         self.count = count_images(self.arrays.inputs)
@@ -141,7 +166,14 @@ class Recomputed(Expectations):
             inputs = self.inputs[start : start + self.batch]
             outputs = self.reference.run(inputs, self.rule, batch=self.batch, features=True)
             yield Expected(
-                inputs, outputs.logits, outputs.keep_mask, outputs.margin, outputs.features
+                inputs,
+                outputs.logits,
+                outputs.keep_mask,
+                outputs.margin,
+                outputs.source,
+                outputs.lead,
+                outputs.features,
+                outputs.values,
             )
 
     def extreme(self, part: Expected, keep: str) -> Expected | None:

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import onnx
+from onnx.helper import np_dtype_to_tensor_dtype
 
 from svit_deploy.compare import (
     effective_keep,
@@ -15,6 +16,7 @@ from svit_deploy.compare import (
     rms,
     token_error,
 )
+from svit_deploy.config import TokenMode
 from svit_deploy.engines.base import Engine
 from svit_deploy.errors import InputError
 from svit_deploy.export import names
@@ -47,7 +49,7 @@ class Parity:
             not random,
             f"the graph samples in {', '.join(random[:3])}" if random else "none in the graph",
         )
-        if self.gates:
+        if self.config.thresholds:
             self.check_thresholds()
 
     def check_thresholds(self) -> None:
@@ -72,18 +74,24 @@ class Parity:
         with subject.engine(self.staged()) as staged, subject.shipped() as shipped:
             self.report.engine = shipped.description
             for part in self.expectations.parts():
-                refuse_non_finite(part)
+                refuse_non_finite(part, subject.method.removes)
                 done = sum(len(past.inputs) for past in expected) / self.expectations.count
                 progress.update("comparing with the reference", 0.7 * done)
                 for stage, error in self.stage_errors(staged, part).items():
                     errors[stage] = max(errors.get(stage, 0.0), error)
                 actual.append(subject.observe(shipped, part.inputs))
-                expected.append(dataclasses.replace(part, features=[]))
+                expected.append(dataclasses.replace(part, features=[], values={}))
         whole = Observed.concatenate(
-            [Observed(part.logits, part.keep_mask, part.margin) for part in expected]
+            [
+                Observed(
+                    part.logits, part.keep_mask, part.margin, source=part.source, lead=part.lead
+                )
+                for part in expected
+            ]
         )
         finite = np.where(np.isfinite(whole.margin), whole.margin, 0)
-        subject.scales = np.array([max(1.0, rms(finite[:, gate])) for gate in self.gates])
+        unit = subject.method.margin_unit
+        subject.scales = np.array([unit or max(1.0, rms(finite[:, g])) for g in self.gates])
         self.judge_stages(errors)
         self.judge_decisions(Observed.concatenate(actual), whole)
         self.judge_budget(Observed.concatenate(actual))
@@ -95,32 +103,47 @@ class Parity:
         """The graph's values that the reference knows as feature maps, in order."""
         return [names.EMBEDDING, *(names.block_name(block) for block in range(self.config.depth))]
 
+    @property
+    def packs(self) -> bool:
+        """Whether the graph's feature maps hold only the tokens that are still there."""
+        return self.subject.method.removes and self.subject.bundle.mode is TokenMode.DYNAMIC
+
     def staged(self) -> onnx.ModelProto:
-        """The graph with the reference's keep masks and, if known, feature maps for inputs."""
-        config, shape = self.config, ("batch", self.config.num_tokens)
-        decisions = {names.decision_name(gate): shape for gate in self.gates}
-        model = force_values(self.subject.model, decisions)
-        model = add_outputs(model, [names.margin_name(gate) for gate in self.gates])
+        """The graph with the reference's decisions and, if known, feature maps for inputs."""
+        model, values = self.subject.model, self.subject.values
+        decided = {name: value for name, value in values.items() if value[0] is not np.float32}
+        model = force_values(
+            model,
+            {name: ("batch", *shape) for name, (_, shape) in decided.items()},
+            {name: np_dtype_to_tensor_dtype(np.dtype(kind)) for name, (kind, _) in decided.items()},
+        )
+        model = add_outputs(model, [name for name in values if name not in decided])
         if not self.expectations.has_features:
             return model
-        return feed_values(model, dict.fromkeys(self.feature_maps, ("rows", config.embed_dim)))
+        shapes = {name: (f"{name}.rows", f"{name}.width") for name in self.feature_maps}
+        return feed_values(model, shapes)
 
     def stage_errors(self, staged: Engine, part: Expected) -> dict[str, float]:
         """Error of each value of the graph that the reference knows."""
         feeds = {names.INPUT: part.inputs}
-        for gate in self.gates:
-            mask = np.ascontiguousarray(part.keep_mask[:, gate])
-            feeds[names.decision_name(gate)] = mask
+        ranked = []
+        for name, (kind, _) in self.subject.values.items():
+            if kind is np.float32:
+                ranked.append(name)
+            else:
+                feeds[name] = np.ascontiguousarray(part.values[name])
         maps = list(zip(self.feature_maps, part.features, strict=False))
-        for name, features in maps:
-            feeds[name + FED] = features.reshape(-1, self.config.embed_dim)
+        there = [~np.isnan(features[..., 0]) for _, features in maps]
+        for (name, features), tokens in zip(maps, there, strict=True):
+            rows = features[tokens] if self.packs else np.nan_to_num(features)
+            feeds[name + FED] = rows.reshape(-1, features.shape[-1])
         actual = staged.run(feeds)
         errors = {names.LOGITS: logits_error(actual[names.LOGITS], part.logits)}
-        for gate in self.gates:
-            name = names.margin_name(gate)
-            errors[name] = margin_error(actual[name], part.margin[:, gate])
-        for name, features in maps:
-            errors[name] = token_error(actual[name].reshape(features.shape), features)
+        for name in ranked:
+            errors[name] = margin_error(actual[name], part.values[name])
+        for (name, features), tokens in zip(maps, there, strict=True):
+            rows = actual[name] if self.packs else actual[name].reshape(features.shape)[tokens]
+            errors[name] = token_error(rows, features[tokens])
         return errors
 
     def judge_stages(self, errors: dict[str, float]) -> None:
@@ -128,10 +151,13 @@ class Parity:
         limits, stages, scales = self.limits, self.report.stages, self.subject.scales
         alone = self.expectations.has_features  # else errors add up from stage to stage
         gate_of = {block: gate for gate, block in enumerate(self.config.gate_blocks)}
+        margin = limits.margin
+        if self.subject.method.ranks_inside:
+            margin = max(margin, limits.block)
         order = [("embedding", names.EMBEDDING, limits.embedding)]
         for block in range(self.config.depth):
             if (gate := gate_of.get(block)) is not None:
-                limit = (limits.margin if alone else limits.rounding) * scales[gate]
+                limit = (margin if alone else limits.rounding) * scales[gate]
                 order.append((f"gate {gate}", names.margin_name(gate), limit))
             order.append((f"block {block}", names.block_name(block), limits.block))
         order.append(("head", names.LOGITS, limits.head if alone else limits.logits))
@@ -158,13 +184,9 @@ class Parity:
         self.check(
             "keep mask follows the margins",
             not wrong,
-            f"gate {wrong[0]} does not keep by margin > threshold and budget"
-            if wrong
-            else "margin > threshold, within the budget if there is one",
+            f"gate {wrong[0]} does not keep by {self.subject.rule}" if wrong else self.subject.rule,
         )
-        flips, explained, detail = subject.compare_decisions(
-            actual.keep_mask, expected.keep_mask, expected.margin
-        )
+        flips, explained, detail = subject.compare_decisions(actual, expected)
         self.check("gate decisions", explained, detail)
         turned, decisions = sum(f.flips for f in flips), sum(f.tokens for f in flips)
         few = HANDFUL + self.limits.turned * decisions
@@ -199,7 +221,7 @@ class Parity:
     def judge_budget(self, actual: Observed) -> None:
         """What the budget cuts is counted right, and worth knowing: the model itself would not."""
         subject, rows = self.subject, self.subject.rows
-        if rows is None:
+        if rows is None or not subject.bundle.budgets:
             return
         wanted = (actual.margin > subject.thresholds[None, :, None]).sum(axis=2)
         beyond = np.maximum(wanted - rows, 0)
@@ -221,7 +243,7 @@ class Parity:
     def judge_logits(self, actual: Observed, expected: Observed) -> None:
         """Logits and classes of the file as it is, where its masks are the reference's."""
         broken = ~np.isfinite(actual.logits).all(axis=1)
-        same = ~(actual.keep_mask != expected.keep_mask).any(axis=(1, 2))
+        same = ~(actual.decisions != expected.decisions).any(axis=(1, 2))
         error = logits_error(actual.logits[same], expected.logits[same])
         self.report.logits_error = error
         self.check(
@@ -256,14 +278,18 @@ def margin_drift(actual: Observed, expected: Observed) -> np.ndarray:
     drift = []
     for gate in range(actual.margin.shape[1]):
         drift.append(margin_error(actual.margin[~late, gate], expected.margin[~late, gate]))
-        late |= (actual.keep_mask[:, gate] != expected.keep_mask[:, gate]).any(axis=1)
+        late |= (actual.decisions[:, gate] != expected.decisions[:, gate]).any(axis=1)
     return np.array(drift)
 
 
-def refuse_non_finite(part: Expected) -> None:
-    """Raises InputError where the reference itself computes nothing that could be compared."""
-    margins = np.isnan(part.margin) | np.isneginf(part.margin)
-    if margins.any() or not np.isfinite(part.logits).all():
+def refuse_non_finite(part: Expected, removes: bool) -> None:
+    """Raises InputError where the reference itself computes nothing that could be compared.
+
+    Args:
+        removes: whether a token may be gone, its margin -inf.
+    """
+    broken = np.isnan(part.margin) | (np.isneginf(part.margin) & (not removes))
+    if broken.any() or not np.isfinite(part.logits).all():
         raise InputError(
             "the reference's own logits or margins are not finite",
             "check the checkpoint and the images: nothing can be compared with NaN",

@@ -47,21 +47,43 @@ class Observed:
         logits: `[n, classes]`.
         keep_mask, margin: `[n, G, S]`.
         overflow: `[n, G]` kept tokens beyond the budget; None where the graph does not tell.
+        source, lead: `[n, G, S]`, for a method that merges tokens; the graph tells no lead.
     """
 
     logits: np.ndarray
     keep_mask: np.ndarray
     margin: np.ndarray
     overflow: np.ndarray | None = None
+    source: np.ndarray | None = None
+    lead: np.ndarray | None = None
+
+    @property
+    def decisions(self) -> np.ndarray:
+        """What of a run must agree `[n, G, S]`: what was kept, or what became of each token."""
+        return self.keep_mask if self.source is None else self.source
+
+    def __getitem__(self, images: slice) -> Observed:
+        return Observed(
+            self.logits[images],
+            self.keep_mask[images],
+            self.margin[images],
+            None if self.overflow is None else self.overflow[images],
+            None if self.source is None else self.source[images],
+            None if self.lead is None else self.lead[images],
+        )
 
     @classmethod
     def concatenate(cls, parts: list[Observed]) -> Observed:
         overflow = [part.overflow for part in parts if part.overflow is not None]
+        source = [part.source for part in parts if part.source is not None]
+        lead = [part.lead for part in parts if part.lead is not None]
         return cls(
             np.concatenate([part.logits for part in parts]),
             np.concatenate([part.keep_mask for part in parts]),
             np.concatenate([part.margin for part in parts]),
             np.concatenate(overflow) if overflow else None,
+            np.concatenate(source) if source else None,
+            np.concatenate(lead) if lead else None,
         )
 
 
@@ -77,8 +99,10 @@ class Subject:
         self.report = report
         self.limits = report.limits
         self.model = self._editable(inline_functions(bundle.load_model()))
-        self.gates = range(self.config.num_gates)
-        self.thresholds = np.array(self.config.thresholds, np.float32)
+        self.method, self.gates = bundle.method, range(self.config.num_gates)
+        self.values = self.method.values(self.config)
+        lowest = (float(np.finfo(np.float32).min),) * len(self.gates)
+        self.thresholds = np.array(self.config.thresholds or lowest, np.float32)
         self.rows = np.array(bundle.budget_rows) if bundle.budget_rows else None
         self.scales = np.ones(len(self.gates))
 
@@ -130,8 +154,7 @@ class Subject:
         """The graph with its gates in view, whether or not they are shipped as outputs."""
         if self.shows_gates:
             return model
-        wanted = [f(gate) for gate in self.gates for f in (names.margin_name, names.decision_name)]
-        return add_outputs(model, wanted)
+        return add_outputs(model, self.values)
 
     def shipped(self) -> Engine:
         """The file as it is, its gates in view."""
@@ -142,31 +165,43 @@ class Subject:
     def observe(self, engine: Engine, inputs: np.ndarray) -> Observed:
         outputs = engine.run({names.INPUT: inputs})
         logits = outputs[names.LOGITS]
-        if not self.gates:
-            empty = np.zeros((len(inputs), 0, self.config.num_tokens), np.float32)
-            return Observed(logits, empty.astype(bool), empty)
         if names.MARGIN in outputs:
-            overflow = outputs.get(names.OVERFLOW)
-            return Observed(logits, outputs[names.KEEP_MASK], outputs[names.MARGIN], overflow)
-        margin = np.stack([outputs[names.margin_name(gate)] for gate in self.gates], 1)
-        decision = np.stack([outputs[names.decision_name(gate)] for gate in self.gates], 1)
-        return Observed(logits, effective_keep(decision, margin, self.rows), margin)
+            extra = outputs.get(names.OVERFLOW), outputs.get(names.SOURCE)
+            return Observed(logits, outputs[names.KEEP_MASK], outputs[names.MARGIN], *extra)
+        found = self.method.trace(self.config, outputs, len(inputs))
+        keep = effective_keep(found.keep_mask, found.margin, self.rows)
+        return Observed(logits, keep, found.margin, source=found.source)
+
+    @property
+    def rule(self) -> str:
+        """How the graph must decide, in words."""
+        if not self.config.thresholds:
+            return "margin, as many as the method keeps"
+        return "margin > threshold, within the budget if there is one"
 
     def compare_decisions(
-        self,
-        keep: np.ndarray,
-        expected: np.ndarray,
-        margin: np.ndarray,
-        thresholds: np.ndarray | None = None,
+        self, actual: Observed, expected: Observed, thresholds: np.ndarray | None = None
     ) -> tuple[list[GateFlips], bool, str]:
-        """Compares keep masks `[n, G, S]` given the expected margins.
+        """Compares decisions given the expected margins.
 
         Returns:
             The flips of each gate, whether rounding explains them all, and that in words.
         """
         thresholds = self.thresholds if thresholds is None else thresholds
-        distance = decision_distance(margin, thresholds, self.rows)
-        flips = compare_masks(keep, expected, distance, self.rounding, self.config)
+        distance = decision_distance(expected.margin, thresholds, self.rows)
+        mine, theirs = actual.decisions, expected.decisions
+        if expected.source is not None:
+            # Patches follow the token that they are part of: only its own decision counts.
+            own = ~np.isneginf(expected.margin)
+            mine, theirs = np.where(own, mine, 0), np.where(own, theirs, 0)
+            lead = np.full(own.shape, np.inf) if expected.lead is None else expected.lead
+            # Leads are differences of cosines: in units of margins for the limits of those.
+            lead = lead / 2 * self.scales[None, :, None]
+            turned = actual.keep_mask != expected.keep_mask
+            # Where one of the tokens that stay is another, those merged into it go elsewhere.
+            lead = np.where(turned.any(axis=2, keepdims=True), 0, lead)
+            distance = np.where(turned, distance, lead)
+        flips = compare_masks(mine, theirs, distance, self.rounding, self.config)
         for gate, flip in enumerate(flips):
             if flip.faults:
                 reach = f"margins up to {flip.largest_margin:.2g} from the cut where rounding "

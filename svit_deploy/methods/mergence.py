@@ -1,0 +1,212 @@
+"""Token mergence: tokens that go are merged into the most similar of those that stay.
+
+The operator of Bian et al., "Multi-Scale And Token Mergence: Make Your ViT More Efficient",
+arXiv 2306.04897, on EViT's selection and DeiT's weights. There is no public code; where the paper
+leaves it open, counts are rounded up and selection stands between attention and MLP as in EViT,
+similarity is the cosine of the tokens at that point, and nothing merges into the class token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from svit_deploy.config import ModelConfig
+from svit_deploy.export.names import decision_name, lead_name, margin_name, target_name
+from svit_deploy.export.tokens import (
+    Decided,
+    Survivors,
+    attention_margin,
+    flat_rows,
+    gather_rows,
+    merge_tokens,
+    top_tokens,
+    unit_rows,
+    with_prefix,
+)
+from svit_deploy.methods.evit import Evit, EvitGraph
+from svit_deploy.methods.method import Selected, Values
+from svit_deploy.methods.trace import blank
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from svit_deploy.models.reference import Passed, Reference
+
+
+@dataclass(frozen=True)
+class MergenceSettings:
+    """What a training chooses.
+
+    Attributes:
+        keep_rate: the share of tokens that each selection keeps of those it finds.
+        prune_blocks: the blocks that select, between their attention and their MLP.
+    """
+
+    keep_rate: float
+    prune_blocks: tuple[int, ...] = (3, 6, 9)
+
+
+class MergenceGraph(EvitGraph):
+    def prune(
+        self, x: str, score: str, tokens: int, stage: int, survivors: Survivors
+    ) -> tuple[str, int, Decided]:
+        """The class token, then the best tokens, each with what is merged into it."""
+        graph, width, count = (
+            self.graph,
+            self.config.embed_dim,
+            self.method.kept(self.config)[stage] - 1,
+        )
+        margin = graph.rename(attention_margin(graph, score), margin_name(stage))
+        order = graph.rename(top_tokens(graph, margin, tokens - 1), decision_name(stage))
+        margin = survivors.spread(margin)
+        kept = graph.op("Slice", order, *map(graph.constant, ([0], [count], [1])))
+        gone = graph.op("Slice", order, *map(graph.constant, ([count], [tokens], [1])))
+        places = with_prefix(graph, kept, 1)
+        stay = gather_rows(graph, x, flat_rows(graph, places, tokens))
+        stay = graph.reshape(stay, -1, count + 1, width)
+        if count == tokens - 1:
+            chosen = Decided(survivors.keep(places), margin, self.source(survivors, None, None))
+            return graph.reshape(stay, -1, width), tokens, chosen
+        moved = graph.op("Add", gone, graph.constant(1))
+        moved = gather_rows(graph, x, flat_rows(graph, moved, tokens))
+        moved = graph.reshape(moved, -1, tokens - 1 - count, width)
+        first = graph.op("Slice", stay, *map(graph.constant, ([0], [1], [1])))
+        stay = graph.op("Slice", stay, *map(graph.constant, ([1], [count + 1], [1])))
+        similar = graph.op(
+            "MatMul",
+            unit_rows(graph, graph.widen(moved)),
+            graph.op("Transpose", unit_rows(graph, graph.widen(stay)), perm=(0, 2, 1)),
+        )
+        target = graph.ops("TopK", similar, graph.constant([1]), outputs=2)[1]
+        target = graph.op("Squeeze", target, graph.constant([2]))
+        target = graph.rename(target, target_name(stage))
+        weight = graph.op("GatherElements", score, kept, axis=1)
+        weight = graph.op("Unsqueeze", weight, graph.constant([2]))
+        moved_weight = graph.op("GatherElements", score, gone, axis=1)
+        merged, _ = merge_tokens(graph, stay, moved, weight, moved_weight, target, count)
+        gone_names = graph.op(
+            "GatherElements", survivors.places, graph.op("Add", gone, graph.constant(1)), axis=1
+        )
+        mask = survivors.keep(places)
+        into = graph.op(
+            "GatherElements", survivors.places, graph.op("Add", target, graph.constant(1)), axis=1
+        )
+        chosen = Decided(mask, margin, self.source(survivors, gone_names, into))
+        rows = graph.op("Concat", first, merged, axis=1)
+        return graph.reshape(rows, -1, width), count + 1, chosen
+
+    def source(self, survivors: Survivors, gone: str | None, into: str | None) -> str:
+        """The token that each is part of, `[B, S]`, after `gone` are merged `into` others."""
+        graph, columns = self.graph, self.config.num_tokens
+        renamed = survivors.everywhere([list(range(columns))])
+        if gone is not None and into is not None:
+            renamed = graph.op("ScatterElements", renamed, gone, into, axis=1)
+        if survivors.parts is not None:
+            renamed = graph.op("GatherElements", renamed, survivors.parts, axis=1)
+        survivors.parts = renamed
+        return renamed
+
+
+class Mergence(Evit):
+    name, title = "mergence", "Token Mergence"
+    settings: ClassVar[type | None] = MergenceSettings
+    graph = MergenceGraph
+
+    def told(self, args: Mapping[str, Any]) -> dict[str, Any] | None:
+        return None
+
+    def columns(self, config: ModelConfig) -> int:
+        return config.num_tokens
+
+    def kept(self, config: ModelConfig) -> tuple[int, ...]:
+        return tuple(count + 1 for _, count in selections(config))
+
+    def values(self, config: ModelConfig) -> Values:
+        values: Values = {}
+        for gate, (entering, kept) in enumerate(selections(config)):
+            values[margin_name(gate)] = (np.float32, (entering,))
+            values[decision_name(gate)] = (np.int64, (entering,))
+            if kept < entering:
+                values[target_name(gate)] = (np.int64, (entering - kept,))
+        return values
+
+    def hints(self, config: ModelConfig) -> Values:
+        return {
+            lead_name(gate): (np.float32, (entering - kept,))
+            for gate, (entering, kept) in enumerate(selections(config))
+            if kept < entering
+        }
+
+    def trace(self, config: ModelConfig, values: Mapping[str, np.ndarray], batch: int) -> Selected:
+        keep, margin = blank(config, batch, config.num_tokens)
+        lead = np.full(keep.shape, np.inf, np.float32)
+        source, images = np.zeros(keep.shape, np.int64), np.arange(batch)[:, None]
+        names = np.tile(np.arange(config.num_tokens), (batch, 1))
+        parts = names.copy()
+        for gate, (entering, kept) in enumerate(selections(config)):
+            margin[images, gate, names[:, 1:]] = values[margin_name(gate)]
+            ranked = np.take_along_axis(names[:, 1:], values[decision_name(gate)], axis=1)
+            stay, gone = ranked[:, :kept], ranked[:, kept:]
+            if kept < entering:
+                renamed = np.tile(np.arange(config.num_tokens), (batch, 1))
+                into = np.take_along_axis(stay, values[target_name(gate)], axis=1)
+                np.put_along_axis(renamed, gone, into, axis=1)
+                parts = np.take_along_axis(renamed, parts, axis=1)
+                if lead_name(gate) in values:
+                    lead[images, gate, gone] = values[lead_name(gate)]
+            names = np.concatenate([names[:, :1], stay], axis=1)
+            keep[images, gate, names] = True
+            source[:, gate] = parts
+        return Selected(keep, margin, source, lead)
+
+    def forward(self, reference: Reference, images: Tensor) -> Passed:
+        import torch
+        from torch.nn.functional import one_hot
+
+        from svit_deploy.models.reference import Passed
+
+        config = reference.config
+        stage_of = {block: stage for stage, block in enumerate(config.gate_blocks)}
+        x = reference.embed(images)
+        maps = [x]
+        values: dict[str, Tensor] = {}
+        for block in range(config.depth):
+            x, weights, _ = reference.attention(x, block)
+            if (stage := stage_of.get(block)) is not None:
+                score = weights[:, :, 0, 1:].mean(dim=1)
+                count = math.ceil(config.settings.keep_rate * score.shape[1])
+                order = score.argsort(dim=1, descending=True, stable=True)
+                values |= {margin_name(stage): score.log(), decision_name(stage): order}
+                ranked = torch.take_along_dim(x[:, 1:], order[..., None], dim=1)
+                share = torch.take_along_dim(score, order, dim=1)[..., None]
+                stay, gone = ranked[:, :count], ranked[:, count:]
+                if gone.shape[1]:
+                    similar = torch.cosine_similarity(gone[:, :, None], stay[:, None], dim=3)
+                    target = similar.argmax(dim=2)
+                    into = one_hot(target, count).float()  # [B, M, K]
+                    summed = stay * share[:, :count]
+                    summed = summed + into.transpose(1, 2) @ (gone * share[:, count:])
+                    total = share[:, :count] + into.transpose(1, 2) @ share[:, count:]
+                    stay = summed / total
+                    best = similar.topk(min(2, count), dim=2).values
+                    lead = best[..., 0] - best[..., -1] if count > 1 else best[..., 0] + torch.inf
+                    values |= {target_name(stage): target, lead_name(stage): lead}
+                x = torch.cat([x[:, :1], stay], dim=1)
+            x = reference.feed_forward(x, block)
+            maps.append(x)
+        return Passed(reference.classify(x), maps, values)
+
+
+def selections(config: ModelConfig) -> list[tuple[int, int]]:
+    """Tokens ranked and kept at each selection."""
+    found, entering = [], config.num_patches
+    for _ in range(config.num_gates):
+        kept = math.ceil(config.settings.keep_rate * entering)
+        found.append((entering, kept))
+        entering = kept
+    return found

@@ -1,0 +1,431 @@
+"""ToMe: in every block, the most similar pairs of tokens become one.
+
+Bolya et al., "Token Merging: Your ViT But Faster", ICLR 2023; written from the paper's
+description. The tokens of a block are split into those at even places (A, with the class token
+first) and those at odd places (B). Each of A finds its most similar in B; the r most similar
+pairs merge, by mean weighted with how many patches each token stands for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from svit_deploy.config import ModelConfig, TokenMode
+from svit_deploy.errors import InputError
+from svit_deploy.export.builder import FLOAT
+from svit_deploy.export.layers import QKV, attention
+from svit_deploy.export.names import (
+    INPUT,
+    block_name,
+    decision_name,
+    lead_name,
+    margin_name,
+    target_name,
+)
+from svit_deploy.export.tokens import (
+    Decided,
+    attend_to_all,
+    flat_rows,
+    gather_rows,
+    merge_tokens,
+    unit_rows,
+)
+from svit_deploy.export.vit import VitGraph
+from svit_deploy.methods.keys import Dims
+from svit_deploy.methods.method import Gates, Method, Selected, Values
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from svit_deploy.models.presets import Arch
+    from svit_deploy.models.reference import Passed, Reference
+
+
+@dataclass(frozen=True)
+class TomeSettings:
+    """Attributes:
+    r: pairs that merge in every block; several numbers for a schedule, then 0 to the end.
+    inflect: for one number, how it changes from block to block: -1 falls from 2 r to 0.
+    prop_attn: whether a token counts in attention for as many patches as it stands for.
+    """
+
+    r: tuple[int, ...]
+    inflect: float = 0.0
+    prop_attn: bool = True
+
+
+def schedule(settings: TomeSettings, depth: int) -> list[int]:
+    """Pairs that merge in each block, as far as there are tokens for them."""
+    if len(settings.r) > 1:
+        return [*settings.r, *[0] * (depth - len(settings.r))]
+    least = int(settings.r[0] * (1 - settings.inflect))
+    most = 2 * settings.r[0] - least
+    step = (most - least) / max(depth - 1, 1)
+    return [int(least + step * block) for block in range(depth)]
+
+
+@dataclass(frozen=True)
+class Merge:
+    """The sizes of one merge: of `tokens`, `pairs` merge; A and B are at even and odd places."""
+
+    tokens: int
+    pairs: int
+
+    @property
+    def a(self) -> int:
+        return (self.tokens + 1) // 2
+
+    @property
+    def b(self) -> int:
+        return self.tokens // 2
+
+
+def merges(config: ModelConfig) -> list[Merge]:
+    """Those of every gate."""
+    wanted = schedule(config.settings, config.depth)
+    found, tokens = [], config.num_tokens
+    for block in config.gate_blocks:
+        merge = Merge(tokens, min(wanted[block], (tokens - config.prefix_tokens) // 2))
+        found.append(merge)
+        tokens -= merge.pairs
+    return found
+
+
+class TomeGraph(VitGraph):
+    def run(self, x: str) -> tuple[str, Sequence[Decided]]:
+        config, graph, tokens = self.config, self.graph, self.config.num_tokens
+        gate_of = {block: gate for gate, block in enumerate(config.gate_blocks)}
+        sizes: str | None = None  # [B, tokens, 1] float32, patches that each token stands for
+        books = Books(self)
+        decided: list[Decided] = []
+        for block in range(config.depth):
+            with graph.scope(f"block_{block}"):
+                bias = None
+                if sizes is not None and config.settings.prop_attn:
+                    shares = graph.op("Log", graph.reshape(sizes, -1, 1, 1, tokens))
+                    bias = graph.narrow(shares)
+                if (gate := gate_of.get(block)) is None:
+                    x = self.block(x, block, attend_to_all(graph, self.grid_of(tokens), bias))
+                else:
+                    merge = merges(config)[gate]
+                    x, metric = self.attend(x, block, tokens, bias)
+                    with graph.scope("merge"):
+                        sources, kept, target = self.match(metric, merge, gate)
+                        decided.append(books.merge(merge, gate, sources, kept, target))
+                        x, sizes = self.merge(x, sizes, merge, sources, kept, target)
+                    tokens -= merge.pairs
+                    x = self.layers.feed_forward(x, f"blocks.{block}", config.block_eps)
+            x = graph.rename(x, block_name(block))
+        return self.classify(x, tokens), decided
+
+    def attend(self, x: str, block: int, tokens: int, bias: str | None) -> tuple[str, str]:
+        """The block's first half, and the mean of each token's keys `[B, tokens, D]`, length 1."""
+        graph, grid = self.graph, self.grid_of(tokens)
+        metrics = []
+
+        def attend(qkv: QKV) -> str:
+            keys = graph.reshape(graph.widen(qkv[1]), -1, grid.num_heads, grid.head_dim)
+            mean = graph.op("ReduceMean", keys, graph.constant([1]), keepdims=0)
+            metrics.append(graph.reshape(unit_rows(graph, mean), -1, tokens, grid.head_dim))
+            return attention(graph, qkv, tokens, grid.num_heads, grid.head_dim, bias)
+
+        x = self.layers.attend(x, f"blocks.{block}", self.config.block_eps, attend)
+        return x, metrics[0]
+
+    def match(self, metric: str, merge: Merge, gate: int) -> tuple[str, str, str]:
+        """Which of A merge `[B, r]`, which stay `[B, A - r]` ascending, into which of B `[B, r]`.
+
+        The margin of a token of A is how unlike its nearest of B it is: the least ones merge.
+        """
+        graph, distilled = self.graph, self.config.distilled
+        a, b = (self.alternate(metric, start, merge.tokens) for start in (0, 1))
+        unlike = graph.op("MatMul", graph.op("Neg", a), graph.op("Transpose", b, perm=(0, 2, 1)))
+        infinity = graph.constant(np.inf, np.float32)
+        if distilled:  # nothing merges into the distillation token
+            second = graph.constant([[[column == 0 for column in range(merge.b)]]], bool)
+            unlike = graph.op("Where", second, infinity, unlike)
+        nearest, index = graph.ops("TopK", unlike, graph.constant([1]), outputs=2, largest=0)
+        first = graph.constant([[row == 0 for row in range(merge.a)]], bool)
+        margin = graph.op(
+            "Where", first, infinity, graph.op("Squeeze", nearest, graph.constant([2]))
+        )
+        margin = graph.rename(margin, margin_name(gate))
+        pairs = graph.constant([merge.pairs])
+        sources = graph.ops("TopK", margin, pairs, outputs=2, axis=1, largest=0)[1]
+        sources = graph.rename(sources, decision_name(gate))
+        index = graph.op("Squeeze", index, graph.constant([2]))
+        target = graph.op("GatherElements", index, sources, axis=1)
+        target = graph.rename(target, target_name(gate))
+        # The others in their order: each place in its own, the sources' beyond all.
+        shape = graph.op("Concat", graph.shape(sources, 0), graph.constant([1]), axis=0)
+        places = graph.constant([list(range(merge.a))], np.float32)
+        zeros = graph.op("Mul", graph.op("Cast", sources, to=FLOAT), graph.constant(0, np.float32))
+        beyond = graph.op("Add", zeros, graph.constant(merge.a, np.float32))
+        places = graph.op(
+            "ScatterElements", graph.op("Expand", places, shape), sources, beyond, axis=1
+        )
+        stay = graph.constant([merge.a - merge.pairs])
+        kept = graph.ops("TopK", places, stay, outputs=2, axis=1, largest=0)[1]
+        return sources, kept, target
+
+    def alternate(self, value: str, start: int, tokens: int) -> str:
+        """Every second of `[B, tokens, …]`."""
+        bounds = ([start], [tokens], [1], [2])
+        return self.graph.op("Slice", value, *map(self.graph.constant, bounds))
+
+    def merge(
+        self, x: str, sizes: str | None, merge: Merge, sources: str, kept: str, target: str
+    ) -> tuple[str, str]:
+        """Rows `[B * tokens, C]` and sizes after the merge: what stays of A, then B."""
+        graph, width = self.graph, self.config.embed_dim
+        two, one = graph.constant(2), graph.constant(1, np.float32)
+
+        def rows(places: str) -> str:
+            picked = gather_rows(graph, x, flat_rows(graph, places, merge.tokens))
+            return graph.op("Reshape", picked, self.shape(places, width))
+
+        shape = graph.op("Concat", graph.shape(sources, 0), graph.constant([1]), axis=0)
+        odd = graph.op("Expand", graph.constant([list(range(1, merge.tokens, 2))]), shape)
+        gone, stay = graph.op("Mul", sources, two), graph.op("Mul", kept, two)
+        if sizes is None:
+            own = one
+            stay_sizes = graph.op("Expand", one, self.shape(kept, 1))
+            gone_sizes = graph.op("Expand", one, graph.op("Shape", sources))
+        else:
+            flat = graph.reshape(sizes, -1, merge.tokens)
+            own = self.alternate(sizes, 1, merge.tokens)  # [B, b, 1]
+            gone_sizes = graph.op("GatherElements", flat, gone, axis=1)
+            stay_sizes = graph.op("GatherElements", flat, stay, axis=1)
+            stay_sizes = graph.op("Unsqueeze", stay_sizes, graph.constant([2]))
+        b, b_sizes = merge_tokens(graph, rows(odd), rows(gone), own, gone_sizes, target, merge.b)
+        merged = self.ordered(rows(stay), b)
+        return graph.reshape(merged, -1, width), self.ordered(stay_sizes, b_sizes)
+
+    def shape(self, places: str, width: int) -> str:
+        """`[B, K, width]` of places `[B, K]`."""
+        shape = self.graph.op("Shape", places)
+        return self.graph.op("Concat", shape, self.graph.constant([width]), axis=0)
+
+    def ordered(self, a: str, b: str) -> str:
+        """What stays of A, then B; a distillation token, the first of B, comes second."""
+        graph = self.graph
+        if not self.config.distilled:
+            return graph.op("Concat", a, b, axis=1)
+        head, tail = ([0], [1], [1]), ([1], [np.iinfo(np.int64).max], [1])
+        parts = [
+            graph.op("Slice", v, *map(graph.constant, s)) for s in (head, tail) for v in (a, b)
+        ]
+        return graph.op("Concat", *parts, axis=1)
+
+
+class Books:
+    """Keeps track of which token each patch is part of, for the graph's outputs alone.
+
+    A token is known by the patch that it began as; one that others merge into keeps its name.
+    """
+
+    def __init__(self, writer: TomeGraph) -> None:
+        self.writer, self.graph = writer, writer.graph
+        self.columns = writer.config.num_tokens
+        self.batch = self.graph.shape(INPUT, 0)
+        self.names = self.places = self.fill(np.arange(self.columns))
+
+    def fill(self, row: np.ndarray) -> str:
+        """A row for each image."""
+        shape = self.graph.op("Concat", self.batch, self.graph.constant([1]), axis=0)
+        return self.graph.op("Expand", self.graph.constant(row[None], row.dtype), shape)
+
+    def merge(self, merge: Merge, gate: int, sources: str, kept: str, target: str) -> Decided:
+        graph, stay = self.graph, merge.a - merge.pairs
+        two, odd = graph.constant(2), self.fill(np.arange(1, merge.tokens, 2))
+        margin = graph.op(
+            "ScatterElements",
+            self.fill(np.full(merge.tokens, np.inf, np.float32)),
+            self.fill(np.arange(0, merge.tokens, 2)),
+            margin_name(gate),
+            axis=1,
+        )
+        gone = self.fill(np.full(self.columns, -np.inf, np.float32))
+        margin = graph.op("ScatterElements", gone, self.names, margin, axis=1)
+        # Where each place goes: those that stay first, then B, and the sources with them.
+        order = self.writer.ordered(
+            self.fill(np.arange(stay)), self.fill(np.arange(stay, stay + merge.b))
+        )
+        back = graph.op(
+            "ScatterElements", order, order, self.fill(np.arange(stay + merge.b)), axis=1
+        )
+        moved = graph.op(
+            "GatherElements", back, graph.op("Add", target, graph.constant(stay)), axis=1
+        )
+        a_moved = graph.op("Slice", back, *map(graph.constant, ([0], [stay], [1])))
+        b_moved = graph.op("Slice", back, *map(graph.constant, ([stay], [stay + merge.b], [1])))
+        kept_places = graph.op("Mul", kept, two)
+        table = self.fill(np.zeros(merge.tokens, np.int64))
+        for places, new in (
+            (kept_places, a_moved),
+            (odd, b_moved),
+            (graph.op("Mul", sources, two), moved),
+        ):
+            table = graph.op("ScatterElements", table, places, new, axis=1)
+        self.places = graph.op("GatherElements", table, self.places, axis=1)
+        self.names = self.writer.ordered(
+            *(
+                graph.op("GatherElements", self.names, places, axis=1)
+                for places in (kept_places, odd)
+            )
+        )
+        source = graph.op("GatherElements", self.names, self.places, axis=1)
+        keep = graph.op("Equal", source, graph.constant([list(range(self.columns))]))
+        return Decided(keep, margin, source)
+
+
+class Tome(Method):
+    """On DeiT's weights, without parameters of its own."""
+
+    name, title, keys_of = "tome", "ToMe", "deit"
+    modes = (TokenMode.STATIC, TokenMode.DENSE)
+    settings = TomeSettings
+    graph = TomeGraph
+    ranks_inside = True
+    margin_unit = 1.0  # of the cosine
+    removes = True
+
+    def gates(self, arch: Arch, dims: Dims, settings: TomeSettings) -> Gates:
+        wanted = schedule(settings, dims.depth)
+        blocks = tuple(b for b, pairs in enumerate(wanted[: dims.depth]) if pairs > 0)
+        return Gates(blocks, (False,) * len(blocks))
+
+    def places(self, config: ModelConfig) -> tuple[int, ...]:
+        wanted = schedule(config.settings, config.depth)
+        return tuple(block for block, pairs in enumerate(wanted) if pairs > 0)
+
+    def check(self, config: ModelConfig) -> None:
+        settings: TomeSettings = config.settings
+        wanted = schedule(settings, config.depth) if settings.r else []
+        if not wanted or min(wanted) < 0 or len(wanted) > config.depth:
+            raise InputError(
+                f"r {list(settings.r)} with inflect {settings.inflect:g} is no schedule for "
+                f"{config.depth} blocks",
+                "give one number, or as many as there are blocks at most, none below 0",
+            )
+        if self.places(config) and not config.gate_blocks:
+            return  # the dense twin
+        for block, merge in zip(config.gate_blocks, merges(config), strict=True):
+            if merge.pairs < 1:
+                raise InputError(
+                    f"r {list(config.settings.r)} leaves {merge.tokens} tokens at block {block}, "
+                    "and no pair of them can merge",
+                    "give a smaller r",
+                )
+
+    def kept(self, config: ModelConfig) -> tuple[int, ...]:
+        return tuple(merge.tokens - merge.pairs for merge in merges(config))
+
+    def values(self, config: ModelConfig) -> Values:
+        values: Values = {}
+        for gate, merge in enumerate(merges(config)):
+            values[margin_name(gate)] = (np.float32, (merge.a,))
+            values[decision_name(gate)] = (np.int64, (merge.pairs,))
+            values[target_name(gate)] = (np.int64, (merge.pairs,))
+        return values
+
+    def hints(self, config: ModelConfig) -> Values:
+        found = enumerate(merges(config))
+        return {lead_name(gate): (np.float32, (merge.pairs,)) for gate, merge in found}
+
+    def trace(self, config: ModelConfig, values: Mapping[str, np.ndarray], batch: int) -> Selected:
+        columns, images = config.num_tokens, np.arange(batch)[:, None]
+        shape = (batch, config.num_gates, columns)
+        keep, margin = np.zeros(shape, bool), np.full(shape, -np.inf, np.float32)
+        lead, source = np.full(shape, np.inf, np.float32), np.zeros(shape, np.int64)
+        names = np.tile(np.arange(columns), (batch, 1))  # of the token at each place
+        parts = names.copy()  # the name of the token that each patch is part of
+        for gate, merge in enumerate(merges(config)):
+            margin[images, gate, names[:, 1::2]] = np.inf
+            margin[images, gate, names[:, 0::2]] = values[margin_name(gate)]
+            sources = values[decision_name(gate)] * 2
+            gone = np.take_along_axis(names, sources, axis=1)
+            into = np.take_along_axis(names, values[target_name(gate)] * 2 + 1, axis=1)
+            if lead_name(gate) in values:
+                lead[images, gate, gone] = values[lead_name(gate)]
+            renamed = np.tile(np.arange(columns), (batch, 1))
+            np.put_along_axis(renamed, gone, into, axis=1)
+            parts = np.take_along_axis(renamed, parts, axis=1)
+            stays = np.ones((batch, merge.tokens), bool)
+            np.put_along_axis(stays, sources, False, axis=1)
+            a = names[:, 0::2][stays[:, 0::2]].reshape(batch, merge.a - merge.pairs)
+            b = names[:, 1::2]
+            split = [a[:, :1], b[:, :1], a[:, 1:], b[:, 1:]] if config.distilled else [a, b]
+            names = np.concatenate(split, axis=1)
+            source[:, gate] = parts
+            keep[images, gate, names] = True
+        return Selected(keep, margin, source, lead)
+
+    def forward(self, reference: Reference, images: Tensor) -> Passed:
+        import torch
+
+        from svit_deploy.models.reference import Passed
+
+        config = reference.config
+        gate_of = {block: gate for gate, block in enumerate(config.gate_blocks)}
+        sizes: Tensor | None = None
+        x = reference.embed(images)
+        maps = [x]
+        values: dict[str, Tensor] = {}
+        for block in range(config.depth):
+            bias = None
+            if sizes is not None and config.settings.prop_attn:
+                bias = sizes.log()
+            x, _, key_value = reference.attention(x, block, bias)
+            if (gate := gate_of.get(block)) is not None:
+                metric = key_value[0].mean(dim=1)
+                metric = metric / metric.norm(dim=2, keepdim=True)
+                similar = metric[:, 0::2] @ metric[:, 1::2].transpose(1, 2)
+                similar[:, 0] = -torch.inf
+                if config.distilled:
+                    similar[:, :, 0] = -torch.inf
+                best, target = similar.max(dim=2)
+                order = best.argsort(dim=1, descending=True, stable=True)
+                pairs = merges(config)[gate].pairs
+                gone, stay = order[:, :pairs], order[:, pairs:].sort(dim=1).values
+                into = torch.take_along_dim(target, gone, dim=1)
+                x, sizes = merge_into(x, sizes, gone, stay, into, config.distilled)
+                values |= {margin_name(gate): -best, decision_name(gate): gone}
+                values |= {target_name(gate): into, lead_name(gate): lead_of(similar, gone)}
+            x = reference.feed_forward(x, block)
+            maps.append(x)
+        return Passed(reference.classify(x), maps, values)
+
+
+def lead_of(similar: Tensor, gone: Tensor) -> Tensor:
+    """How much more similar the nearest of B is than the next, for each token that merges."""
+    import torch
+
+    if similar.shape[2] < 2:
+        return torch.full(gone.shape, torch.inf)
+    first, second = similar.topk(2, dim=2).values.unbind(dim=2)
+    return torch.take_along_dim(first - second, gone, dim=1)
+
+
+def merge_into(
+    x: Tensor, sizes: Tensor | None, gone: Tensor, stay: Tensor, into: Tensor, distilled: bool
+) -> tuple[Tensor, Tensor]:
+    """Tokens `[B, T, C]` and their sizes `[B, T]` after a merge."""
+    import torch
+
+    if sizes is None:
+        sizes = torch.ones(x.shape[:2])
+
+    def merge(value: Tensor) -> Tensor:
+        a, b = value[:, 0::2], value[:, 1::2]
+        moved = torch.take_along_dim(a, gone[..., None], dim=1)
+        b = b.scatter_add(1, into[..., None].expand_as(moved), moved)
+        a = torch.take_along_dim(a, stay[..., None], dim=1)
+        return torch.cat([a[:, :1], b[:, :1], a[:, 1:], b[:, 1:]] if distilled else [a, b], dim=1)
+
+    merged = merge(sizes[..., None])
+    return merge(x * sizes[..., None]) / merged, merged[..., 0]

@@ -1,0 +1,83 @@
+"""Goldens of the methods, and bundles of them, each made once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from svit_deploy.bundle import Bundle
+from svit_deploy.config import TokenMode
+from svit_deploy.export.onnx import export_model
+from svit_deploy.export.settings import ExportSettings
+from svit_deploy.images import ImageSet
+from svit_deploy.models import Model, load_model
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+TOLD = {
+    "evit_fuse": {"family": "evit", "keep_rate": "0.7", "fuse": "true"},
+    "evit_nofuse": {"fuse": "false"},  # the arguments in this container say otherwise
+    "ats": {"family": "ats"},
+    "tome": {"family": "tome", "r": "13"},
+}
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A checkpoint and what the official code computes from it."""
+
+    model: Model
+    arrays: dict[str, np.ndarray]
+
+    @property
+    def inputs(self) -> np.ndarray:
+        return self.arrays["input"]
+
+    @property
+    def keep_mask(self) -> np.ndarray:
+        """`[B, G, N]`, without the class token."""
+        return self.arrays["keep_masks"].transpose(1, 0, 2)
+
+    def of_patches(self, masks: np.ndarray) -> np.ndarray:
+        """Of `[B, G, columns]` the columns of patches."""
+        config = self.model.config
+        return masks[:, :, config.prefix_tokens : config.num_tokens]
+
+
+@cache
+def load_recording(name: str) -> Recording:
+    pytest.importorskip("torch")
+    folder = GOLDEN / name
+    heads = json.loads((folder / "meta.json").read_text())["config"]["num_heads"]
+    told = TOLD.get(name, {}) | ({"num_heads": str(heads)} if isinstance(heads, int) else {})
+    with np.load(folder / "io.npz") as io:
+        arrays = {key: io[key] for key in io.files}
+    return Recording(load_model(folder / "checkpoint.pth", overrides=told), arrays)
+
+
+@pytest.fixture(scope="session")
+def recording() -> Callable[[str], Recording]:
+    return load_recording
+
+
+@pytest.fixture(scope="session")
+def export_recording(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
+    """Exports a golden: its name, the token mode, whether decisions are outputs, other settings."""
+
+    @cache
+    def make(name: str, mode: str, shown: bool = True, **settings: str) -> Bundle:
+        inputs = load_recording(name).inputs
+        names = tuple(f"input-{i}" for i in range(len(inputs)))
+        images = ImageSet(inputs, names, None, "0" * 64, "npz")
+        chosen = ExportSettings(
+            tokens=TokenMode(mode), calibration=images, gate_outputs=shown, **settings
+        )
+        output = tmp_path_factory.mktemp(name) / "bundle"
+        return export_model(load_recording(name).model, output, chosen)
+
+    return make

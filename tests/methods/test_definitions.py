@@ -1,0 +1,138 @@
+"""Methods without public weights against an independent implementation of their definition.
+
+Token by token and image by image, in float64 NumPy, with nothing of the package but the weights.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from svit_deploy.config import TokenMode
+from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from svit_deploy.export.onnx import export_model
+from svit_deploy.export.settings import ExportSettings
+from svit_deploy.images import synthetic_images
+from svit_deploy.methods import METHODS
+from svit_deploy.models import Model, build_model
+from svit_deploy.models.layout import to_official
+from svit_deploy.models.presets import Arch
+from svit_deploy.models.random import random_weights
+from svit_deploy.verify import Recomputed, VerifySettings, verify_bundle
+
+pytest.importorskip("torch")
+
+HEADS, PATCH, SIZE, DEPTH = 3, 8, 64, 7
+
+
+def small(family: str, overrides: dict[str, str], **settings: int) -> Model:
+    arch = Arch(family, HEADS, 24, DEPTH, PATCH, (SIZE, SIZE), num_classes=5, settings=settings)
+    dims = METHODS[family].sketch(arch)
+    weights = to_official(random_weights(dims, np.random.default_rng(3)), dims.family)
+    return build_model(weights, overrides={"family": family, "num_heads": "3", **overrides})
+
+
+class Plain:
+    """One image through a Vision Transformer, written down once more."""
+
+    def __init__(self, model: Model) -> None:
+        self.w = {name: array.astype(np.float64) for name, array in model.weights.items()}
+
+    def linear(self, x: np.ndarray, name: str) -> np.ndarray:
+        return x @ self.w[f"{name}.weight"].T + self.w[f"{name}.bias"]
+
+    def norm(self, x: np.ndarray, name: str) -> np.ndarray:
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        return x * self.w[f"{name}.weight"] + self.w[f"{name}.bias"]
+
+    def patches(self, image: np.ndarray) -> np.ndarray:
+        side = SIZE // PATCH
+        cut = image.astype(np.float64).reshape(3, side, PATCH, side, PATCH)
+        rows = cut.transpose(1, 3, 0, 2, 4).reshape(side * side, -1)
+        kernel = self.w["patch_embed.proj.weight"].reshape(24, -1)
+        return rows @ kernel.T + self.w["patch_embed.proj.bias"]
+
+    def attention(self, x: np.ndarray, y: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Of rows x to rows y: the projected result, and the weights of each head."""
+        q = np.split(self.linear(self.norm(x, f"{name}.norm1"), f"{name}.attn.qkv"), 3, 1)[0]
+        k, v = np.split(self.linear(self.norm(y, f"{name}.norm1"), f"{name}.attn.qkv"), 3, 1)[1:]
+        mixed, weights = [], []
+        for q_h, k_h, v_h in zip(*(np.split(t, HEADS, 1) for t in (q, k, v)), strict=True):
+            score = np.exp(q_h @ k_h.T / math.sqrt(q_h.shape[1]))
+            weights.append(score / score.sum(1, keepdims=True))
+            mixed.append(weights[-1] @ v_h)
+        return self.linear(np.concatenate(mixed, 1), f"{name}.attn.proj"), np.stack(weights)
+
+    def mlp(self, x: np.ndarray, name: str) -> np.ndarray:
+        h = self.linear(self.norm(x, f"{name}.norm2"), f"{name}.mlp.fc1")
+        gelu = 0.5 * h * (1 + np.vectorize(math.erf)(h / math.sqrt(2)))
+        return x + self.linear(gelu, f"{name}.mlp.fc2")
+
+    def mergence(self, image: np.ndarray, rate: float, blocks: tuple[int, ...]) -> np.ndarray:
+        x = np.concatenate([self.w["cls_token"][0], self.patches(image)]) + self.w["pos_embed"][0]
+        for block in range(DEPTH):
+            name = f"blocks.{block}"
+            mixed, weights = self.attention(x, x, name)
+            x = x + mixed
+            if block in blocks:
+                score = weights[:, 0, 1:].mean(0)
+                order = sorted(range(len(score)), key=lambda j: -score[j])
+                kept = order[: math.ceil(rate * len(score))]
+                sums = {i: score[i] * x[1 + i] for i in kept}
+                totals = {i: score[i] for i in kept}
+                for u in set(order) - set(kept):
+                    cosines = [
+                        x[1 + u] @ x[1 + i] / np.linalg.norm(x[1 + u]) / np.linalg.norm(x[1 + i])
+                        for i in kept
+                    ]
+                    nearest = kept[int(np.argmax(cosines))]
+                    sums[nearest] = sums[nearest] + score[u] * x[1 + u]
+                    totals[nearest] += score[u]
+                x = np.stack([x[0], *(sums[i] / totals[i] for i in kept)])
+            x = self.mlp(x, name)
+        return self.linear(self.norm(x[:1], "norm"), "head")[0]
+
+    def stvit(self, image: np.ndarray, start: int) -> np.ndarray:
+        x = self.patches(image) + self.w["pos_embed"][0]
+        for block in range(start):
+            x = self.mlp(x + self.attention(x, x, f"blocks.{block}")[0], f"blocks.{block}")
+        learnt = self.w["semantic_tokens"][0]
+        side, grid = math.isqrt(len(learnt)), SIZE // PATCH
+        raster = x.reshape(grid, grid, -1)
+        spans = [(i * grid // side, math.ceil((i + 1) * grid / side)) for i in range(side)]
+        pooled = np.stack([raster[a:b, c:d].max((0, 1)) for a, b in spans for c, d in spans])
+        names = f"blocks.{start}", f"blocks.{start + 1}"
+        s = self.mlp(self.attention(pooled, np.concatenate([pooled, x]), names[0])[0], names[0])
+        t = s + learnt
+        s = self.mlp(t + self.attention(t, np.concatenate([s, x]), names[1])[0], names[1])
+        for block in range(start + 2, DEPTH):
+            s = self.mlp(s + self.attention(s, s, f"blocks.{block}")[0], f"blocks.{block}")
+        return self.linear(self.norm(s, "norm").mean(0, keepdims=True), "head")[0]
+
+
+def check(model: Model, tmp_path, compute) -> None:
+    """The graph, verified against the reference, and both against the definition."""
+    images = synthetic_images(4, (SIZE, SIZE))
+    settings = ExportSettings(tokens=TokenMode.STATIC, calibration=images)
+    bundle = export_model(model, tmp_path / "bundle", settings)
+    report = verify_bundle(bundle, Recomputed(bundle, model, None), VerifySettings(threads=1))
+    assert report.passed, report.verdict
+    inputs = images.inputs(model.config.preprocess, model.config.image_size)
+    with OnnxRuntimeEngine(bundle.model_path, threads=1) as engine:
+        logits = engine.run({"images": inputs})["logits"]
+    for image, actual in zip(inputs, logits, strict=True):
+        np.testing.assert_allclose(actual, compute(Plain(model), image), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.7, 1.0])
+def test_mergence(tmp_path, rate):
+    model = small("mergence", {"keep_rate": str(rate), "prune_blocks": "1,3,5"})
+    check(model, tmp_path, lambda plain, image: plain.mergence(image, rate, (1, 3, 5)))
+
+
+@pytest.mark.parametrize(("semantic", "start"), [(16, 3), (9, 0), (25, 5), (64, 2)])
+def test_stvit(tmp_path, semantic, start):
+    model = small("stvit", {"generate_at": str(start)}, semantic=semantic)
+    check(model, tmp_path, lambda plain, image: plain.stvit(image, start))

@@ -1,0 +1,220 @@
+"""What a loader of another method's checkpoint may be given: one sentence, and its fix."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from svit_deploy.checkpoint import read_checkpoint
+from svit_deploy.config import TokenMode
+from svit_deploy.errors import InputError, SvitDeployError, UsageError
+from svit_deploy.export.onnx import export_model
+from svit_deploy.export.settings import EngineOptions, ExportSettings
+from svit_deploy.methods import METHODS
+from svit_deploy.models import build_model, config_from_dict, config_to_dict
+from svit_deploy.models.layout import to_official
+from svit_deploy.models.presets import Arch
+from svit_deploy.models.random import random_weights
+
+torch = pytest.importorskip("torch")
+
+
+def tensors(family, **changes):
+    """Official weights of a small model of the method."""
+    settings = {"swin": {"depths": (1, 1, 1, 1)}, "stvitr": {"depths": (1, 1, 6, 1)}}
+    size, patch = (224, 4) if family in settings else (56, 4)
+    arch = Arch(
+        family,
+        3,
+        24,
+        12,
+        patch,
+        (size, size),
+        num_classes=5,
+        settings=settings.get(family, {"semantic": 16}),
+    )
+    dims = replace(METHODS[family].sketch(arch), **changes)
+    return to_official(random_weights(dims, np.random.default_rng(0)), dims.family)
+
+
+CASES = {
+    "no ratio": ("dynamicvit", {}, "nor the training's arguments tell base_rate of this Dynam"),
+    "no rates": ("evit", {}, "tell keep_rate and fuse of this EViT; give --set keep_rate=VALUE"),
+    "no schedule": ("tome", {}, "tell r of this ToMe"),
+    "ratio above 1": ("dynamicvit", {"base_rate": "1.5"}, "base_rate has a keep ratio of 1.5"),
+    "ratio of 0": ("evit", {"keep_rate": "0", "fuse": "true"}, "keep_rate has a keep ratio of 0"),
+    "stages": (
+        "dynamicvit",
+        {"base_rate": "0.7", "prune_blocks": "3,6"},
+        "prune_blocks has 2 values, the checkpoint has 3 predictors",
+    ),
+    "places": ("evit", {"keep_rate": "0.7", "fuse": "true", "prune_blocks": "3,99"}, "below 12"),
+    "order": ("ats", {"ats_blocks": "5,4"}, "not ascending"),
+    "image size": (
+        "dynamicvit",
+        {"base_rate": "0.7", "image_size": "64"},
+        "counts from 196 patches, .* 64x64 has 256; use --image-size 56x56",
+    ),
+    "evo stages": ("evovit", {"prune_ratio": "0.5"}, "prune_ratio has 1 values for stages"),
+    "evo start": (
+        "evovit",
+        {"prune_blocks": "0,8"},
+        "let the first begin after block 0",
+    ),
+    "evo too few": ("evovit", {"prune_ratio": "0.001,0.5"}, "196 patches are too few"),
+    "too long a schedule": ("tome", {"r": ",".join("1" * 13)}, "no schedule for 12 blocks"),
+    "below zero": ("tome", {"r": "-3"}, "no schedule for 12 blocks"),
+    "too many merges": ("tome", {"r": "60"}, "leaves 2 tokens at block 9, .*smaller r"),
+    "stvit place": ("stvit", {"generate_at": "11"}, "generate_at is 11, .* from 0 to 10"),
+    "swin size": ("swin", {"image_size": "256"}, "do not tile an image of 256x256; .* 224"),
+    "stvitr size": ("stvitr", {"image_size": "448"}, "images of 224x224, not 448x448"),
+    "told otherwise": ("swin", {"window": "8"}, "window is 8, and the weights tell 7"),
+    "foreign setting": ("evit", {"base_rate": "0.7"}, "base_rate is no setting of evit; use keep"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_settings_that_cannot_be(case):
+    family, overrides, words = CASES[case]
+    given = {"family": family, "num_heads": "3", **overrides}
+    size = None
+    if "image_size" in given:
+        side = int(given.pop("image_size"))
+        size = (side, side)
+    with pytest.raises((InputError, UsageError), match=words) as caught:
+        build_model(tensors(family), overrides=given, image_size=size)
+    assert caught.value.fix and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["evit", "ats", "mergence"])
+def test_a_distillation_token_could_be_dropped(family):
+    overrides = {"family": family, "num_heads": "3", "keep_rate": "0.5", "fuse": "false"}
+    known = METHODS[family].settings.__annotations__
+    given = {k: v for k, v in overrides.items() if k in known or k in ("family", "num_heads")}
+    with pytest.raises(InputError, match="could drop the distillation token"):
+        build_model(tensors("deit", distilled=True), overrides=given)
+
+
+def test_stages_that_are_missing_or_too_many():
+    whole = tensors("dynamicvit")
+    given = {"base_rate": "0.7", "num_heads": "3"}
+    build_model(whole, overrides=given)
+    fewer = {k: v for k, v in whole.items() if not k.startswith("score_predictor.2.")}
+    with pytest.raises(InputError, match=r"prune_blocks has 3 values, .* has 2 predictors"):
+        build_model(fewer, overrides=given)
+    gap = {k: v for k, v in whole.items() if not k.startswith("score_predictor.1.")}
+    with pytest.raises(InputError, match=r"missing \(score_predictor.1|2 predictors"):
+        build_model(gap, overrides=given)
+    misshapen = whole | {"score_predictor.0.out_conv.4.weight": np.zeros((3, 6), np.float32)}
+    with pytest.raises(InputError, match=r"score_predictor\.0\.out_conv\.4\.weight is float32"):
+        build_model(misshapen, overrides=given)
+
+
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [
+        ("evovit", "qks.5.qk.weight"),
+        ("evovit", "projs.0.bias"),
+        ("stvit", "semantic_tokens"),
+        ("swin", "layers.1.downsample.reduction.weight"),
+        ("swin", "layers.3.blocks.0.attn.relative_position_bias_table"),
+        ("stvitr", "layers.2.blocks.3.layer_scale_2"),
+        ("stvitr", "patch_embed.proj.0.bn.running_var"),
+    ],
+)
+def test_a_missing_tensor_is_named(family, key):
+    with pytest.raises(InputError, match=f"missing|{key}|pos_embed"):
+        build_model({k: v for k, v in tensors(family).items() if k != key})
+
+
+def test_what_training_alone_needs_is_passed_over():
+    spare = {"norm_cls.weight": np.zeros(24, np.float32), "head_cls.bias": np.zeros(5, np.float32)}
+    build_model(tensors("evovit") | spare, overrides={"num_heads": "3"})
+    with pytest.raises(InputError, match=r"1 unexpected \(norm_clz.weight\)"):
+        extra = {"norm_clz.weight": np.zeros(24, np.float32)}
+        build_model(tensors("evovit") | extra, overrides={"num_heads": "3"})
+    mask = {"blocks.3.attn.out_zero_mask": np.zeros((1, 24), np.float32)}
+    build_model(tensors("deit") | mask, overrides={"num_heads": "3"})
+
+
+def test_weights_that_several_methods_share(tmp_path):
+    """They do not tell which tokens to compute: the candidates are named, `dense` is the same."""
+    model = build_model(tensors("deit"), overrides={"num_heads": "3"})
+    assert model.candidates == ("deit", "evit", "ats", "tome", "mergence")
+    for tokens in (None, METHODS["evit"].modes[0]):
+        with pytest.raises(UsageError, match="deit, evit, ats, tome, mergence all have such"):
+            export_model(model, tmp_path / "out", ExportSettings(tokens=tokens))
+    assert not list(tmp_path.iterdir())
+    chosen = build_model(tensors("deit"), overrides={"num_heads": "3", "family": "deit"})
+    assert not chosen.candidates
+    assert export_model(chosen, tmp_path / "out", ExportSettings(tokens=None)).config.num_gates == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "settings"),
+    [
+        (
+            {"base_keep_rate": 0.6, "fuse_token": False, "drop_loc": "(2, 4)"},
+            {"keep_rate": 0.6, "fuse": False, "prune_blocks": (2, 4)},
+        ),
+        ({"VIT.ATS_BLOCKS": [4, 5]}, {"ats_blocks": (4, 5)}),
+    ],
+)
+def test_a_container_that_tells_its_method(tmp_path, args, settings):
+    """What the training's arguments say is taken; what a user says wins."""
+    path = tmp_path / "x.pth"
+    weights = {k: torch.from_numpy(v) for k, v in tensors("deit").items()}
+    if "VIT.ATS_BLOCKS" in args:
+        content = {"model_state": weights, "cfg": "VIT:\n  ATS_BLOCKS: [4, 5]\n", "epoch": 1}
+    else:
+        content = {"model": weights, "args": args}
+    torch.save(content, path)
+    model = build_model(read_checkpoint(path), overrides={"num_heads": "3"})
+    assert not model.candidates
+    assert {name: getattr(model.config.settings, name) for name in settings} == settings
+    if "fuse_token" in args:
+        told = build_model(
+            read_checkpoint(path), overrides={"num_heads": "3", "fuse": "true", "family": "evit"}
+        )
+        assert told.config.settings == replace(model.config.settings, fuse=True)
+
+
+def test_modes_and_options_that_a_method_does_not_have(tmp_path):
+    overrides = {"num_heads": "3", "base_rate": "0.7"}
+    model = build_model(tensors("dynamicvit"), overrides=overrides)
+    for mode in (TokenMode.DYNAMIC, TokenMode.MASKED):
+        with pytest.raises(UsageError, match="use --tokens static or dense"):
+            export_model(model, tmp_path / "out", ExportSettings(tokens=mode))
+    with pytest.raises(UsageError, match="itself says how many tokens remain"):
+        engine = EngineOptions("tensorrt", None, 0, None, None)
+        settings = ExportSettings(tokens=None, budget="0.5", engine=engine)
+        export_model(model, tmp_path / "out", settings)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": None},
+        {"settings": {}},
+        {"settings": {"base_rate": "0.7", "prune_blocks": [3, 6, 9]}},
+        {"settings": {"base_rate": 7.0, "prune_blocks": [3, 6, 9]}},
+        {"settings": {"base_rate": 0.7, "prune_blocks": [3, 6, 9], "more": 1}},
+        {"thresholds": [0.0, 0.0, 0.0]},
+        {"gate_blocks": [3, 6]},
+        {"gate_blocks": [3, 6, 8]},
+        {"gate_blocks": [3, 6, 12]},
+        {"class_token": False},
+        {"image_size": [60, 60]},
+        {"family": "evit"},
+    ],
+)
+def test_a_manifest_of_anyone(change):
+    """`config_from_dict` reads what may come from anywhere."""
+    model = build_model(tensors("dynamicvit"), overrides={"num_heads": "3", "base_rate": "0.7"})
+    content = config_to_dict(model.config)
+    assert config_from_dict(content) == model.config
+    with pytest.raises(SvitDeployError):
+        config_from_dict(content | change)
