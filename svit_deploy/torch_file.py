@@ -233,7 +233,7 @@ def _find_weights(path: Path, loaded: Any) -> tuple[str, dict[str, Any], list[st
     is_training = "optimizer" in loaded or "args" in loaded
     notes = [f"{k} ignored, weights taken from {key!r}" for k in EMA_KEYS if k in loaded]
     container = f"{'training checkpoint' if is_training else 'dictionary'} ({key})"
-    return container, state, notes, _plain_values(loaded.get("args"))
+    return container, state, notes, _plain_values(loaded.get("args") or loaded.get("meta"))
 
 
 def _is_state(state: Any) -> bool:

@@ -218,7 +218,7 @@ def preset_dims(name: str) -> Dims:
     )
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [n for n, arch in PRESETS.items() if "adapter" not in arch.family])
 def test_presets_are_recognised(name: str) -> None:
     dims = preset_dims(name)
     assert recognise(dims) == name

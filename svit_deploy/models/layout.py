@@ -61,7 +61,7 @@ class Dims:
 def official_name(name: str, family: str) -> str:
     """A canonical name in the layout of the family's official repository."""
     parts = name.split(".", 2)
-    if family == "svit" and parts[0] == "blocks":
+    if family in ("svit", "svit_adapter") and parts[0] == "blocks":
         leaf = SVIT_BLOCK_NAMES.get(parts[2], parts[2])
         return f"blocks.{parts[1]}.TransformerEncoderLayer.{leaf}"
     return re.sub(r"^gates\.", "selective_modules.", name)
@@ -109,7 +109,8 @@ def detect_family(tensors: Mapping[str, np.ndarray]) -> str:
     svit_blocks = any(".TransformerEncoderLayer." in key for key in tensors)
     if any("level_embed" in key or "rpn_head" in key for key in tensors):
         raise InputError(
-            "the checkpoint is a detection model", "give an SViT or DeiT classification checkpoint"
+            "the checkpoint is a detection model",
+            "export it with --task detect or --task backbone",
         )
     if svit_blocks and not gates:
         raise InputError(
@@ -144,12 +145,12 @@ def infer_dims(tensors: Mapping[str, np.ndarray], family: str) -> Dims:
         return tensors[key].shape
 
     width, _, patch_size, _ = shape("patch_embed.proj.weight", 4)
-    num_gates = _count(tensors, "selective_modules") if family == "svit" else 0
+    num_gates = count_members(tensors, "selective_modules") if family == "svit" else 0
     distilled = family == "deit" and "dist_token" in tensors
     return Dims(
         family=family,
         embed_dim=width,
-        depth=_count(tensors, "blocks"),
+        depth=count_members(tensors, "blocks"),
         mlp_dim=shape("blocks.0.mlp.fc1.weight", 2)[0],
         patch_size=patch_size,
         num_patches=shape("pos_embed", 3)[1] - (2 if distilled else 1),
@@ -167,7 +168,13 @@ def to_canonical(tensors: Mapping[str, np.ndarray], dims: Dims) -> dict[str, np.
         InputError: keys are missing or unexpected, or tensors have other shapes or types than
             `dims` asks for; the one sentence names the first few of each.
     """
-    shapes = expected_shapes(dims)
+    return match_tensors(tensors, dims, expected_shapes(dims))
+
+
+def match_tensors(
+    tensors: Mapping[str, np.ndarray], dims: Dims, shapes: Mapping[str, Shape]
+) -> dict[str, np.ndarray]:
+    """The tensors under the canonical names of `shapes`; raises InputError as `to_canonical`."""
     keys = {name: official_name(name, dims.family) for name in shapes}
     missing = [key for key in keys.values() if key not in tensors]
     unexpected = sorted(set(tensors) - set(keys.values()))
@@ -199,6 +206,11 @@ def to_official(weights: Mapping[str, np.ndarray], family: str) -> dict[str, np.
     return {official_name(name, family): array for name, array in weights.items()}
 
 
-def _count(tensors: Mapping[str, np.ndarray], group: str) -> int:
-    """Distinct N among the keys `group.N.*`; a gap in the numbers shows as a missing key later."""
-    return len({key.split(".")[1] for key in tensors if re.match(rf"{group}\.\d+\.", key)})
+def count_members(tensors: Mapping[str, np.ndarray], group: str, part: int = 1) -> int:
+    """Distinct N among the keys `group.N.*`; a gap in the numbers shows as a missing key later.
+
+    Args:
+        group: a regular expression for the parts of a key before the number.
+        part: how many parts those are.
+    """
+    return len({key.split(".")[part] for key in tensors if re.match(rf"{group}\.\d+\.", key)})

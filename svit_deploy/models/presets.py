@@ -20,7 +20,8 @@ class Arch:
     """An architecture. `None` or an empty tuple means: as the weights tell, or the default.
 
     Gates stand in front of the last blocks by default, and only the last gate may prune the class
-    token. `image_size` is (height, width).
+    token. `image_size` is (height, width). `deform_heads` and `interaction_blocks`, the ViT blocks
+    of each interaction (equal shares by default), are for adapters alone.
     """
 
     family: str
@@ -34,6 +35,8 @@ class Arch:
     gate_blocks: tuple[int, ...] = ()
     gate_class_token: tuple[bool, ...] = ()
     target_keep: tuple[float, ...] = ()
+    deform_heads: int = 6
+    interaction_blocks: tuple[int, ...] = ()
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     crop_ratio: float = 0.875
@@ -44,6 +47,23 @@ def _deit(num_heads: int, image_size: int = 224, distilled: bool = False) -> Arc
     """DeiT's sizes differ by the number of heads, each 64 wide."""
     size = (image_size, image_size)
     return Arch("deit", num_heads, 64 * num_heads, 12, 16, size, distilled=distilled)
+
+
+def _adapter(num_heads: int, gated: bool) -> Arch:
+    """A ViT-Adapter in front of Mask R-CNN; `gated` for SViT's."""
+    return Arch(
+        family="svit_adapter" if gated else "vit_adapter",
+        num_heads=num_heads,
+        embed_dim=64 * num_heads,
+        depth=12,
+        patch_size=16,
+        distilled=False,
+        gate_blocks=tuple(range(3, 12)) if gated else (),
+        gate_class_token=(True,) * 9 if gated else (),
+        target_keep=(0.7,) * 3 + (0.49,) * 3 + (0.343,) * 3 if gated else (),
+        crop_ratio=1.0,
+        interpolation="bilinear",
+    )
 
 
 PRESETS: dict[str, Arch] = {
@@ -66,6 +86,10 @@ PRESETS: dict[str, Arch] = {
     "deit_small_distilled": _deit(6, distilled=True),
     "deit_base_distilled": _deit(12, distilled=True),
     "deit_base_384": _deit(12, image_size=384),
+    "svit_adapter_t": _adapter(3, gated=True),
+    "svit_adapter_s": _adapter(6, gated=True),
+    "vit_adapter_t": _adapter(3, gated=False),
+    "vit_adapter_s": _adapter(6, gated=False),
 }
 
 
@@ -112,7 +136,7 @@ def _size(value: Any) -> tuple[int, int]:
 _COUNT = (_count, "a whole number of at least 1")
 _NUMBERS = (_list(_number), "numbers with commas between them")
 _FIELDS: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "family": (_word, "svit or deit"),
+    "family": (_word, "svit, deit, svit_adapter or vit_adapter"),
     "num_heads": _COUNT,
     "embed_dim": _COUNT,
     "depth": _COUNT,
@@ -123,6 +147,8 @@ _FIELDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "gate_blocks": (_list(_whole), "whole numbers with commas between them"),
     "gate_class_token": (_list(_boolean), "true or false, with commas between them"),
     "target_keep": _NUMBERS,
+    "deform_heads": _COUNT,
+    "interaction_blocks": (_list(_count), "whole numbers with commas between them"),
     "mean": _NUMBERS,
     "std": _NUMBERS,
     "crop_ratio": (_number, "a number"),

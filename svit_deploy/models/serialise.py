@@ -7,9 +7,11 @@ from dataclasses import asdict, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
 from svit_deploy.config import ModelConfig, Preprocess, check_ratios
+from svit_deploy.detection.config import FAMILIES as ADAPTERS
+from svit_deploy.detection.config import AdapterConfig
 from svit_deploy.errors import InputError
 
-FAMILIES = ("svit", "deit")
+FAMILIES = ("svit", "deit", *ADAPTERS)
 
 
 def check_config(config: ModelConfig) -> None:
@@ -21,8 +23,14 @@ def check_config(config: ModelConfig) -> None:
         UsageError: a keep ratio outside (0, 1].
     """
     if config.family not in FAMILIES:
-        raise InputError(f"family {config.family!r} is unknown", f"use {' or '.join(FAMILIES)}")
-    for name in ("embed_dim", "depth", "num_heads", "mlp_dim", "patch_size", "num_classes"):
+        raise InputError(
+            f"family {config.family!r} is unknown", f"use one of {', '.join(FAMILIES)}"
+        )
+    names = ["embed_dim", "depth", "num_heads", "mlp_dim", "patch_size", "num_classes"]
+    if isinstance(config, AdapterConfig):
+        _check_adapter(config)
+        names = names if config.has_heads else names[:-1]
+    for name in names:
         if getattr(config, name) < 1:
             raise InputError(f"{name} is {getattr(config, name)}", "give a complete checkpoint")
     if config.embed_dim % config.num_heads:
@@ -45,8 +53,10 @@ def check_config(config: ModelConfig) -> None:
 
 def _check_gates(config: ModelConfig) -> None:
     blocks = config.gate_blocks
-    if config.family == "deit" and blocks:
-        raise InputError("a deit has no gates", "leave gate_blocks out, or use an svit arch")
+    if config.family in ("deit", "vit_adapter") and blocks:
+        raise InputError(
+            f"a {config.family} has no gates", "leave gate_blocks out, or use an svit arch"
+        )
     if list(blocks) != sorted(set(blocks)) or not all(0 <= b < config.depth for b in blocks):
         raise InputError(
             f"gate_blocks {list(blocks)} are not ascending block numbers below {config.depth}",
@@ -66,6 +76,29 @@ def _check_gates(config: ModelConfig) -> None:
     check_ratios(config.target_keep, "target_keep")
 
 
+def _check_adapter(config: AdapterConfig) -> None:
+    """Refuses what no ViT-Adapter can have."""
+    for name in ("conv_dim", "deform_heads", "deform_points", "deform_dim", "ffn_dim"):
+        if getattr(config, name) < 1:
+            raise InputError(f"{name} is {getattr(config, name)}", "give a complete checkpoint")
+    if config.deform_dim % config.deform_heads:
+        raise InputError(
+            f"deform_dim {config.deform_dim} is not divisible by deform_heads "
+            f"{config.deform_heads}",
+            "give the number that the model was trained with: --set deform_heads=NUMBER",
+        )
+    blocks = config.interaction_blocks
+    if not blocks or min(blocks) < 1 or sum(blocks) != config.depth:
+        raise InputError(
+            f"interaction_blocks {list(blocks)} do not share out {config.depth} blocks",
+            "give the blocks of each interaction: --set interaction_blocks=3,3,3,3",
+        )
+    if config.patch_size != 16:  # the map beside the convolutions' second one, of stride 16
+        raise InputError(
+            f"patch_size is {config.patch_size}", "give a ViT-Adapter of patch size 16"
+        )
+
+
 def config_to_dict(config: ModelConfig) -> dict[str, Any]:
     """A dictionary of plain JSON values: lists in the place of tuples."""
     return _plain(asdict(config))
@@ -78,7 +111,8 @@ def config_from_dict(content: Mapping[str, Any]) -> ModelConfig:
         InputError: a field is missing, unknown or of another type, or `check_config` refuses.
         UsageError: a keep ratio outside (0, 1].
     """
-    config = _build(ModelConfig, content, "model configuration")
+    adapter = isinstance(content, Mapping) and content.get("family") in ADAPTERS
+    config = _build(AdapterConfig if adapter else ModelConfig, content, "model configuration")
     check_config(config)
     return config
 
