@@ -39,9 +39,9 @@ class Selection:
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """Tokens per image S and the head layout that attention needs."""
+    """Tokens per image S, a number or an int64 vector, and the head layout of attention."""
 
-    num_tokens: int
+    num_tokens: int | str
     num_heads: int
     head_dim: int
 
@@ -129,7 +129,7 @@ def select_dynamic(graph: GraphBuilder, grid: TokenGrid, decision: str) -> Selec
 
 
 def select_budget(
-    graph: GraphBuilder, grid: TokenGrid, decision: str, margin: str, budget: int
+    graph: GraphBuilder, grid: TokenGrid, decision: str, margin: str, budget: int | str
 ) -> Selection:
     """The `budget` tokens of highest margin, in static shapes.
 
@@ -139,13 +139,13 @@ def select_budget(
     Args:
         decision: `[B, S]` bool.
         margin: `[B, S]` float32.
-        budget: K, rows per image, at most S.
+        budget: K, rows per image, at most S; a number or an int64 vector.
     """
     ranked = graph.op("Where", decision, margin, graph.constant(LOWEST, np.float32))
-    best, index = graph.ops("TopK", ranked, graph.constant([budget]), outputs=2, axis=1)
+    best, index = graph.ops("TopK", ranked, graph.vector(budget), outputs=2, axis=1)
     valid = graph.op("Greater", best, graph.constant(LOWEST, np.float32))  # [B, K]
     first_row = graph.op(
-        "Mul", graph.range(graph.shape(decision, 0)), graph.constant(grid.num_tokens)
+        "Mul", graph.range(graph.shape(decision, 0)), graph.vector(grid.num_tokens)
     )
     rows = graph.op("Add", index, graph.op("Unsqueeze", first_row, graph.constant([1])))
     flat_rows = graph.reshape(rows, -1)
@@ -164,7 +164,7 @@ def select_budget(
     none = graph.op("And", decision, graph.constant(False, bool))
     wanted = graph.op("Cast", decision, to=INT64)
     wanted = graph.op("ReduceSum", wanted, graph.constant([1]), keepdims=1)
-    beyond = graph.op("Sub", wanted, graph.constant(budget))
+    beyond = graph.op("Sub", wanted, graph.vector(budget))
     return Selection(
         take=lambda x: graph.op("Gather", x, flat_rows),
         attend=attend,

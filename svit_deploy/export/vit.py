@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
+from svit_deploy.compare import first_gated
 from svit_deploy.config import ModelConfig, TokenMode
 from svit_deploy.export.builder import BOOL, FLOAT, INT64, GraphBuilder
 from svit_deploy.export.layers import Attend, Layers
@@ -126,7 +127,7 @@ class VitGraph:
         with graph.scope("gate"):
             margin = graph.reshape(self.margin(x, f"gates.{gate}"), -1, grid.num_tokens)
             if prefix:
-                always = [[token < prefix for token in range(grid.num_tokens)]]
+                always = [[token < prefix for token in range(config.num_tokens)]]
                 infinity = graph.constant(np.inf, np.float32)
                 margin = graph.op("Where", graph.constant(always, bool), infinity, margin)
             margin = graph.rename(margin, margin_name(gate))
@@ -138,7 +139,11 @@ class VitGraph:
                 return select_dynamic(graph, grid, decision)
             if self.mode is TokenMode.MASKED:
                 return select_masked(graph, grid, decision)
-            return select_budget(graph, grid, decision, margin, self.budgets[gate] + prefix)
+            return select_budget(graph, grid, decision, margin, self.budget_rows(gate))
+
+    def budget_rows(self, gate: int) -> int | str:
+        """Rows per image that the gate's block may compute, always-kept ones included."""
+        return self.budgets[gate] + first_gated(self.config, gate)
 
     def margin(self, x: str, name: str) -> str:
         """Keep logit minus prune logit `[R, 1]`, as one product with the rows' difference."""
@@ -169,7 +174,8 @@ class VitGraph:
 
     def add_gate_outputs(self, selections: Sequence[Selection]) -> None:
         """`keep_mask`, `margin` `[B, G, S]` and, with a budget, `overflow` `[B, G]`."""
-        graph, tokens = self.graph, self.config.num_tokens
+        graph, tokens = self.graph, self.grid.num_tokens
+        length = tokens if isinstance(tokens, int) else "tokens"
 
         def stack(values: Sequence[str]) -> str:
             return graph.reshape(graph.op("Concat", *values, axis=1), -1, len(values), tokens)
@@ -180,7 +186,7 @@ class VitGraph:
             overflow = [s.overflow for s in selections if s.overflow is not None]
             if overflow:
                 overflow = [graph.op("Concat", *overflow, axis=1)]
-        graph.output(graph.rename(keep, KEEP_MASK), BOOL, ("batch", len(selections), tokens))
-        graph.output(graph.rename(margin, MARGIN), FLOAT, ("batch", len(selections), tokens))
+        graph.output(graph.rename(keep, KEEP_MASK), BOOL, ("batch", len(selections), length))
+        graph.output(graph.rename(margin, MARGIN), FLOAT, ("batch", len(selections), length))
         for value in overflow:
             graph.output(graph.rename(value, OVERFLOW), INT64, ("batch", len(selections)))
