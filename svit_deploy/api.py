@@ -14,10 +14,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from svit_deploy.bench import BenchReport, BenchSettings, run_bench
 from svit_deploy.bundle import MANIFEST, Bundle, open_bundle
 from svit_deploy.config import BatchRange, TokenMode, parse_image_size, parse_ratios
+from svit_deploy.detection.config import DEFAULT_SIZES, SizeRange, parse_task
+from svit_deploy.detection.export import export_detection
+from svit_deploy.detection.settings import DetectionSettings
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.export.onnx import export_onnx
 from svit_deploy.export.settings import ExportSettings
@@ -45,6 +49,7 @@ def export(
     checkpoint: PathLike,
     output: PathLike,
     *,
+    task: str = "classify",
     arch: str | None = None,
     overrides: Mapping[str, str] | None = None,
     tokens: str = "dynamic",
@@ -70,35 +75,42 @@ def export(
     Args:
         command: the command line, kept in the manifest for the record.
     """
-    settings = ExportSettings(
-        tokens=_token_mode(tokens),
-        batch=BatchRange.parse(batch),
-        image_size=None if image_size is None else parse_image_size(image_size),
-        budget=budget,
-        budget_percentile=budget_percentile,
-        calibration=_images(calibration, None, max_images, progress),
-        calibrate_gates=_images(calibrate_gates, None, max_images, progress),
-        target_keep=() if target_keep is None else parse_ratios(target_keep, "--target-keep"),
-        gate_outputs=gate_outputs,
-        opset=opset,
-    )
+    detection = None if task == "classify" else parse_task(task)
+    options: dict[str, Any] = {
+        "tokens": _token_mode(tokens),
+        "batch": BatchRange.parse(batch),
+        "budget": budget,
+        "budget_percentile": budget_percentile,
+        "calibration": _images(calibration, None, max_images, progress),
+        "calibrate_gates": _images(calibrate_gates, None, max_images, progress),
+        "target_keep": () if target_keep is None else parse_ratios(target_keep, "--target-keep"),
+        "gate_outputs": gate_outputs,
+        "opset": opset,
+    }
+    if detection:
+        sizes = DEFAULT_SIZES if image_size is None else SizeRange.parse(image_size)
+        settings: ExportSettings = DetectionSettings(**options, task=detection, sizes=sizes)
+    else:
+        size = None if image_size is None else parse_image_size(image_size)
+        settings = ExportSettings(**options, image_size=size)
     if settings.tokens is TokenMode.DENSE and calibrate_gates is not None:
         raise UsageError(
             "--calibrate-gates has no meaning with --tokens dense",
             "leave it out, or choose another token mode",
         )
     require_torch("export", "the reference outputs that a bundle is verified with")
-    bundle = export_onnx(
-        Path(checkpoint),
-        Path(output),
-        settings,
-        arch=arch,
-        overrides=overrides,
-        allow_pickle=allow_pickle,
-        force=force,
-        command=command,
-        progress=progress,
-    )
+    common: dict[str, Any] = {
+        "arch": arch,
+        "overrides": overrides,
+        "allow_pickle": allow_pickle,
+        "force": force,
+        "command": command,
+        "progress": progress,
+    }
+    if isinstance(settings, DetectionSettings):
+        bundle = export_detection(Path(checkpoint), Path(output), settings, **common)
+    else:
+        bundle = export_onnx(Path(checkpoint), Path(output), settings, **common)
     for note in bundle.manifest["notes"]:
         log.info("%s", note)
     return bundle

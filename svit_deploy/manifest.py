@@ -46,6 +46,13 @@ SCHEMA: dict[str, Any] = {
     "environment": dict,
     "files": {str: {"size_bytes": int, "sha256": str}},
 }
+DETECTION_SCHEMA = {
+    **SCHEMA,
+    "task": str,
+    "image": {"min": [int], "opt": [int], "max": [int]},
+    "tokens": {"mode": str, "budgets": [float], "gate_outputs": bool},
+    "gates": [{**GATE, "budget": (float, None)}],
+}
 _NAMES = {str: "a string", int: "a whole number", float: "a number", bool: "true or false",
           dict: "an object", list: "a list"}  # fmt: skip
 
@@ -82,7 +89,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
                 f"{path} was written by a newer version: its schema is above {SCHEMA_VERSION}",
                 "upgrade svit-deploy",
             )
-        _check(manifest, SCHEMA, "")
+        detection = isinstance(manifest, dict) and "task" in manifest
+        _check(manifest, DETECTION_SCHEMA if detection else SCHEMA, "")
     except (ValueError, RecursionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise InputError(f"{path} is damaged ({reason})", EXPORT_AGAIN) from None
