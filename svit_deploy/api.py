@@ -19,9 +19,15 @@ from typing import Any
 from svit_deploy.bench import BenchReport, BenchSettings, run_bench
 from svit_deploy.bundle import MANIFEST, Bundle, open_bundle
 from svit_deploy.config import BatchRange, TokenMode, parse_image_size, parse_ratios
+from svit_deploy.detection.bundle import DetectionBundle
 from svit_deploy.detection.config import DEFAULT_SIZES, SizeRange, parse_task
 from svit_deploy.detection.export import export_detection
 from svit_deploy.detection.settings import DetectionSettings
+from svit_deploy.detection.verify import (
+    DetectionExpectations,
+    RecomputedDetections,
+    verify_detection,
+)
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.export.onnx import export_onnx
 from svit_deploy.export.settings import ExportSettings
@@ -146,6 +152,17 @@ def verify(
         )
     opened = _open(bundle, "verify")
     settings = VerifySettings(provider=provider, threads=threads, repeats=repeats)
+    if isinstance(opened, DetectionBundle):
+        return _verify_detection(
+            opened,
+            against,
+            _images(images, None, max_images, progress),
+            settings,
+            progress,
+            arch=arch,
+            overrides=overrides,
+            allow_pickle=allow_pickle,
+        )
     if against is None:
         return verify_bundle(opened, Recorded(opened), settings, progress)
     require_torch(
@@ -160,6 +177,29 @@ def verify(
     )
     pictures = _images(images, labels, max_images, progress)
     return verify_bundle(opened, Recomputed(opened, model, pictures), settings, progress)
+
+
+def _verify_detection(
+    bundle: DetectionBundle,
+    against: PathLike | None,
+    images: ImageSet | None,
+    settings: VerifySettings,
+    progress: Progress,
+    **loading: Any,
+) -> VerifyReport:
+    """`verify` of a backbone or a detector."""
+    if against is None:
+        return verify_detection(bundle, DetectionExpectations(bundle), settings, progress)
+    require_torch(
+        "verify --against",
+        "the reference forward pass",
+        "leave --against out to compare with the recorded samples",
+    )
+    from svit_deploy.detection.verify.checkpoint import load_reference_detector
+
+    model = load_reference_detector(bundle, Path(against), **loading)
+    expectations = RecomputedDetections(bundle, model, images)
+    return verify_detection(bundle, expectations, settings, progress)
 
 
 def bench(
