@@ -226,6 +226,39 @@ def bench(
     return run_bench(relabel(prepared), settings, progress)
 
 
+def predict(
+    bundle: PathLike,
+    output: PathLike,
+    *,
+    images: PathLike,
+    min_score: float = 0.3,
+    max_images: int = MAX_IMAGES,
+    provider: str = "cpu",
+    threads: int = 0,
+    progress: Progress = SILENT,
+) -> list[Path]:
+    """Runs a detector on pictures; draws boxes, masks and the tokens computed."""
+    from svit_deploy.detection.predict import predict_images
+
+    opened = _open(bundle, "predict")
+    if not isinstance(opened, DetectionBundle):
+        raise InputError(
+            f"{opened.name} is a classifier, which finds no objects",
+            "use visualize for its token maps, or export with --task detect",
+        )
+    pictures = _images(images, None, max_images, progress)
+    assert pictures is not None
+    return predict_images(
+        opened,
+        pictures,
+        Path(output),
+        min_score=min_score,
+        provider=provider,
+        threads=threads,
+        progress=progress,
+    )
+
+
 def inspect(path: PathLike) -> Inspection:
     """What is in a checkpoint, a bundle or an ONNX file; nothing is executed."""
     return inspect_path(Path(path))
@@ -245,6 +278,11 @@ def visualize(
     from svit_deploy.tokenmaps import draw_token_maps
 
     bundle = _open(target, "visualize")
+    if isinstance(bundle, DetectionBundle):
+        raise InputError(
+            f"{bundle.name} runs images of several sizes, which have no common token map",
+            "use predict, which draws each image's own",
+        )
     pictures = _images(images, None, max_images, progress)
     assert pictures is not None
     return draw_token_maps(bundle, pictures, Path(output), provider, threads, progress)

@@ -22,6 +22,8 @@ from svit_deploy.bench.settings import (
 )
 from svit_deploy.bundle import MANIFEST, MODEL, Bundle, open_bundle
 from svit_deploy.config import Preprocess, TokenMode
+from svit_deploy.detection.bench import detection_target
+from svit_deploy.detection.bundle import DetectionBundle
 from svit_deploy.engines.base import Engine, TensorSpec
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.errors import InputError, SvitDeployError, UsageError
@@ -125,6 +127,9 @@ def _bundle_target(bundle: Bundle, inputs: Inputs, settings: BenchSettings) -> B
                 f"batch {size} is outside {bundle.name}'s range {batch['min']} to {batch['max']}",
                 "bench another batch size, or export with a wider --batch MIN:OPT:MAX",
             )
+    load = _loader(settings)
+    if isinstance(bundle, DetectionBundle):
+        return detection_target(bundle, inputs, settings, load, _variants)
     dynamic = bundle.mode is TokenMode.DYNAMIC
     if dynamic:
         inputs.refuse_noise(bundle.name)
@@ -137,7 +142,6 @@ def _bundle_target(bundle: Bundle, inputs: Inputs, settings: BenchSettings) -> B
         provenance = dataclasses.replace(
             provenance, images=f"recorded ({samples['source']})", images_sha256=samples["sha256"]
         )
-    load = _loader(settings)
     return BenchTarget(
         label=bundle.name,
         engine_factory=lambda: load(bundle.model_path),
@@ -145,14 +149,14 @@ def _bundle_target(bundle: Bundle, inputs: Inputs, settings: BenchSettings) -> B
         input_name=names.INPUT,
         inputs=arrays,
         keep_output=names.KEEP_MASK if bundle.has_gate_outputs else None,
-        variants=_variants(bundle, load) if dynamic else {},
+        variants=_variants(bundle, load, config.num_tokens) if dynamic else {},
         task_outputs=(names.LOGITS,),
         provenance=provenance,
     )
 
 
 def _variants(
-    bundle: Bundle, load: Callable[[Path | bytes], Engine]
+    bundle: Bundle, load: Callable[[Path | bytes], Engine], tokens: int
 ) -> Mapping[str, Callable[[], Engine]]:
     """The same graph with all tokens kept, and with forced shares of them."""
     gates = range(bundle.config.num_gates)
@@ -165,11 +169,11 @@ def _variants(
     def kept(share: float) -> Callable[[], Engine]:
         def make() -> Engine:
             decisions = [names.decision_name(gate) for gate in gates]
-            shape = ("batch", bundle.config.num_tokens)
+            shape: tuple[int | str, ...] = ("batch", tokens)
             model = force_values(bundle.load_model(), dict.fromkeys(decisions, shape))
             # The margins as outputs, so that the gates are still computed and timed.
             model = add_outputs(model, [names.margin_name(gate) for gate in gates])
-            return ForcedKeep(load(model.SerializeToString()), decisions, shape[1], share)
+            return ForcedKeep(load(model.SerializeToString()), decisions, tokens, share)
 
         return make
 

@@ -36,7 +36,8 @@ def _overview(bundle: Bundle) -> tuple[tuple[str, str], ...]:
     manifest, config = bundle.manifest, bundle.config
     tokens, batch, reference = (manifest[key] for key in ("tokens", "batch", "reference"))
     preprocess, checkpoint = config.preprocess, manifest["checkpoint"]
-    outputs = "logits and gate outputs" if bundle.has_gate_outputs else "logits only"
+    task = {"detect": "detections", "backbone": "features"}.get(manifest.get("task", ""), "logits")
+    outputs = f"{task} and gate outputs" if bundle.has_gate_outputs else f"{task} only"
     source = f"{checkpoint['name']} ({checkpoint['container']})" if checkpoint else "-"
     height, width = config.image_size
     return (
