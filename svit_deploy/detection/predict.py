@@ -61,7 +61,7 @@ def predict_images(
                 progress.update("running the model", i / len(images))
                 picture, image = _prepare(array, bundle)
                 found, keep = run_image(engine, bundle, image)
-                found = found.above(min_score) if found else None
+                found = None if found is None else found.above(min_score)
                 drawn = Image.fromarray(draw_detections(picture, found, bundle.config))
                 if keep is not None:
                     drawn = _beside(drawn, draw_tokens(image, keep, bundle.config))

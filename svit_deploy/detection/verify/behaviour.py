@@ -8,7 +8,6 @@ import numpy as np
 
 from svit_deploy.compare import token_error
 from svit_deploy.detection.bundle import DetectionBundle
-from svit_deploy.detection.config import Task
 from svit_deploy.detection.matching import match
 from svit_deploy.detection.preprocess import Prepared, feeds_of
 from svit_deploy.detection.verify.expected import DetectionExpectations
@@ -129,7 +128,7 @@ class BehaviourCheck:
         if not error <= limit:
             return False, f"features differ by {error:.2g} (limit {limit:.2g})"
         detail = f"features within {error:.2g}"
-        if self.bundle.task is Task.DETECT and actual.detections and expected.detections:
+        if actual.detections is not None and expected.detections is not None:
             result = match(actual.detections, expected.detections)
             lone = len(result.extra) + len(result.missing)
             detail += f", {len(result.pairs)} detections matched, {lone} without a partner"
