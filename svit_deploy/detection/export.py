@@ -74,7 +74,8 @@ def export_detector(
     progress: Progress = SILENT,
 ) -> Bundle:
     """Exports a loaded model; see `export_detection`."""
-    config = _config(model)
+    config = dataclasses.replace(_config(model), image_size=settings.sizes.opt)
+    model = dataclasses.replace(model, config=config)
     if settings.tokens is not TokenMode.DENSE and not config.num_gates:
         raise UsageError(
             f"a {config.family} model has no gates, so --tokens {settings.tokens.value} "
