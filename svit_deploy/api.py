@@ -20,6 +20,7 @@ from svit_deploy.bench import BenchReport, BenchSettings, run_bench
 from svit_deploy.bundle import MANIFEST, Bundle, open_bundle
 from svit_deploy.config import BatchRange, TokenMode, parse_image_size, parse_ratios
 from svit_deploy.detection.bundle import DetectionBundle
+from svit_deploy.detection.coco import GroundTruth
 from svit_deploy.detection.config import DEFAULT_SIZES, SizeRange, parse_task
 from svit_deploy.detection.export import export_detection
 from svit_deploy.detection.settings import DetectionSettings
@@ -128,6 +129,7 @@ def verify(
     against: PathLike | None = None,
     images: PathLike | None = None,
     labels: PathLike | None = None,
+    annotations: PathLike | None = None,
     arch: str | None = None,
     overrides: Mapping[str, str] | None = None,
     max_images: int = MAX_IMAGES,
@@ -142,6 +144,7 @@ def verify(
     Args:
         against: the checkpoint; without it the bundle's reference.npz serves, and no PyTorch is
             needed.
+        annotations: of the images, in COCO's format: tells the average precision of a detector.
         arch, overrides: what the checkpoint's weights cannot tell, independently of the bundle;
             by default the bundle's manifest is trusted for it.
     """
@@ -152,11 +155,18 @@ def verify(
         )
     opened = _open(bundle, "verify")
     settings = VerifySettings(provider=provider, threads=threads, repeats=repeats)
+    whole = isinstance(opened, DetectionBundle) and opened.config.has_heads
+    if annotations is not None and (images is None or not whole):
+        raise UsageError(
+            "--annotations needs a detector and the images that they are of",
+            "add --images IMAGES, or leave it out",
+        )
     if isinstance(opened, DetectionBundle):
         return _verify_detection(
             opened,
             against,
             _images(images, None, max_images, progress),
+            annotations,
             settings,
             progress,
             arch=arch,
@@ -183,6 +193,7 @@ def _verify_detection(
     bundle: DetectionBundle,
     against: PathLike | None,
     images: ImageSet | None,
+    annotations: PathLike | None,
     settings: VerifySettings,
     progress: Progress,
     **loading: Any,
@@ -197,9 +208,10 @@ def _verify_detection(
     )
     from svit_deploy.detection.verify.checkpoint import load_reference_detector
 
+    truth = None if annotations is None else GroundTruth(Path(annotations), bundle.config)
     model = load_reference_detector(bundle, Path(against), **loading)
     expectations = RecomputedDetections(bundle, model, images)
-    return verify_detection(bundle, expectations, settings, progress)
+    return verify_detection(bundle, expectations, settings, progress, truth=truth)
 
 
 def bench(

@@ -54,6 +54,10 @@ class DetectionExpectations:
     def images(self) -> Iterator[Prepared]:
         yield from (sample.image for sample in self.samples)
 
+    def names(self) -> list[str]:
+        """What the images are called."""
+        return [f"sample-{i}" for i in range(self.count)]
+
     def each(self) -> Iterator[Expectation]:
         for sample in self.samples:
             yield Expectation(
@@ -100,6 +104,9 @@ class RecomputedDetections(DetectionExpectations):
             yield from super().images()
         else:
             yield from prepare_all(self.pictures, self.bundle.config, self.bundle.sizes)
+
+    def names(self) -> list[str]:
+        return super().names() if self.pictures is None else list(self.pictures.names)
 
     def each(self) -> Iterator[Expectation]:
         for image in self.images():

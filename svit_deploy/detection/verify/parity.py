@@ -110,8 +110,12 @@ class DetectionParity:
                 model = feed_values(model, maps)
         return model
 
-    def compare(self, progress: Progress) -> None:
-        """Runs every image, staged and as shipped, beside the reference."""
+    def compare(self, progress: Progress) -> list[tuple[Prepared, Detections, Detections]]:
+        """Runs every image, staged and as shipped, beside the reference.
+
+        Returns:
+            Of a detector, every image with its detections as shipped and as expected.
+        """
         seen: list[Seen] = []
         expected: list[Expectation] = []
         alone: list[tuple[Detections, Detections]] = []
@@ -136,14 +140,16 @@ class DetectionParity:
             self.judge_detections("heads by themselves", alone, None)
         same = self.judge_gates(seen, expected)
         self.judge_features(seen, expected, same)
+        results = [
+            (theirs.image, mine.detections, theirs.detections)
+            for mine, theirs in zip(seen, expected, strict=True)
+            if mine.detections is not None and theirs.detections is not None
+        ]
         if self.bundle.task is Task.DETECT:
-            pairs = [
-                (mine.detections, theirs.detections)
-                for mine, theirs, equal in zip(seen, expected, same, strict=True)
-                if equal and mine.detections is not None and theirs.detections is not None
-            ]
+            pairs = [results[i][1:] for i, equal in enumerate(same) if equal]
             self.report.comparison = Comparison()
             self.judge_detections("detections", pairs, self.report.comparison)
+        return results
 
     def shipped(self) -> Engine:
         """The file as it is, its gates and its features in view."""
