@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 SAMPLES = 4
 PAINTED = 2
 """Pictures painted as samples where none are given."""
+CALIBRATION_IMAGES = 32
+"""At most so many choose thresholds: their feature maps are all in memory, 60 MB of a full size."""
 
 
 def export_detection(
@@ -127,6 +129,7 @@ def build_detection_graph(
         opset=settings.opset,
         shares=shares,
         sizes=settings.sizes,
+        single=settings.batch.max == 1,
     )
     return finish(graph.build(), dict(props), __version__)
 
@@ -174,6 +177,9 @@ def _calibrated(model: Model, settings: DetectionSettings, progress: Progress) -
             "add --target-keep 0.7,0.49,0.343",
         )
     targets = spread_over_gates(targets, config.num_gates, "--target-keep")
+    if len(images) > CALIBRATION_IMAGES:
+        log.info("gates are calibrated on the first %d images", CALIBRATION_IMAGES)
+        images = images[:CALIBRATION_IMAGES]
     reference = AdapterReference(model)
     passes = [
         reference.adapter_steps(image.pixels[None])

@@ -80,14 +80,20 @@ class AdapterReference(Reference):
         grid = (images.shape[2] // config.patch_size, images.shape[3] // config.patch_size)
         gate_of = {block: gate for gate, block in enumerate(config.gate_blocks)}
         keeps, margins = [], []
-        seen: dict[str, Tensor] = {}
-        stride4, c = self.pyramid_tokens(pixels)
+        seen: dict[str, np.ndarray] = {}
+
+        def see(name: str, value: Tensor) -> None:
+            if stages:
+                seen[name] = value.numpy()
+
+        finest, c = self.pyramid_tokens(pixels)
         x = self.patch_tokens(pixels, grid)
-        seen |= {"embedding": x, "pyramid": c}
+        see("pyramid", c)
+        see("embedding", x)
         block = 0
         for k, blocks in enumerate(config.interaction_blocks):
             x = self.inject(x, c, grid, f"interactions.{k}.injector")
-            seen[f"injector_{k}.out"] = x
+            see(f"injector_{k}.out", x)
             for _ in range(blocks):
                 if block not in gate_of:
                     x = self.block(x, block, None)
@@ -97,19 +103,19 @@ class AdapterReference(Reference):
                     x = torch.where(keep[..., None], self.block(x, block, keep), x)
                     keeps.append(keep)
                     margins.append(margin)
-                seen[f"block_{block}.out"] = x
+                see(f"block_{block}.out", x)
                 block += 1
             c = self.extract(c, x, grid, f"interactions.{k}.extractor")
-            seen[f"extractor_{k}.out"] = c
+            see(f"extractor_{k}.out", c)
         for e in range(config.extra_extractors):
             c = self.extract(c, x, grid, f"interactions.{k}.extra_extractors.{e}")
-            seen[f"extractor_{k + 1 + e}.out"] = c
+            see(f"extractor_{k + 1 + e}.out", c)
         empty = torch.zeros(len(x), 0, x.shape[1])
         return BackboneOutputs(
-            self.feature_maps(stride4, c, x, grid),
+            self.feature_maps(finest, c, x, grid),
             torch.stack(keeps, 1) if keeps else empty.bool(),
             torch.stack(margins, 1) if margins else empty,
-            {name: value.numpy() for name, value in seen.items()} if stages else {},
+            seen,
         )
 
     def patch_tokens(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -126,19 +132,20 @@ class AdapterReference(Reference):
         return (patches + positions).flatten(2).transpose(1, 2)
 
     def pyramid_tokens(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The convolutional branch: a map of stride 4, and tokens of strides 8, 16, 32 in turn."""
+        """The convolutional branch: its map of stride 4, not yet projected to C channels, and
+        tokens of strides 8, 16, 32 in turn."""
         x = images
         for i, stride in ((0, 2), (3, 1), (6, 1)):
             x = self.conv_norm_relu(x, f"spm.stem.{i}", f"spm.stem.{i + 1}", stride)
         maps = [F.max_pool2d(x, 3, stride=2, padding=1)]
         for i in (2, 3, 4):
             maps.append(self.conv_norm_relu(maps[-1], f"spm.conv{i}.0", f"spm.conv{i}.1", 2))
-        stride4, *coarser = (self.conv(x, f"spm.fc{i}") for i, x in enumerate(maps, 1))
+        coarser = (self.conv(x, f"spm.fc{i}") for i, x in enumerate(maps[1:], 2))
         levels = self.weights["level_embed"]
         tokens = [
             m.flatten(2).transpose(1, 2) + level for m, level in zip(coarser, levels, strict=True)
         ]
-        return stride4, torch.cat(tokens, 1)
+        return maps[0], torch.cat(tokens, 1)
 
     def inject(self, x: Tensor, c: Tensor, grid: tuple[int, int], name: str) -> Tensor:
         """Adds what the tokens sample from the convolutional branch."""
@@ -214,7 +221,7 @@ class AdapterReference(Reference):
         return self.linear(result, f"{name}.attn.output_proj")
 
     def feature_maps(
-        self, stride4: Tensor, c: Tensor, x: Tensor, grid: tuple[int, int]
+        self, finest: Tensor, c: Tensor, x: Tensor, grid: tuple[int, int]
     ) -> list[Tensor]:
         """Both branches joined: four maps of strides 4, 8, 16, 32."""
         height, width = grid
@@ -226,8 +233,9 @@ class AdapterReference(Reference):
         weights = self.weights
         up = F.conv_transpose2d(maps[0], weights["up.weight"], weights["up.bias"], stride=2)
         tokens = x.transpose(1, 2).unflatten(2, grid)
+        maps = [up + self.conv(finest, "spm.fc1"), *maps]
         joined = []
-        for i, m in enumerate([up + stride4, *maps], 1):
+        for i, m in enumerate(maps, 1):
             resized = F.interpolate(tokens, size=m.shape[2:], mode="bilinear", align_corners=False)
             joined.append(self.batch_norm(m + resized, f"norm{i}"))
         return joined

@@ -39,11 +39,15 @@ class Selection:
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """Tokens per image S, a number or an int64 vector, and the head layout of attention."""
+    """Tokens per image S, a number or an int64 vector, and the head layout of attention.
+
+    With `single` there is never more than one image, so packed slots are all filled.
+    """
 
     num_tokens: int | str
     num_heads: int
     head_dim: int
+    single: bool = False
 
 
 def attend_to_all(graph: GraphBuilder, grid: TokenGrid, bias: str | None = None) -> Attend:
@@ -102,7 +106,7 @@ def select_dynamic(graph: GraphBuilder, grid: TokenGrid, decision: str) -> Selec
     filled = graph.op("Less", slots, counts)  # [B, Kmax]
     # The row in each slot; an empty slot repeats row 0, which the bias hides.
     table = graph.op("Where", filled, graph.op("Add", starts, slots), graph.constant(0))
-    bias = key_bias(graph, filled)
+    bias = None if grid.single else key_bias(graph, filled)
     heads, dim = grid.num_heads, grid.head_dim
     # Rows of D values, one per row and head: moving those splits the heads in the same pass.
     head_numbers = graph.constant([[[head] for head in range(heads)]])  # [1, H, 1]

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from svit_deploy.checkpoint import read_checkpoint
+from svit_deploy.detection.layout import (
+    HEADS,
+    adapter_to_canonical,
+    infer_adapter_dims,
+    is_detection,
+    strip_backbone,
+)
 from svit_deploy.errors import InputError
 from svit_deploy.inspection.report import Inspection, Section, listed, mebibytes
 from svit_deploy.models import build_model
@@ -55,16 +65,20 @@ def inspect_checkpoint(path: Path) -> Inspection:
     """
     checkpoint = read_checkpoint(path)
     tensors = checkpoint.tensors
-    family, preset, problem, found = None, None, None, []
+    family, preset, problem = None, None, None
+    found: list[Fact] = []
     try:
-        family = detect_family(tensors)
-        dims = infer_dims(tensors, family)
-        preset = recognise(dims)
-        found = _from_weights(dims) + _beyond_weights(dims, preset)
-        if preset:
-            build_model(checkpoint)
+        if is_detection(tensors):
+            family, preset, found = _describe_detector(tensors)
         else:
-            to_canonical(tensors, dims)
+            family = detect_family(tensors)
+            dims = infer_dims(tensors, family)
+            preset = recognise(dims)
+            found = _from_weights(dims) + _beyond_weights(dims, preset)
+            if preset:
+                build_model(checkpoint)
+            else:
+                to_canonical(tensors, dims)
     except InputError as error:
         problem = error.message
     args = {
@@ -92,6 +106,32 @@ def inspect_checkpoint(path: Path) -> Inspection:
     if found:
         sections.append(Section(tuple(f.row() for f in found), ("model", "value", "known from")))
     return Inspection("checkpoint", path.name, facts, tuple(sections), checkpoint.notes)
+
+
+def _describe_detector(
+    tensors: Mapping[str, np.ndarray],
+) -> tuple[str, str | None, list[Fact]]:
+    """Family, preset and facts of a (S)ViT-Adapter, with or without Mask R-CNN's heads."""
+    own = strip_backbone(tensors)
+    heads = any(key.startswith(HEADS) for key in own)
+    dims = infer_adapter_dims(own, heads=heads)
+    adapter_to_canonical(own, dims)
+    preset = recognise(dims)
+    tasks = ["backbone", "detect"] if heads else ["backbone"]
+    sizes = {f.name: getattr(dims, f.name) for f in fields(dims)}
+    for name in ("family", "distilled", "gate_dim"):
+        del sizes[name]
+    found = [Fact("tasks", tasks, "weights")]
+    found += [Fact(name, value, "weights") for name, value in sizes.items()]
+    source = f"preset {preset}" if preset else "assumed"
+    shares = [dims.depth // max(dims.interactions, 1)] * dims.interactions
+    found += [
+        Fact("deform_heads", 6, source, "--set deform_heads=NUMBER"),
+        Fact("interaction_blocks", shares, source, "--set interaction_blocks=NUMBERS"),
+    ]
+    skipped = ("gate_class_token", "crop_ratio", "interpolation")
+    found += [fact for fact in _beyond_weights(dims, preset) if fact.name not in skipped]
+    return dims.family, preset, found
 
 
 def _is_sensible(value: Any) -> bool:

@@ -104,6 +104,17 @@ def test_without_gate_outputs(golden: Any, export: Any) -> None:
     assert "alike without its gates in view" in [check.name for check in report.checks]
 
 
+@pytest.mark.parametrize(("name", "task"), [c[:2] for c in CASES[::5]])
+def test_one_image_at_a_time(golden: Any, export: Any, name: str, task: str) -> None:
+    """`--batch 1` spares the hiding of empty slots, and refuses batches."""
+    bundle = export(name, task, "dynamic", batch="1")
+    model = bundle.load_model()
+    assert len(model.graph.node) < len(export(name, task, "dynamic").load_model().graph.node)
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    report = api.verify(bundle.path, against=golden(name).path, threads=1)
+    assert report.passed, report.verdict
+
+
 def test_gates_and_budgets_from_pictures(golden: Any, photos: Path, tmp_path: Path) -> None:
     bundle = api.export(
         golden("svit_adapter").path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +152,15 @@ def test_presets_are_recognised() -> None:
 
     for name in ("svit_adapter_t", "svit_adapter_s", "vit_adapter_t", "vit_adapter_s"):
         assert recognise(adapter_dims(PRESETS[name])) == name
+
+
+def test_inspect_tells_what_the_weights_tell(golden: Any) -> None:
+    facts = api.inspect(golden("svit_mask_rcnn").path).to_dict()
+    text = json.dumps(facts)
+    assert '"svit_adapter"' in text and '"interaction_blocks"' in text
+    model = {fact["name"]: fact for fact in facts["model"]}
+    assert model["tasks"]["value"] == ["backbone", "detect"]
+    assert model["fpn_dim"]["value"] == 16 and model["num_gates"]["value"] == 9
+    assert model["num_heads"]["source"] == "needed"
+    backbone = api.inspect(golden("vit_adapter_dense").path).to_dict()
+    assert {f["name"]: f["value"] for f in backbone["model"]}["tasks"] == ["backbone"]

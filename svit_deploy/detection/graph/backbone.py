@@ -71,10 +71,12 @@ class AdapterGraph(VitGraph):
     Args:
         shares: in `budget` mode, the share of an image's tokens that each gate may keep.
         sizes: image sizes to run. One size is baked in, a range leaves height and width free.
+        single: run one image at a time only; spares `dynamic` the hiding of empty slots.
     """
 
     shares: Sequence[float] = ()
     sizes: SizeRange = DEFAULT_SIZES
+    single: bool = False
     _grid: TokenGrid = field(init=False)
     _maps: tuple[MapSize, ...] = field(init=False)
     _pyramid: Dim = field(init=False)
@@ -100,14 +102,18 @@ class AdapterGraph(VitGraph):
         """`images [batch, 3, H, W]` -> four feature maps, and what the gates decided."""
         features, selections = self.backbone(self.image_input())
         for stride, feature in zip(STRIDES, features, strict=True):
-            shape = ("batch", self.config.embed_dim, *self.map_shape(stride))
+            shape = (self.batch, self.config.embed_dim, *self.map_shape(stride))
             self.graph.output(self.graph.rename(feature, feature_name(stride)), FLOAT, shape)
         if selections and self.gate_outputs:
             self.add_gate_outputs(selections)
         return self.graph.model()
 
     def image_input(self) -> str:
-        return self.graph.input(INPUT, FLOAT, ("batch", 3, *self.map_shape(1)))
+        return self.graph.input(INPUT, FLOAT, (self.batch, 3, *self.map_shape(1)))
+
+    @property
+    def batch(self) -> int | str:
+        return 1 if self.single else "batch"
 
     def map_shape(self, stride: int) -> tuple[int | str, int | str]:
         """Height and width of a map, for the declaration of an input or output."""
@@ -170,7 +176,8 @@ class AdapterGraph(VitGraph):
         )
         tokens = self._maps[1].cells
         self._pyramid = quotient(graph, product(graph, tokens, 21), 4)
-        self._grid = TokenGrid(tokens, config.num_heads, config.embed_dim // config.num_heads)
+        head_dim = config.embed_dim // config.num_heads
+        self._grid = TokenGrid(tokens, config.num_heads, head_dim, self.single)
 
     def embed(self, images: str) -> str:
         """Patches and positions: `[B, 3, H, W]` -> rows `[B * N, C]`."""

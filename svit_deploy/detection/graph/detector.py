@@ -47,8 +47,8 @@ class DetectorGraph(AdapterGraph):
         """
         graph = self.graph
         images = self.image_input()
-        sizes = graph.input(IMAGE_SIZES, FLOAT, ("batch", 2))
-        scale = graph.input(SCALE_FACTORS, FLOAT, ("batch", 4))
+        sizes = graph.input(IMAGE_SIZES, FLOAT, (self.batch, 2))
+        scale = graph.input(SCALE_FACTORS, FLOAT, (self.batch, 4))
         features, selections = self.backbone(images)
         features = [
             graph.rename(feature, feature_name(stride))
