@@ -20,6 +20,7 @@ from svit_deploy.export import names
 from svit_deploy.manifest import EXPORT_AGAIN
 from svit_deploy.npz import read_npz
 
+MAX_SAMPLES = 64
 CELLS = 2048
 """At most so many places of each feature map are recorded."""
 
@@ -102,6 +103,8 @@ class DetectionBundle(Bundle):
             InputError: damaged, or arrays of other shapes or types than they must have.
         """
         path, count = self.path / REFERENCE, self.manifest["reference"]["images"]
+        if not 1 <= count <= MAX_SAMPLES:
+            raise InputError(f"{path} cannot hold {count} images", EXPORT_AGAIN)
         keys = [f"{i}.{key}" for i in range(count) for key in _wanted(self, (0, 0))]
         arrays = read_npz(path, keys, max_bytes=MAX_REFERENCE_BYTES)
         return [self._sample(path, arrays, i) for i in range(count)]

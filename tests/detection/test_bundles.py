@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -169,7 +171,7 @@ def test_dense_checkpoints_cannot_prune(golden: Any, tmp_path: Path) -> None:
 def test_missing_torchvision_is_named(
     golden: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "torchvision", None)
+    monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(CapabilityError, match=r"needs torchvision.*svit-deploy\[detect\]"):
         api.export(
             golden("svit_mask_rcnn").path,
@@ -200,6 +202,40 @@ def test_contradicting_manifests_are_refused(
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match=message):
         api.verify(folder)
+
+
+def test_an_endless_number_of_samples_is_refused(export: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(export("svit_mask_rcnn", "detect", "dynamic").path, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["reference"]["images"] = 10**15
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="cannot hold 1000000000000000 images"):
+        api.verify(folder)
+
+
+WITHOUT_TORCH = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "torchvision", "pycocotools"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Missing())
+from svit_deploy.cli import main
+bundle, photos, output = sys.argv[1:]
+quick = ["--duration", "0", "--warmup", "0", "--min-samples", "2", "--threads", "1"]
+for line in (["verify", bundle, "--threads", "1"], ["bench", bundle, *quick, "--images", photos],
+             ["predict", bundle, photos, "-o", output, "--threads", "1"], ["inspect", bundle]):
+    code = main(["-q", "--no-progress", *line])
+    assert code == 0, (line, code)
+"""
+
+
+def test_a_target_needs_no_pytorch(export: Any, photos: Path, tmp_path: Path) -> None:
+    bundle = export("svit_mask_rcnn", "detect", "dynamic")
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(bundle.path), str(photos)]
+    done = subprocess.run([*command, str(tmp_path / "found")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_bench_compares_with_the_dense_twin(export: Any, photos: Path) -> None:

@@ -17,7 +17,7 @@ from svit_deploy.config import TokenMode
 from svit_deploy.detection.bundle import DetectionBundle
 from svit_deploy.detection.config import SizeRange, Task
 from svit_deploy.detection.export import export_detector
-from svit_deploy.detection.graph import backbone, boxes, deformable, detector
+from svit_deploy.detection.graph import backbone, boxes, deformable, detector, pyramid
 from svit_deploy.detection.settings import DetectionSettings
 from svit_deploy.detection.verify import RecomputedDetections, verify_detection
 from svit_deploy.export.builder import GraphBuilder
@@ -99,7 +99,7 @@ def class_first(found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 STAGE, HEADS = "every stage by itself", "heads by themselves"
 FAULTS: dict[str, tuple[Patch, str, str]] = {
-    "epsilon of batch norms": (constant(backbone, "BATCH_NORM_EPS", 1e-3), STAGE, "pyramid"),
+    "epsilon of batch norms": (constant(pyramid, "BATCH_NORM_EPS", 1e-3), STAGE, "pyramid"),
     "epsilon of blocks": (config(block_eps=1e-6), "configuration", "block_eps"),
     "GELU by tanh": (attribute("Gelu", "approximate", "tanh"), STAGE, ""),
     "samples across": (exchange_sides, STAGE, "injector 0"),

@@ -25,7 +25,7 @@ from svit_deploy.detection.graph.boxes import (
     sides,
     true_rows,
 )
-from svit_deploy.detection.graph.maps import Dim, MapSize, map_size, product, quotient
+from svit_deploy.detection.graph.maps import Dim, MapSize, conv, map_size, product, quotient
 from svit_deploy.detection.postprocess import BOXES, IMAGE_INDEX, LABELS, MASKS, SCORES
 from svit_deploy.export.builder import FLOAT, INT64
 
@@ -269,4 +269,4 @@ class DetectorGraph(AdapterGraph):
 
     def named_conv(self, x: str, name: str) -> str:
         weights = self.layers.weights
-        return self.conv(x, name, weights[f"{name}.weight"], weights[f"{name}.bias"])
+        return conv(self.graph, x, name, weights[f"{name}.weight"], weights[f"{name}.bias"])

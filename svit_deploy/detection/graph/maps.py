@@ -108,3 +108,26 @@ def cubic_matrix(graph: GraphBuilder, native: int, length: Dim) -> str:
     far = polynomial(a, -5 * a, 8 * a, -4 * a)
     far = graph.op("Where", graph.op("Less", d, number(2)), far, number(0))
     return graph.op("Where", graph.op("Less", d, number(1)), near, far)
+
+
+def conv(
+    graph: GraphBuilder,
+    x: str,
+    name: str,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    stride: int = 1,
+    groups: int = 1,
+) -> str:
+    """A convolution that keeps the size, divided by the stride."""
+    side = weight.shape[2]
+    return graph.op(
+        "Conv",
+        x,
+        graph.weight(f"{name}.weight", weight),
+        graph.weight(f"{name}.bias", bias),
+        kernel_shape=(side, side),
+        strides=(stride, stride),
+        pads=(side // 2,) * 4,
+        group=groups,
+    )

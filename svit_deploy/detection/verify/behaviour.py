@@ -11,7 +11,7 @@ from svit_deploy.detection.bundle import DetectionBundle
 from svit_deploy.detection.matching import match
 from svit_deploy.detection.preprocess import Prepared, feeds_of
 from svit_deploy.detection.verify.expected import DetectionExpectations
-from svit_deploy.detection.verify.parity import Seen, observe, read_outputs, shown
+from svit_deploy.detection.verify.observed import Seen, observe, read_outputs, shown
 from svit_deploy.detection.verify.report import DetectionReport
 from svit_deploy.export import names
 from svit_deploy.graph_edit import set_scalars

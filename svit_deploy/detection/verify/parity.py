@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,12 @@ from svit_deploy.detection.graph.backbone import (
     feature_name,
     injector_name,
 )
-from svit_deploy.detection.matching import match
 from svit_deploy.detection.postprocess import Detections, split_images
 from svit_deploy.detection.preprocess import Prepared, feeds_of
+from svit_deploy.detection.verify.detections import compare_detections, faults, in_words
 from svit_deploy.detection.verify.expected import DetectionExpectations, Expectation
-from svit_deploy.detection.verify.report import Comparison, DetectionReport, Lone
+from svit_deploy.detection.verify.observed import Seen, observe, shown
+from svit_deploy.detection.verify.report import Comparison, DetectionReport
 from svit_deploy.engines.base import Engine
 from svit_deploy.export import names
 from svit_deploy.graph_edit import FED, add_outputs, feed_values, force_values
@@ -36,23 +37,6 @@ from svit_deploy.progress import Progress
 from svit_deploy.verify.parity import Parity
 from svit_deploy.verify.report import GateResult, Stage
 from svit_deploy.verify.subject import Subject
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a run of one image shows.
-
-    Attributes:
-        features: per stride `[C, cells]`, at the places that a bundle records; None where the
-            graph does not show them.
-        keep_mask, margin: `[1, G, N]`.
-    """
-
-    features: tuple[np.ndarray, ...] | None
-    keep_mask: np.ndarray
-    margin: np.ndarray
-    detections: Detections | None
-    overflow: np.ndarray | None = None
 
 
 class DetectionParity:
@@ -137,7 +121,7 @@ class DetectionParity:
         self.subject.scales = np.array([max(1.0, np.mean(s) ** 0.5) for s in squares])
         self.judge_stages()
         if alone:
-            self.judge_detections("heads by themselves", alone, None)
+            self.judge_detections("heads by themselves", alone)
         same = self.judge_gates(seen, expected)
         self.judge_features(seen, expected, same)
         results = [
@@ -147,9 +131,16 @@ class DetectionParity:
         ]
         if self.bundle.task is Task.DETECT:
             pairs = [results[i][1:] for i, equal in enumerate(same) if equal]
-            self.report.comparison = Comparison()
-            self.judge_detections("detections", pairs, self.report.comparison)
+            self.report.comparison = self.judge_detections("detections", pairs)
         return results
+
+    def judge_detections(
+        self, name: str, pairs: Sequence[tuple[Detections, Detections]]
+    ) -> Comparison:
+        found = compare_detections(pairs, self.bundle.config)
+        wrong = faults(found, self.limits, self.bundle.config)
+        self.report.check(name, not wrong, ", ".join(wrong) or in_words(found, self.limits))
+        return found
 
     def shipped(self) -> Engine:
         """The file as it is, its gates and its features in view."""
@@ -323,105 +314,6 @@ class DetectionParity:
             f"largest error {errors[worst]:.2g} ({worst}), limit {limit:.2g}, in {sum(same)} of "
             f"{len(same)} images with identical masks",
         )
-
-    def judge_detections(
-        self, name: str, pairs: list[tuple[Detections, Detections]], into: Comparison | None
-    ) -> None:
-        """Boxes, scores and masks of matched detections, and those without a partner."""
-        found, limits, config = into or Comparison(), self.limits, self.bundle.config
-        for number, (mine, theirs) in enumerate(pairs):
-            result = match(mine, theirs)
-            found.detections += len(theirs)
-            found.matched += len(result.pairs)
-            found.box_error = max(found.box_error, result.box_error)
-            found.score_error = max(found.score_error, result.score_error)
-            found.mask_error = max(found.mask_error, result.mask_error)
-            found.mask_iou = min(found.mask_iou, result.mask_iou)
-            for side, of, numbers in (
-                ("extra", mine, result.extra),
-                ("missing", theirs, result.missing),
-            ):
-                cuts = [config.min_score]
-                if len(of) == config.max_detections:
-                    cuts.append(float(of.scores.min()))
-                for i in numbers:
-                    score = float(of.scores[i])
-                    distance = min(abs(score - cut) for cut in cuts)
-                    found.lone.append(Lone(number, side, int(of.labels[i]), score, distance))
-        unexplained = [lone for lone in found.lone if not lone.distance <= limits.score]
-        box_limit = limits.box * max(config.resize)
-        wrong = [
-            f"{what} by {error:.2g} (limit {limit:.2g})"
-            for what, error, limit in (
-                ("boxes differ", found.box_error, box_limit),
-                ("scores differ", found.score_error, limits.score),
-                ("masks differ", found.mask_error, limits.mask),
-            )
-            if not error <= limit
-        ]
-        if not found.mask_iou >= limits.mask_iou:
-            wrong.append(f"masks overlap by {found.mask_iou:.3f} (limit {limits.mask_iou:.3f})")
-        if len(unexplained) > limits.unmatched * max(found.detections, 1):
-            wrong.append(f"{len(unexplained)} have no partner and are not near a cut")
-        tosses = len(found.lone) - len(unexplained)
-        detail = (
-            f"{found.matched} of {found.detections} matched, boxes within {found.box_error:.2g} px"
-            f", scores {found.score_error:.2g}, masks {found.mask_error:.2g}"
-        )
-        if found.lone:
-            detail += f"; without a partner: {tosses} near a cut, {len(unexplained)} elsewhere"
-        self.report.check(name, not wrong, ", ".join(wrong) or detail)
-
-
-def shown(subject: Subject, model: onnx.ModelProto | None = None) -> onnx.ModelProto:
-    """The graph with its gates and its feature maps in view."""
-    model = subject.observable(model or subject.model)
-    return add_outputs(model, [feature_name(stride) for stride in STRIDES])
-
-
-def observe(bundle: DetectionBundle, subject: Subject, engine: Engine, image: Prepared) -> Seen:
-    """Runs one image by itself."""
-    outputs = engine.run(feeds_of([image], bundle.inputs))
-    return read_outputs(bundle, subject, outputs, [image])[0]
-
-
-def read_outputs(
-    bundle: DetectionBundle,
-    subject: Subject,
-    outputs: dict[str, np.ndarray],
-    images: list[Prepared],
-) -> list[Seen]:
-    """A batch's outputs, image by image."""
-    cells = images[0].size[0] * images[0].size[1] // bundle.config.patch_size**2
-    gates = subject.gates
-    if not gates:
-        margin = np.zeros((len(images), 0, cells), np.float32)
-        keep = margin.astype(bool)
-    elif names.MARGIN in outputs:
-        keep, margin = outputs[names.KEEP_MASK], outputs[names.MARGIN]
-    else:
-        margin = np.stack([outputs[names.margin_name(gate)] for gate in gates], 1)
-        decision = np.stack([outputs[names.decision_name(gate)] for gate in gates], 1)
-        rows = bundle.rows_for(cells)
-        keep = effective_keep(decision, margin, np.array(rows) if rows else None)
-    found: list[Detections | None] = [None] * len(images)
-    if bundle.task is Task.DETECT:
-        found = list(split_images(outputs, len(images)))
-    overflow = outputs.get(names.OVERFLOW)
-    features = [outputs.get(feature_name(stride)) for stride in STRIDES]
-    seen = []
-    for i, image in enumerate(images):
-        maps = [feature[i] for feature in features if feature is not None]
-        seen.append(
-            Seen(
-                subsample(maps, image.size) if len(maps) == len(STRIDES) else None,
-                keep[i : i + 1],
-                margin[i : i + 1],
-                found[i],
-                None if overflow is None else overflow[i : i + 1],
-            )
-        )
-    return seen
 
 
 def _label(name: str) -> str:
