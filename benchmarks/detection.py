@@ -92,7 +92,8 @@ def compare(
         target = options.output / f"{task}-{size}-{mode}"
         if not target.exists():
             keep = {} if mode == "dense" else {"target_keep": RATIOS}
-            api.export(checkpoint, target, task=task, tokens=mode, image_size=size, **keep, **extra)
+            common = {"task": task, "tokens": mode, "image_size": size, "batch": "1"}
+            api.export(checkpoint, target, **common, **keep, **extra)
         targets.append(target)
     settings = BenchSettings(
         duration_s=options.seconds,
