@@ -14,10 +14,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from svit_deploy.bench import BenchReport, BenchSettings, run_bench
 from svit_deploy.bundle import MANIFEST, Bundle, open_bundle
 from svit_deploy.config import TokenMode, parse_image_size, parse_ratios
+from svit_deploy.detection.bundle import DetectionBundle
+from svit_deploy.detection.coco import GroundTruth
+from svit_deploy.detection.config import DEFAULT_SIZES, SizeRange, parse_task
+from svit_deploy.detection.export import export_detection
+from svit_deploy.detection.settings import DetectionSettings
+from svit_deploy.detection.verify import (
+    DetectionExpectations,
+    RecomputedDetections,
+    verify_detection,
+)
 from svit_deploy.engines.tensorrt.library import TARGETS
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.export.engine import profile_batches, rebuild
@@ -48,6 +59,7 @@ def export(
     checkpoint: PathLike,
     output: PathLike,
     *,
+    task: str = "classify",
     arch: str | None = None,
     overrides: Mapping[str, str] | None = None,
     tokens: str | None = None,
@@ -84,6 +96,7 @@ def export(
         checkpoint: or a bundle, to build an engine of its graph on this machine.
         command: the command line, kept in the manifest for the record.
     """
+    detection = None if task == "classify" else parse_task(task)
     engine = engine_options(target, optimization_level, workspace, timing_cache, plugin_library)
     profiles = shape_profiles(min_shapes, opt_shapes, max_shapes)
     if profiles and batch is not None:
@@ -96,6 +109,7 @@ def export(
                 f"give a checkpoint, or --target {' or '.join(TARGETS)} to build an engine of it",
             )
         graph_options = {
+            "--task": detection,
             "--tokens": tokens,
             "--precision": precision != "fp32",
             "--plugins": plugins,
@@ -111,45 +125,56 @@ def export(
                 "leave it out, or give a checkpoint",
             )
         bundle = open_bundle(Path(checkpoint))
+        if isinstance(bundle, DetectionBundle):
+            raise UsageError(
+                f"{bundle.name} is of --task {bundle.task.value}, of which no engine can be built",
+                "run its ONNX model",
+            )
         size = bundle.config.image_size
         shapes = profiles or [batch_profile(batch, size) for batch in buckets]
         return rebuild(
             bundle, Path(output), engine, shapes, force=force, command=command, progress=progress
         )
-    settings = ExportSettings(
-        tokens=None if tokens is None else _token_mode(tokens),
-        batch=profile_batches(profiles) if profiles else whole_range(buckets),
-        profiles=profiles,
-        buckets=buckets,
-        precision=precision,
-        plugins=plugins,
-        engine=engine,
-        image_size=None if image_size is None else parse_image_size(image_size),
-        budget=budget,
-        budget_percentile=budget_percentile,
-        calibration=_images(calibration, None, max_images, progress),
-        calibrate_gates=_images(calibrate_gates, None, max_images, progress),
-        target_keep=() if target_keep is None else parse_ratios(target_keep, "--target-keep"),
-        gate_outputs=gate_outputs,
-        opset=opset,
-    )
+    options: dict[str, Any] = {
+        "tokens": None if tokens is None else _token_mode(tokens),
+        "batch": profile_batches(profiles) if profiles else whole_range(buckets),
+        "profiles": profiles,
+        "buckets": buckets,
+        "precision": precision,
+        "plugins": plugins,
+        "engine": engine,
+        "budget": budget,
+        "budget_percentile": budget_percentile,
+        "calibration": _images(calibration, None, max_images, progress),
+        "calibrate_gates": _images(calibrate_gates, None, max_images, progress),
+        "target_keep": () if target_keep is None else parse_ratios(target_keep, "--target-keep"),
+        "gate_outputs": gate_outputs,
+        "opset": opset,
+    }
+    if detection:
+        sizes = DEFAULT_SIZES if image_size is None else SizeRange.parse(image_size)
+        settings: ExportSettings = DetectionSettings(**options, task=detection, sizes=sizes)
+    else:
+        options["image_size"] = None if image_size is None else parse_image_size(image_size)
+        settings = ExportSettings(**options)
     if settings.tokens is TokenMode.DENSE and calibrate_gates is not None:
         raise UsageError(
             "--calibrate-gates has no meaning with --tokens dense",
             "leave it out, or choose another token mode",
         )
     require_torch("export", "the reference outputs that a bundle is verified with")
-    bundle = export_onnx(
-        Path(checkpoint),
-        Path(output),
-        settings,
-        arch=arch,
-        overrides=overrides,
-        allow_pickle=allow_pickle,
-        force=force,
-        command=command,
-        progress=progress,
-    )
+    common: dict[str, Any] = {
+        "arch": arch,
+        "overrides": overrides,
+        "allow_pickle": allow_pickle,
+        "force": force,
+        "command": command,
+        "progress": progress,
+    }
+    if isinstance(settings, DetectionSettings):
+        bundle = export_detection(Path(checkpoint), Path(output), settings, **common)
+    else:
+        bundle = export_onnx(Path(checkpoint), Path(output), settings, **common)
     for note in bundle.manifest["notes"]:
         log.info("%s", note)
     return bundle
@@ -161,6 +186,7 @@ def verify(
     against: PathLike | None = None,
     images: PathLike | None = None,
     labels: PathLike | None = None,
+    annotations: PathLike | None = None,
     arch: str | None = None,
     overrides: Mapping[str, str] | None = None,
     max_images: int = MAX_IMAGES,
@@ -176,6 +202,7 @@ def verify(
     Args:
         against: the checkpoint; without it the bundle's reference.npz serves, and no PyTorch is
             needed.
+        annotations: of the images, in COCO's format: tells the average precision of a detector.
         arch, overrides: what the checkpoint's weights cannot tell, independently of the bundle;
             by default the bundle's manifest is trusted for it.
         provider: of ONNX Runtime; by default the bundle's engine runs, if it has one, else cpu.
@@ -190,6 +217,24 @@ def verify(
     settings = VerifySettings(
         provider=provider, threads=threads, repeats=repeats, allow_foreign=allow_foreign
     )
+    whole = isinstance(opened, DetectionBundle) and opened.config.has_heads
+    if annotations is not None and (images is None or not whole):
+        raise UsageError(
+            "--annotations needs a detector and the images that they are of",
+            "add --images IMAGES, or leave it out",
+        )
+    if isinstance(opened, DetectionBundle):
+        return _verify_detection(
+            opened,
+            against,
+            _images(images, None, max_images, progress),
+            annotations,
+            settings,
+            progress,
+            arch=arch,
+            overrides=overrides,
+            allow_pickle=allow_pickle,
+        )
     if against is None:
         return verify_bundle(opened, Recorded(opened), settings, progress)
     require_torch(
@@ -204,6 +249,31 @@ def verify(
     )
     pictures = _images(images, labels, max_images, progress)
     return verify_bundle(opened, Recomputed(opened, model, pictures), settings, progress)
+
+
+def _verify_detection(
+    bundle: DetectionBundle,
+    against: PathLike | None,
+    images: ImageSet | None,
+    annotations: PathLike | None,
+    settings: VerifySettings,
+    progress: Progress,
+    **loading: Any,
+) -> VerifyReport:
+    """`verify` of a backbone or a detector."""
+    if against is None:
+        return verify_detection(bundle, DetectionExpectations(bundle), settings, progress)
+    require_torch(
+        "verify --against",
+        "the reference forward pass",
+        "leave --against out to compare with the recorded samples",
+    )
+    from svit_deploy.detection.verify.checkpoint import load_reference_detector
+
+    truth = None if annotations is None else GroundTruth(Path(annotations), bundle.config)
+    model = load_reference_detector(bundle, Path(against), **loading)
+    expectations = RecomputedDetections(bundle, model, images)
+    return verify_detection(bundle, expectations, settings, progress, truth=truth)
 
 
 def bench(
@@ -230,6 +300,39 @@ def bench(
     return run_bench(relabel(prepared), settings, progress)
 
 
+def predict(
+    bundle: PathLike,
+    output: PathLike,
+    *,
+    images: PathLike,
+    min_score: float = 0.3,
+    max_images: int = MAX_IMAGES,
+    provider: str = "cpu",
+    threads: int = 0,
+    progress: Progress = SILENT,
+) -> list[Path]:
+    """Runs a detector on pictures; draws boxes, masks and the tokens computed."""
+    from svit_deploy.detection.predict import predict_images
+
+    opened = _open(bundle, "predict")
+    if not isinstance(opened, DetectionBundle):
+        raise InputError(
+            f"{opened.name} is a classifier, which finds no objects",
+            "use visualize for its token maps, or export with --task detect",
+        )
+    pictures = _images(images, None, max_images, progress)
+    assert pictures is not None
+    return predict_images(
+        opened,
+        pictures,
+        Path(output),
+        min_score=min_score,
+        provider=provider,
+        threads=threads,
+        progress=progress,
+    )
+
+
 def inspect(path: PathLike) -> Inspection:
     """What is in a checkpoint, a bundle or an ONNX file; nothing is executed."""
     return inspect_path(Path(path))
@@ -249,6 +352,11 @@ def visualize(
     from svit_deploy.tokenmaps import draw_token_maps
 
     bundle = _open(target, "visualize")
+    if isinstance(bundle, DetectionBundle):
+        raise InputError(
+            f"{bundle.name} runs images of several sizes, which have no common token map",
+            "use predict, which draws each image's own",
+        )
     pictures = _images(images, None, max_images, progress)
     assert pictures is not None
     return draw_token_maps(bundle, pictures, Path(output), provider, threads, progress)

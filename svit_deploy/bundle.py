@@ -77,6 +77,10 @@ class Bundle:
         """
         return budget_rows(self.config, self.budgets) or self.method.kept(self.config)
 
+    def allows_budget(self, budget: float, gate: int) -> bool:
+        """Whether a gate can have this budget."""
+        return 1 <= budget <= self.config.gated_tokens(gate)
+
     @property
     def has_gate_outputs(self) -> bool:
         """Whether the graph ships `keep_mask` and `margin`."""
@@ -163,7 +167,7 @@ def open_bundle(path: Path) -> Bundle:
         )
     manifest = read_manifest(manifest_path)
     try:
-        bundle = Bundle(folder, manifest, config_from_dict(manifest["model"]))
+        bundle = _make_bundle(folder, manifest)
         _check_contents(bundle)
     except (ValueError, SvitDeployError) as error:
         reason = error.message if isinstance(error, SvitDeployError) else str(error)
@@ -173,6 +177,16 @@ def open_bundle(path: Path) -> Bundle:
         _check_file(folder, name, entry["size_bytes"], entry["sha256"])
     bundle.load_model()  # a runtime would follow links out of the file that this refuses
     return bundle
+
+
+def _make_bundle(folder: Path, manifest: dict[str, Any]) -> Bundle:
+    """A bundle of the kind that the manifest describes."""
+    config = config_from_dict(manifest["model"])
+    if "task" not in manifest:
+        return Bundle(folder, manifest, config)
+    from svit_deploy.detection.bundle import DetectionBundle
+
+    return DetectionBundle(folder, manifest, config)  # type: ignore[arg-type]  # it checks
 
 
 def _check_contents(bundle: Bundle) -> None:
@@ -187,7 +201,7 @@ def _check_contents(bundle: Bundle) -> None:
     if len(manifest["gates"]) != config.num_gates:
         raise ValueError(f"{len(manifest['gates'])} gates of {config.num_gates} are described")
     if len(budgets) != (config.num_gates if is_budget else 0) or not all(
-        1 <= budget <= config.gated_tokens(gate) for gate, budget in enumerate(budgets)
+        bundle.allows_budget(budget, gate) for gate, budget in enumerate(budgets)
     ):
         raise ValueError(f"the budgets {list(budgets)} do not fit the {config.num_gates} gates")
     batch = manifest["batch"]

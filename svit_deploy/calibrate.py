@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from svit_deploy.compare import kept_counts
+from svit_deploy.compare import first_gated, kept_counts
 from svit_deploy.config import ModelConfig
 from svit_deploy.errors import InputError
 from svit_deploy.models.reference import Reference
@@ -40,13 +40,22 @@ def calibrate_gates(
         targets: keep ratio per gate, kept / gated tokens, above 0 and at most 1.
         progress: called with the gates done and their number.
     """
-    config = reference.config
     passes = [reference.steps(images[i : i + BATCH]) for i in range(0, len(images), BATCH)]
+    return calibrate_passes(reference.config, passes, targets, progress)
+
+
+def calibrate_passes(
+    config: ModelConfig,
+    passes: Sequence[Generator[tuple[int, torch.Tensor], torch.Tensor, object]],
+    targets: Sequence[float],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> GateCalibration:
+    """`calibrate_gates` on forward passes that stop at each gate, of images of any sizes."""
     pending = [next(steps) for steps in passes]
     thresholds, measured = [], []
     for gate, target in enumerate(targets):
-        margins = torch.cat([margin for _, margin in pending])
-        gated = margins[:, 0 if config.gate_class_token[gate] else config.prefix_tokens :]
+        first = first_gated(config, gate)
+        gated = torch.cat([margin[:, first:].flatten() for _, margin in pending])
         threshold = threshold_for(gated.numpy(), target)
         thresholds.append(threshold)
         measured.append(float((gated > threshold).float().mean()))

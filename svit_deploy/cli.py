@@ -17,6 +17,7 @@ from svit_deploy.commands.common import Invocation, configure_logging, restore_l
 from svit_deploy.commands.export import export
 from svit_deploy.commands.others import doctor, init, inspect, quickstart, visualize
 from svit_deploy.commands.plugins import plugins
+from svit_deploy.commands.predict import predict
 from svit_deploy.commands.verify import verify
 from svit_deploy.errors import (
     EXIT_CAPABILITY,
@@ -40,7 +41,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (export, verify, bench, inspect, visualize, init, doctor, quickstart):
+for command in (export, verify, bench, predict, inspect, visualize, init, doctor, quickstart):
     app.command()(command)
 app.add_typer(plugins)
 

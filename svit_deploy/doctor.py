@@ -27,11 +27,15 @@ RUNTIMES = (
     "onnxruntime-migraphx", "onnxruntime-qnn",
 )  # fmt: skip
 EVERY = (
-    "export", "verify", "verify --against", "bench", "bench --sweep-tokens", "visualize",
-    "inspect", "init", "quickstart",
+    "export", "export --task detect", "verify", "verify --against", "verify --annotations",
+    "bench", "bench --sweep-tokens", "predict", "visualize", "inspect", "init", "quickstart",
 )  # fmt: skip
-RUNNING = tuple(command for command in EVERY if command not in ("inspect", "export", "init"))
-WITH_CHECKPOINT = ("export", "verify --against", "init", "quickstart")
+WITHOUT_RUNNING = ("inspect", "export", "export --task detect", "init")
+RUNNING = tuple(command for command in EVERY if command not in WITHOUT_RUNNING)
+WITH_CHECKPOINT = (
+    "export", "export --task detect", "verify --against", "verify --annotations", "init",
+    "quickstart",
+)  # fmt: skip
 RUNTIME_MINIMUM = "1.21"
 CPU_FLAGS = {  # in /proc/cpuinfo: what matters to the kernels of ONNX Runtime
     "avx2": "AVX2", "avx512f": "AVX-512", "avx512_vnni": "AVX-512 VNNI", "avx_vnni": "AVX VNNI",
@@ -85,6 +89,8 @@ REQUIREMENTS = (
         "older versions run code out of weight files (CVE-2025-32434)",
         ("2.10", "hostile weight files can corrupt memory before it (CVE-2026-24747)"),
     ),
+    Requirement("torchvision", "0.21", ("export --task detect", "verify --annotations")),
+    Requirement("pycocotools", "2.0.8", ("verify --annotations",)),
     Requirement("matplotlib", "3.8", ("bench --sweep-tokens",)),
 )
 

@@ -42,11 +42,22 @@ SCHEMA: dict[str, Any] = {
     "environment": dict,
     "files": {str: {"size_bytes": int, "sha256": str}},
 }
+DETECTION_SCHEMA = {
+    **SCHEMA,
+    "task": str,
+    "image": {"min": [int], "opt": [int], "max": [int]},
+    "tokens": {**SCHEMA["tokens"], "budgets": [float]},
+    "gates": [{**GATE, "budget": (float, None)}],
+}
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """Reads a manifest and checks its keys and types (`strict_json.read_json`)."""
-    return read_json(path, SCHEMA, SCHEMA_VERSION, EXPORT_AGAIN)
+
+    def schema(content: Mapping[str, Any]) -> Mapping[str, Any]:
+        return DETECTION_SCHEMA if "task" in content else SCHEMA
+
+    return read_json(path, schema, SCHEMA_VERSION, EXPORT_AGAIN)
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 from svit_deploy.errors import CapabilityError
 
 
@@ -22,4 +24,17 @@ def require_torch(who: str, why: str, otherwise: str = "") -> None:
         raise CapabilityError(
             f"{who} needs PyTorch for {why}, and it is {state}",
             f"{fix}, or {otherwise}" if otherwise else fix,
+        ) from error
+
+
+def require(module: str, who: str, why: str) -> None:
+    """Raises CapabilityError unless a package that only detection needs can be imported."""
+    try:
+        importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        missing = isinstance(error, ModuleNotFoundError)
+        state = "not installed" if missing else f"broken ({str(error).splitlines()[0][:200]})"
+        raise CapabilityError(
+            f"{who} needs {module} for {why}, and it is {state}",
+            "run pip install 'svit-deploy[detect]'",
         ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,18 @@ _NAMES = {str: "a string", int: "a whole number", float: "a number", bool: "true
           dict: "an object", list: "a list"}  # fmt: skip
 
 
-def read_json(path: Path, schema: Mapping[str, Any], version: int, again: str) -> dict[str, Any]:
+def read_json(
+    path: Path,
+    schema: Mapping[str, Any] | Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    version: int,
+    again: str,
+) -> dict[str, Any]:
     """Reads an object and checks its keys and types; paths and values are the caller's to check.
 
     Args:
         schema: what each key holds: a type; (type, None) for a value or null; [type] for a list;
-            or an object with exactly these keys, {str: type} with any keys.
+            or an object with exactly these keys, {str: type} with any keys. Where there are
+            several kinds of file, a function that tells it by the object found.
         version: the newest `schema_version` understood.
         again: what to do about a damaged file.
 
@@ -53,6 +59,8 @@ def read_json(path: Path, schema: Mapping[str, Any], version: int, again: str) -
                 f"{path} was written by a newer version: its schema is above {version}",
                 "upgrade svit-deploy",
             )
+        if callable(schema):
+            schema = schema(found if isinstance(found, dict) else {})
         _check(found, schema, "")
     except (ValueError, RecursionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]

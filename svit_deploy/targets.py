@@ -16,6 +16,8 @@ from svit_deploy.bench.settings import KEEP, BenchSettings, BenchTarget
 from svit_deploy.bench.variants import variants
 from svit_deploy.bundle import MANIFEST, Bundle, open_bundle
 from svit_deploy.config import Preprocess, TokenMode
+from svit_deploy.detection.bench import detection_target
+from svit_deploy.detection.bundle import DetectionBundle
 from svit_deploy.engines.base import Engine
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.errors import InputError, SvitDeployError, UsageError
@@ -91,11 +93,13 @@ def _bundle_target(bundle: Bundle, inputs: Inputs, settings: BenchSettings) -> B
                 f"batch {size} is outside {bundle.name}'s range {batch['min']} to {batch['max']}",
                 "bench another batch size, or export with a wider --batch MIN:OPT:MAX",
             )
+    load = _loader(settings)
+    if isinstance(bundle, DetectionBundle):
+        return detection_target(bundle, inputs, settings, load)
     dynamic = bundle.mode is TokenMode.DYNAMIC
     if dynamic:
         inputs.refuse_noise(bundle.name)
     arrays, provenance = inputs.of_bundle(bundle, bundle.model_path)
-    load = _loader(settings)
     return BenchTarget(
         label=bundle.name,
         engine_factory=lambda: load(bundle.model_path),
@@ -103,7 +107,7 @@ def _bundle_target(bundle: Bundle, inputs: Inputs, settings: BenchSettings) -> B
         input_name=names.INPUT,
         inputs=arrays,
         keep_output=names.KEEP_MASK if bundle.has_gate_outputs else None,
-        variants=variants(bundle, load) if dynamic else {},
+        variants=variants(bundle, load, bundle.config.num_tokens) if dynamic else {},
         task_outputs=(names.LOGITS,),
         provenance=provenance,
     )

@@ -252,7 +252,8 @@ def _find_weights(path: Path, loaded: Any) -> tuple[str, dict[str, Any], list[st
     is_training = not {"optimizer", "optimizer_state", "args"}.isdisjoint(loaded)
     notes = [f"{k} ignored, weights taken from {key!r}" for k in EMA_KEYS if k in loaded]
     container = f"{'training checkpoint' if is_training else 'dictionary'} ({key})"
-    return container, state, notes, _training_args(loaded)
+    args = _training_args(loaded) or _plain_values(loaded.get("meta"))
+    return container, state, notes, args
 
 
 def _is_state(state: Any) -> bool:

@@ -112,7 +112,7 @@ def write_token_maps(
         )
     counts = survival_map(keep_mask, prefix_tokens, grid)
     mean_map = counts.mean(axis=0)
-    files = [f"{i:05d}_{_safe_name(name)}.png" for i, name in enumerate(names)]
+    files = [f"{i:05d}_{safe_name(name)}.png" for i, name in enumerate(names)]
     usage = {
         "schema_version": USAGE_SCHEMA_VERSION,
         "num_gates": num_gates,
@@ -128,12 +128,12 @@ def write_token_maps(
         thumbnails: list[Image.Image] = []
         for file, picture, image_counts in zip(files, pictures, counts, strict=True):
             pair = _pair(_enlarge(picture), overlay(picture, image_counts, num_gates))
-            _with_legend(pair, num_gates).save(folder / file)
+            with_legend(pair, num_gates).save(folder / file)
             if len(thumbnails) < _SHEET_IMAGES:
                 thumbnails.append(_thumbnail(pair))
         mean = _spread(_colours(mean_map / num_gates), _enlarge(pictures[0]).shape[:2])
-        _with_legend(Image.fromarray(mean), num_gates).save(folder / "mean_map.png")
-        _with_legend(_sheet(thumbnails), num_gates).save(folder / "contact_sheet.png")
+        with_legend(Image.fromarray(mean), num_gates).save(folder / "mean_map.png")
+        with_legend(_sheet(thumbnails), num_gates).save(folder / "contact_sheet.png")
         _write_json(folder / USAGE_FILE, usage)
     return [output / file for file in (*files, "mean_map.png", "contact_sheet.png", USAGE_FILE)]
 
@@ -187,7 +187,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _safe_name(name: str) -> str:
+def safe_name(name: str) -> str:
     """Letters and digits of any script, `-`, `_` and `.`; at most 50, so at most 200 bytes."""
     path = PurePosixPath(name)
     stem = str(path.with_suffix("")) if path.suffix.lower() in PICTURE_SUFFIXES else name
@@ -239,7 +239,7 @@ def _sheet(pairs: Sequence[Image.Image]) -> Image.Image:
     return sheet
 
 
-def _with_legend(image: Image.Image, num_gates: int) -> Image.Image:
+def with_legend(image: Image.Image, num_gates: int) -> Image.Image:
     """The image above a row of swatches, one for each number of blocks, 0 to `num_gates`."""
     result = Image.new("RGB", (image.width, image.height + _LEGEND_HEIGHT), "white")
     result.paste(image, (0, 0))

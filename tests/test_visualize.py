@@ -148,12 +148,12 @@ def test_any_number_of_gates_has_a_legend(tmp_path: Path, gates: int) -> None:
     ],
 )
 def test_names_are_made_safe(name: str, expected: str) -> None:
-    assert visualize._safe_name(name) == expected
+    assert visualize.safe_name(name) == expected
 
 
 @given(st.text())
 def test_a_safe_name_is_one_short_path_component(name: str) -> None:
-    safe = visualize._safe_name(name)
+    safe = visualize.safe_name(name)
     assert Path(safe).name == safe
     assert len(safe.encode()) <= 200
 

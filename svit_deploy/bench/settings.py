@@ -80,6 +80,7 @@ class BenchSettings:
         device: number of the GPU.
         worst_case: time the `worst-case` variants too.
         sweep: time the `keep=...` variants too.
+        image_size: (height, width) that detection models run at; their typical one by default.
         seed: of the order of images, the order in a block, and the bootstrap.
         require_stable: count an unstable target as a failure.
         fail_above: limits in milliseconds by mean, p50, p90, p99 or max, for every target but
@@ -101,6 +102,7 @@ class BenchSettings:
     device: int = 0
     worst_case: bool = True
     sweep: bool = False
+    image_size: tuple[int, int] | None = None
     seed: int = 0
     require_stable: bool = False
     fail_above: Mapping[str, float] = field(default_factory=dict)

@@ -18,12 +18,13 @@ SWEEP = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
 
 
 def variants(
-    bundle: Bundle, load: Callable[[Path | bytes], Engine]
+    bundle: Bundle, load: Callable[[Path | bytes], Engine], tokens: int
 ) -> Mapping[str, Callable[[], Engine]]:
     """A bundle's graph with all tokens kept, and with forced shares of them.
 
     Args:
         load: makes an engine of an ONNX file, or of its bytes.
+        tokens: of each image.
     """
     gates = range(bundle.config.num_gates)
 
@@ -35,11 +36,11 @@ def variants(
     def kept(share: float) -> Callable[[], Engine]:
         def make() -> Engine:
             decisions = [names.decision_name(gate) for gate in gates]
-            shape = ("batch", bundle.config.num_tokens)
+            shape: tuple[int | str, ...] = ("batch", tokens)
             model = force_values(bundle.load_model(), dict.fromkeys(decisions, shape))
             # The margins as outputs, so that the gates are still computed and timed.
             model = add_outputs(model, [names.margin_name(gate) for gate in gates])
-            return ForcedKeep(load(model.SerializeToString()), decisions, shape[1], share)
+            return ForcedKeep(load(model.SerializeToString()), decisions, tokens, share)
 
         return make
 

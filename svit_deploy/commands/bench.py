@@ -36,6 +36,10 @@ def bench(
     allow_noise: Annotated[
         bool, typer.Option("--allow-noise", help="Noise even where content decides.")
     ] = False,
+    image_size: Annotated[
+        str | None,
+        typer.Option(metavar="PIXELS", help="800x1216, for detectors; by default their typical."),
+    ] = None,
     batch: Annotated[str, typer.Option(metavar="N,N", help="Batch sizes, 1,8.")] = "1",
     warmup: Annotated[
         str, typer.Option(metavar="TIME", help="Of each engine and batch size, 1s or 500ms.")
@@ -81,6 +85,7 @@ def bench(
     check_json(json_file)
     from svit_deploy import api
     from svit_deploy.bench import BenchSettings, check_plot, plot_sweep, render
+    from svit_deploy.config import parse_image_size
 
     invocation: Invocation = context.obj
     settings = BenchSettings(
@@ -96,6 +101,7 @@ def bench(
         device=device,
         worst_case=worst_case,
         sweep=sweep_tokens is not None,
+        image_size=None if image_size is None else parse_image_size(image_size),
         seed=seed,
         require_stable=require_stable,
         fail_above=parse_limits(fail_above),

@@ -36,6 +36,9 @@ def export(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write.")
     ],
+    task: Annotated[
+        str, typer.Option(metavar="TASK", help="classify, backbone (of a detector) or detect.")
+    ] = "classify",
     arch: Arch = None,
     overrides: Set = None,
     tokens: Annotated[
@@ -65,7 +68,11 @@ def export(
     max_shapes: Shapes = None,
     image_size: Annotated[
         str | None,
-        typer.Option(metavar="PIXELS", help="224 or 224x320; by default the checkpoint's."),
+        typer.Option(
+            metavar="PIXELS",
+            help="224 or 224x320; by default the checkpoint's. For detectors also a range, "
+            "64x64:800x1216:1344x1344, which is the default.",
+        ),
     ] = None,
     budget: Annotated[
         str | None,
@@ -128,6 +135,7 @@ def export(
         bundle = api.export(
             checkpoint,
             output,
+            task=task,
             arch=arch,
             overrides=parse_overrides(overrides),
             tokens=tokens,
@@ -174,8 +182,11 @@ def _summary(bundle: Bundle) -> Iterator[tuple[str, str]]:
     source, model = manifest["checkpoint"], manifest["files"][bundle.model_path.name]
     if source:
         yield "checkpoint", f"{source['name']}, sha256 {source['sha256'][:16]}"
-    height, width = config.image_size
-    yield "model", f"{manifest['arch']} ({config.family}), {height}x{width} pixels"
+    size = "x".join(map(str, config.image_size))
+    if "task" in manifest:
+        low, high = ("x".join(map(str, manifest["image"][name])) for name in ("min", "max"))
+        size = f"task {manifest['task']}, {size if low == high else f'{low} to {high}'}"
+    yield "model", f"{manifest['arch']} ({config.family}), {size} pixels"
     if manifest["gates"]:
         yield from _gates(manifest)
     else:

@@ -39,6 +39,10 @@ def verify(
     labels: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Labels of --images, for accuracy.")
     ] = None,
+    annotations: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="COCO annotations of --images: tells a detector's AP."),
+    ] = None,
     arch: Arch = None,
     overrides: Set = None,
     max_images: MaxImages = 1000,
@@ -65,6 +69,7 @@ def verify(
             against=against,
             images=images,
             labels=labels,
+            annotations=annotations,
             arch=arch,
             overrides=parse_overrides(overrides),
             max_images=max_images,

@@ -194,9 +194,13 @@ class GraphBuilder:
         """
         if all(isinstance(dim, int) for dim in dims):
             return self.op("Reshape", value, self.constant(list(dims)))
-        parts = [dim if isinstance(dim, str) else self.constant([dim]) for dim in dims]
+        parts = [self.vector(dim) for dim in dims]
         target = self.op("Concat", *parts, axis=0)
         return self.op("Reshape", value, target, allowzero=1)
+
+    def vector(self, dim: int | str) -> str:
+        """A dimension, a number or already a vector, as an int64 vector of one element."""
+        return dim if isinstance(dim, str) else self.constant([dim])
 
     def range(self, length: str) -> str:
         """0, 1, … length - 1 for a one-element int64 vector `length`."""

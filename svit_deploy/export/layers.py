@@ -126,7 +126,7 @@ class Layers:
 def attention(
     graph: GraphBuilder,
     qkv: Iterable[str],
-    tokens: int,
+    tokens: int | str,
     num_heads: int,
     head_dim: int,
     bias: str | None = None,
@@ -135,7 +135,7 @@ def attention(
 
     Args:
         qkv: queries, keys, values, rows `[B * K, C]`.
-        tokens: K.
+        tokens: K, a number or an int64 vector.
         bias: `[B, 1, 1, K]`, added to the scores of each key.
 
     Returns:

@@ -78,7 +78,7 @@ def export_model(
     """Exports a loaded model; see `export_onnx`."""
     from svit_deploy.models.reference import Reference, keep_above, keep_budget
 
-    settings = dataclasses.replace(settings, tokens=_token_mode(model, settings))
+    settings = dataclasses.replace(settings, tokens=choose_mode(model, settings))
     with write_bundle(output, force=force) as folder:
         model, measured = _calibrated(model, settings, progress)
         if settings.mode is TokenMode.DENSE:
@@ -106,7 +106,7 @@ def export_model(
     return open_bundle(output)
 
 
-def _token_mode(model: Model, settings: ExportSettings) -> TokenMode:
+def choose_mode(model: Model, settings: ExportSettings) -> TokenMode:
     """The token mode asked for, else the method's own.
 
     Raises:

@@ -62,11 +62,15 @@ class Decided:
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """Tokens per image S and the head layout that attention needs."""
+    """Tokens per image S, a number or an int64 vector, and the head layout of attention.
 
-    num_tokens: int
+    With `single` there is never more than one image, so packed slots are all filled.
+    """
+
+    num_tokens: int | str
     num_heads: int
     head_dim: int
+    single: bool = False
 
 
 def attend_to_all(graph: GraphBuilder, grid: TokenGrid, bias: str | None = None) -> Attend:
@@ -153,7 +157,7 @@ class Packed:
         rows: `[T]`, flat positions in the mask.
         places: `[T]`, flat slots.
         lengths: `[B + 1]` int32, tokens of all images before each.
-        bias: `[B, 1, 1, Kmax]`, for the scores of keys.
+        bias: `[B, 1, 1, Kmax]`, for the scores of keys; None if all slots are filled.
         head_table: `[B, H, Kmax]`, the head's row of each slot among `[T * H, D]`.
     """
 
@@ -162,7 +166,7 @@ class Packed:
     rows: str
     places: str
     lengths: str
-    bias: str
+    bias: str | None
     head_table: str
 
     def split_heads(self, rows: str) -> str:
@@ -197,7 +201,7 @@ def pack(graph: GraphBuilder, grid: TokenGrid, mask: str) -> Packed:
         "SvitCompact", compact_rows, mask, outputs=7, index_bits=64
     )
     filled = graph.op("GreaterOrEqual", slots, graph.constant(0))  # [B, Kmax]
-    bias = key_bias(graph, filled)
+    bias = None if grid.single else key_bias(graph, filled)
     # The row in each slot; an empty slot repeats row 0, which the bias hides.
     table = graph.op("Max", slots, graph.constant(0))
     heads = grid.num_heads
@@ -227,7 +231,7 @@ def select_dynamic(graph: GraphBuilder, grid: TokenGrid, decision: str) -> Selec
 
 
 def select_budget(
-    graph: GraphBuilder, grid: TokenGrid, decision: str, margin: str, budget: int
+    graph: GraphBuilder, grid: TokenGrid, decision: str, margin: str, budget: int | str
 ) -> Selection:
     """The `budget` tokens of highest margin, in static shapes.
 
@@ -237,13 +241,13 @@ def select_budget(
     Args:
         decision: `[B, S]` bool.
         margin: `[B, S]` float32.
-        budget: K, rows per image, at most S.
+        budget: K, rows per image, at most S; a number or an int64 vector.
     """
     ranked = graph.op("Where", decision, margin, graph.constant(LOWEST, np.float32))
-    best, index = graph.ops("TopK", ranked, graph.constant([budget]), outputs=2, axis=1)
+    best, index = graph.ops("TopK", ranked, graph.vector(budget), outputs=2, axis=1)
     valid = graph.op("Greater", best, graph.constant(LOWEST, np.float32))  # [B, K]
     first_row = graph.op(
-        "Mul", graph.range(graph.shape(decision, 0)), graph.constant(grid.num_tokens)
+        "Mul", graph.range(graph.shape(decision, 0)), graph.vector(grid.num_tokens)
     )
     rows = graph.op("Add", index, graph.op("Unsqueeze", first_row, graph.constant([1])))
     flat_rows = graph.reshape(rows, -1)
@@ -256,7 +260,7 @@ def select_budget(
     none = graph.op("And", decision, graph.constant(False, bool))
     wanted = graph.op("Cast", decision, to=INT64)
     wanted = graph.op("ReduceSum", wanted, graph.constant([1]), keepdims=1)
-    beyond = graph.op("Sub", wanted, graph.constant(budget))
+    beyond = graph.op("Sub", wanted, graph.vector(budget))
     return Selection(
         take=lambda x: gather_rows(graph, x, flat_rows),
         attend=lambda qkv: attention(graph, qkv, budget, grid.num_heads, grid.head_dim, bias),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx
 
+from svit_deploy.compare import first_gated
 from svit_deploy.config import ModelConfig, TokenMode
 from svit_deploy.export.builder import BFLOAT16, BOOL, FLOAT, INT64, GraphBuilder
 from svit_deploy.export.layers import QKV, Attend, Layers
@@ -198,7 +199,7 @@ class VitGraph:
         with graph.scope("gate"):
             margin = graph.reshape(self.margin(x, f"gates.{gate}"), -1, grid.num_tokens)
             if prefix:
-                always = [[token < prefix for token in range(grid.num_tokens)]]
+                always = [[token < prefix for token in range(config.num_tokens)]]
                 infinity = graph.constant(np.inf, np.float32)
                 margin = graph.op("Where", graph.constant(always, bool), infinity, margin)
             margin = graph.rename(margin, margin_name(gate))
@@ -210,7 +211,11 @@ class VitGraph:
                 return select_dynamic(graph, grid, decision)
             if self.mode is TokenMode.MASKED:
                 return select_masked(graph, grid, decision)
-            return select_budget(graph, grid, decision, margin, self.budgets[gate] + prefix)
+            return select_budget(graph, grid, decision, margin, self.budget_rows(gate))
+
+    def budget_rows(self, gate: int) -> int | str:
+        """Rows per image that the gate's block may compute, always-kept ones included."""
+        return self.budgets[gate] + first_gated(self.config, gate)
 
     def margin(self, x: str, name: str) -> str:
         """Keep logit minus prune logit `[R, 1]`.
@@ -242,12 +247,18 @@ class VitGraph:
                 logits = [graph.op("Mul", both, graph.constant(0.5, np.float32))]
         return graph.rename(logits[0], LOGITS)
 
+    @property
+    def columns(self) -> int | str:
+        """Tokens that the gate outputs tell about, a number or an int64 vector."""
+        return self.method.columns(self.config)
+
     def add_gate_outputs(self, decided: Sequence[Decided]) -> None:
         """`keep_mask`, `margin` and, where tokens are merged, `source` `[B, G, S]`.
 
         With a budget `overflow` `[B, G]`, too.
         """
-        graph, count, columns = self.graph, len(decided), self.method.columns(self.config)
+        graph, count, columns = self.graph, len(decided), self.columns
+        shape = ("batch", count, columns if isinstance(columns, int) else "tokens")
 
         def stack(values: Sequence[str]) -> str:
             return graph.reshape(graph.op("Concat", *values, axis=1), -1, count, columns)
@@ -261,9 +272,9 @@ class VitGraph:
             source = [d.source for d in decided if d.source is not None]
             if source:
                 source = [stack(source)]
-        graph.output(graph.rename(keep, KEEP_MASK), BOOL, ("batch", count, columns))
-        graph.output(graph.rename(margin, MARGIN), FLOAT, ("batch", count, columns))
+        graph.output(graph.rename(keep, KEEP_MASK), BOOL, shape)
+        graph.output(graph.rename(margin, MARGIN), FLOAT, shape)
         for value in overflow:
             graph.output(graph.rename(value, OVERFLOW), INT64, ("batch", count))
         for value in source:
-            graph.output(graph.rename(value, SOURCE), INT64, ("batch", count, columns))
+            graph.output(graph.rename(value, SOURCE), INT64, shape)

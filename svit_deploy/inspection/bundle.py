@@ -36,9 +36,13 @@ def _overview(bundle: Bundle) -> tuple[tuple[str, str], ...]:
     manifest, config = bundle.manifest, bundle.config
     tokens, batch, reference = (manifest[key] for key in ("tokens", "batch", "reference"))
     preprocess, checkpoint = config.preprocess, manifest["checkpoint"]
-    outputs = "logits and gate outputs" if bundle.has_gate_outputs else "logits only"
+    task = {"detect": "detections", "backbone": "features"}.get(manifest.get("task", ""), "logits")
+    outputs = f"{task} and gate outputs" if bundle.has_gate_outputs else f"{task} only"
     source = f"{checkpoint['name']} ({checkpoint['container']})" if checkpoint else "-"
-    height, width = config.image_size
+    size = "x".join(map(str, config.image_size))
+    if "task" in manifest:
+        low, high = ("x".join(map(str, manifest["image"][name])) for name in ("min", "max"))
+        size = size if low == high else f"{low} to {high}, mostly {size}"
     return (
         ("made by", f"{manifest['tool']['name']} {manifest['tool']['version']}"),
         ("checkpoint", source),
@@ -60,8 +64,7 @@ def _overview(bundle: Bundle) -> tuple[tuple[str, str], ...]:
         ("precision", f"{manifest['precision']}, opset {manifest['opset']}"),
         (
             "preprocessing",
-            f"RGB {height}x{width} (h x w), {preprocess.interpolation}, "
-            f"crop ratio {preprocess.crop_ratio:g}",
+            f"RGB {size} (h x w), {preprocess.interpolation}, crop ratio {preprocess.crop_ratio:g}",
         ),
         ("", f"mean {listed(preprocess.mean)}; std {listed(preprocess.std)}"),
         ("reference", f"{reference['images']} images, {reference['source']}"),

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from svit_deploy.checkpoint import read_checkpoint
+from svit_deploy.detection.layout import (
+    HEADS,
+    adapter_to_canonical,
+    infer_adapter_dims,
+    is_detection,
+    strip_backbone,
+)
 from svit_deploy.errors import InputError
 from svit_deploy.inspection.report import Inspection, Section, listed, mebibytes
 from svit_deploy.methods import METHODS, Method
@@ -58,19 +67,23 @@ def inspect_checkpoint(path: Path) -> Inspection:
     """
     checkpoint = read_checkpoint(path)
     tensors = checkpoint.tensors
-    family, preset, problem, found = None, None, None, []
+    family, preset, problem = None, None, None
+    found: list[Fact] = []
     candidates: tuple[str, ...] = ()
     try:
-        keys = detect_family(tensors)
-        dims = infer_dims(tensors, keys)
-        preset = recognise(dims)
-        family, candidates = which_method(keys, checkpoint.training_args)
-        settings = _settings(METHODS[family], dims, checkpoint.training_args)
-        found = _from_weights(dims) + _beyond_weights(dims, preset) + settings
-        if preset and not any(fact.source == "needed" for fact in settings):
-            build_model(checkpoint)
+        if is_detection(tensors):
+            family, preset, found = _describe_detector(tensors)
         else:
-            to_canonical(tensors, dims)
+            keys = detect_family(tensors)
+            dims = infer_dims(tensors, keys)
+            preset = recognise(dims)
+            family, candidates = which_method(keys, checkpoint.training_args)
+            settings = _settings(METHODS[family], dims, checkpoint.training_args)
+            found = _from_weights(dims) + _beyond_weights(dims, preset) + settings
+            if preset and not any(fact.source == "needed" for fact in settings):
+                build_model(checkpoint)
+            else:
+                to_canonical(tensors, dims)
     except InputError as error:
         problem = error.message
     args = {
@@ -99,6 +112,29 @@ def inspect_checkpoint(path: Path) -> Inspection:
     if found:
         sections.append(Section(tuple(f.row() for f in found), ("model", "value", "known from")))
     return Inspection("checkpoint", path.name, facts, tuple(sections), checkpoint.notes)
+
+
+def _describe_detector(
+    tensors: Mapping[str, np.ndarray],
+) -> tuple[str, str | None, list[Fact]]:
+    """Family, preset and facts of a (S)ViT-Adapter, with or without Mask R-CNN's heads."""
+    own = strip_backbone(tensors)
+    heads = any(key.startswith(HEADS) for key in own)
+    dims = infer_adapter_dims(own, heads=heads)
+    adapter_to_canonical(own, dims)
+    preset = recognise(dims)
+    tasks = ["backbone", "detect"] if heads else ["backbone"]
+    sizes = {f.name: getattr(dims, f.name) for f in fields(dims)}
+    for name in ("family", "distilled", "gate_dim"):
+        del sizes[name]
+    found = [Fact("tasks", tasks, "weights")]
+    found += [Fact(name, value, "weights") for name, value in sizes.items()]
+    shares = [dims.depth // max(dims.interactions, 1)] * dims.interactions
+    settings = _settings(METHODS[dims.family], dims, {})
+    found += [replace(fact, value=fact.value or shares) for fact in settings]
+    skipped = ("gate_class_token", "crop_ratio", "interpolation")
+    found += [fact for fact in _beyond_weights(dims, preset) if fact.name not in skipped]
+    return dims.family, preset, found
 
 
 def _is_sensible(value: Any) -> bool:

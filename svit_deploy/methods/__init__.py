@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from svit_deploy.config import ModelConfig
+from svit_deploy.methods.adapter import SvitAdapter, VitAdapter
 from svit_deploy.methods.ats import Ats
 from svit_deploy.methods.deit import Deit
 from svit_deploy.methods.dynamicvit import DynamicVit
@@ -33,6 +34,8 @@ METHODS: dict[str, Method] = {
         Ats(),
         Tome(),
         Mergence(),
+        SvitAdapter(),
+        VitAdapter(),
     )
 }
 

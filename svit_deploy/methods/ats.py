@@ -154,6 +154,7 @@ class AtsGraph(VitGraph):
         query = graph.widen(graph.reshape(first, -1, grid.num_heads, 1, grid.head_dim))
         query = graph.op("Mul", query, graph.constant(grid.head_dim**-0.5, np.float32))
         length = graph.op("ReduceL2", graph.widen(value), graph.constant([1]), keepdims=0)
+        bias: str | None
         if packed is None:
             split = graph.reshape(key, -1, grid.num_tokens, grid.num_heads, grid.head_dim)
             keys, bias = graph.op("Transpose", split, perm=(0, 2, 3, 1)), key_bias(graph, alive)
@@ -161,7 +162,9 @@ class AtsGraph(VitGraph):
             keys = graph.op("Transpose", packed.split_heads(key), perm=(0, 1, 3, 2))
             bias = packed.bias
         scores = graph.op("MatMul", query, graph.widen(keys))  # [B, H, 1, K]
-        weights = graph.op("Softmax", graph.op("Add", scores, graph.widen(bias)), axis=-1)
+        if bias is not None:
+            scores = graph.op("Add", scores, graph.widen(bias))
+        weights = graph.op("Softmax", scores, axis=-1)
         total = graph.op("ReduceSum", weights, graph.constant([1, 2]), keepdims=0)  # [B, K]
         if packed is None:
             return graph.op("Mul", total, graph.reshape(length, -1, grid.num_tokens))

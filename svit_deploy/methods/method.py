@@ -75,6 +75,7 @@ class Method:
         title: the method's name in its paper.
         modes: token modes in which its graph equals the model; the first is the default.
         eps: LayerNorm epsilon of blocks, gates and the final norm.
+        config: the kind of its configurations.
         settings: a frozen dataclass of what its weights cannot tell. Fields without a default
             must be given. A boolean, a number, or a tuple of them each.
         keys_of: the method whose checkpoints it runs on; its own by default.
@@ -82,6 +83,7 @@ class Method:
         trained_gates: whether its gates have thresholds that a training set.
         removes: whether a token that is not kept is gone for good.
         class_token: whether its tokens begin with one.
+        classifies: whether its models are classifiers; others have a task (`detection`).
         has_positions: whether its weights hold an embedding of positions.
         ranks_inside: whether tokens are ranked by values from inside a block (attention, keys),
             which are of the graph's precision; what is computed of them is float32 all the same.
@@ -93,12 +95,14 @@ class Method:
     title: ClassVar[str]
     modes: ClassVar[tuple[TokenMode, ...]] = (TokenMode.DENSE,)
     eps: ClassVar[tuple[float, float, float]] = (1e-6, 1e-6, 1e-6)
+    config: ClassVar[type[ModelConfig]] = ModelConfig
     settings: ClassVar[type | None] = None
     keys_of: ClassVar[str] = ""
     graph: ClassVar[type[VitGraph] | None] = None
     trained_gates: ClassVar[bool] = False
     removes: ClassVar[bool] = False
     class_token: ClassVar[bool] = True
+    classifies: ClassVar[bool] = True
     has_positions: ClassVar[bool] = True
     ranks_inside: ClassVar[bool] = False
     margin_unit: ClassVar[float | None] = None

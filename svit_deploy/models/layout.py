@@ -40,12 +40,14 @@ def detect_family(tensors: Mapping[str, np.ndarray]) -> str:
     """
     if any("level_embed" in key or "rpn_head" in key for key in tensors):
         raise InputError(
-            "the checkpoint is a detection model", "give an SViT or DeiT classification checkpoint"
+            "the checkpoint is a detection model",
+            "export it with --task detect or --task backbone",
         )
     for method in METHODS.values():
         if method.matches(tensors):
             return method.name
-    titles = ", ".join(method.title for method in METHODS.values() if not method.keys_of)
+    own = (method for method in METHODS.values() if method.classifies and not method.keys_of)
+    titles = ", ".join(method.title for method in own)
     raise InputError(
         f"the checkpoint is of no known method ({titles}): its {len(tensors)} keys begin with "
         f"{some(tensors)}",
@@ -69,7 +71,13 @@ def to_canonical(tensors: Mapping[str, np.ndarray], dims: Dims) -> dict[str, np.
         InputError: keys are missing or unexpected, or tensors have other shapes or types than
             `dims` asks for; the one sentence names the first few of each.
     """
-    shapes = expected_shapes(dims)
+    return match_tensors(tensors, dims, expected_shapes(dims))
+
+
+def match_tensors(
+    tensors: Mapping[str, np.ndarray], dims: Dims, shapes: Mapping[str, Shape]
+) -> dict[str, np.ndarray]:
+    """The tensors under the canonical names of `shapes`; raises InputError as `to_canonical`."""
     keys = {name: official_name(name, dims.family) for name in shapes}
     missing = [key for key in keys.values() if key not in tensors]
     is_spare = METHODS[dims.family].is_spare

@@ -69,6 +69,23 @@ def _swin(family: str, embed_dim: int, third_stage: int) -> Arch:
     )
 
 
+def _adapter(num_heads: int, gated: bool) -> Arch:
+    """A ViT-Adapter in front of Mask R-CNN; `gated` for SViT's."""
+    return Arch(
+        family="svit_adapter" if gated else "vit_adapter",
+        num_heads=num_heads,
+        embed_dim=64 * num_heads,
+        depth=12,
+        patch_size=16,
+        distilled=False,
+        gate_blocks=tuple(range(3, 12)) if gated else (),
+        gate_class_token=(True,) * 9 if gated else (),
+        target_keep=(0.7,) * 3 + (0.49,) * 3 + (0.343,) * 3 if gated else (),
+        crop_ratio=1.0,
+        interpolation="bilinear",
+    )
+
+
 PRESETS: dict[str, Arch] = {
     "svit_s": Arch(
         family="svit",
@@ -110,6 +127,10 @@ PRESETS: dict[str, Arch] = {
     "swin_b": _swin("swin", 128, 18),
     "stvitr_s": _swin("stvitr", 96, 18),
     "stvitr_b": _swin("stvitr", 128, 18),
+    "svit_adapter_t": _adapter(3, gated=True),
+    "svit_adapter_s": _adapter(6, gated=True),
+    "vit_adapter_t": _adapter(3, gated=False),
+    "vit_adapter_s": _adapter(6, gated=False),
 }
 
 

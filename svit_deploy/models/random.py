@@ -10,6 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from svit_deploy.config import spread_over_gates
+from svit_deploy.detection.config import AdapterConfig, Task
+from svit_deploy.detection.layout import AdapterDims, adapter_to_official
+from svit_deploy.detection.model import build_detector
+from svit_deploy.detection.random import adapter_dims, random_adapter_weights
 from svit_deploy.errors import ExportError, UsageError
 from svit_deploy.files import check_writable, write_file
 from svit_deploy.images import synthetic_images
@@ -20,6 +24,7 @@ from svit_deploy.models.presets import Arch, find_arch
 from svit_deploy.packages import require_torch
 
 CALIBRATION_IMAGES = 32
+ADAPTER_IMAGES, ADAPTER_IMAGE_SIZE = 8, (320, 480)
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,8 @@ def init_checkpoint(
     if output.exists() and not force:
         raise ExportError(f"{output} exists", "give another file with -o, or --force")
     check_writable(output, "-o")
-    dims = _dims(name, settings)
+    adapter = not METHODS[settings.family].classifies
+    dims = adapter_dims(settings) if adapter else _dims(name, settings)
     gated = METHODS[settings.family].trained_gates
     if keep_ratio and not gated:
         raise UsageError(f"{name} has no gates to calibrate", "leave --keep-ratio out")
@@ -72,10 +78,16 @@ def init_checkpoint(
     elif output.suffix != ".safetensors":
         require_torch(f"writing {output.suffix}", "its file format", "name the file *.safetensors")
     overrides = {"target_keep": ",".join(map(str, targets))} if targets else {}
-    weights = random_weights(dims, np.random.default_rng(seed))
-    model = build_model(to_official(weights, dims.family), arch=arch, overrides=overrides)
+    rng = np.random.default_rng(seed)
+    if isinstance(dims, AdapterDims):
+        weights = adapter_to_official(random_adapter_weights(dims, rng), dims.family)
+        model = build_detector(weights, Task.DETECT, arch=arch, overrides=overrides)
+    else:
+        weights = to_official(random_weights(dims, rng), dims.family)
+        model = build_model(weights, arch=arch, overrides=overrides)
     ratios = _calibrate(model) if gated else ()
-    _save(to_official(model.weights, dims.family), output)
+    official = adapter_to_official if adapter else to_official
+    _save(official(model.weights, dims.family), output)
     return RandomCheckpoint(output, name, ratios)
 
 
@@ -120,13 +132,22 @@ def random_weights(dims: Dims, rng: np.random.Generator) -> dict[str, np.ndarray
 
 def _calibrate(model: Model) -> tuple[float, ...]:
     """Moves the keep bias of each gate so that threshold 0 keeps the target share."""
-    from svit_deploy.calibrate import calibrate_gates
+    from svit_deploy.calibrate import calibrate_gates, calibrate_passes
     from svit_deploy.models.reference import Reference
 
     config = model.config
-    images = synthetic_images(CALIBRATION_IMAGES, config.image_size)
-    inputs = images.inputs(config.preprocess, config.image_size)
-    found = calibrate_gates(Reference(model), inputs, config.target_keep)
+    if isinstance(config, AdapterConfig):
+        from svit_deploy.detection.reference import AdapterReference
+
+        images = synthetic_images(ADAPTER_IMAGES, ADAPTER_IMAGE_SIZE)
+        inputs = images.inputs(config.preprocess, ADAPTER_IMAGE_SIZE)
+        reference = AdapterReference(model)
+        passes = [reference.adapter_steps(image[None]) for image in inputs]
+        found = calibrate_passes(config, passes, config.target_keep)
+    else:
+        images = synthetic_images(CALIBRATION_IMAGES, config.image_size)
+        inputs = images.inputs(config.preprocess, config.image_size)
+        found = calibrate_gates(Reference(model), inputs, config.target_keep)
     for gate, threshold in enumerate(found.thresholds):
         model.weights[f"gates.{gate}.mlp.fc2.bias"][0] -= np.float32(threshold)
     return found.measured_keep

@@ -23,7 +23,10 @@ def check_config(config: ModelConfig) -> None:
         raise InputError(
             f"family {config.family!r:.80} is unknown", f"use one of {', '.join(METHODS)}"
         )
-    for name in ("embed_dim", "depth", "num_heads", "mlp_dim", "patch_size", "num_classes"):
+    counts = ["embed_dim", "depth", "num_heads", "mlp_dim", "patch_size"]
+    if method_of(config).classifies:
+        counts.append("num_classes")
+    for name in counts:
         if getattr(config, name) < 1:
             raise InputError(f"{name} is {getattr(config, name)}", "give a complete checkpoint")
     if config.embed_dim % config.num_heads:
@@ -97,14 +100,16 @@ def config_from_dict(content: Mapping[str, Any]) -> ModelConfig:
         UsageError: a keep ratio outside (0, 1].
     """
     family = content.get("family") if isinstance(content, Mapping) else None
-    kind = METHODS[family].settings if isinstance(family, str) and family in METHODS else None
+    method = METHODS.get(family) if isinstance(family, str) else None
     ready: dict[str, Any] = {"settings": None}
-    if kind is not None:
+    if method is not None and method.settings is not None:
         content = dict(content)
-        ready["settings"] = _build(kind, content.pop("settings", None), "method's settings")
+        found = content.pop("settings", None)
+        ready["settings"] = _build(method.settings, found, "method's settings")
     if isinstance(content, Mapping) and "class_token" not in content:
         ready["class_token"] = True
-    config = _build(ModelConfig, content, "model configuration", **ready)
+    kind = ModelConfig if method is None else method.config
+    config = _build(kind, content, "model configuration", **ready)
     check_config(config)
     return config
 

@@ -1,0 +1,272 @@
+"""Mask R-CNN around a (S)ViT-Adapter as one ONNX graph, with mmdet's semantics.
+
+Detections of all images of a batch leave together; `image_index` says which image each is of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from svit_deploy.detection.config import STRIDES
+from svit_deploy.detection.graph.backbone import AdapterGraph, feature_name
+from svit_deploy.detection.graph.boxes import (
+    NEVER,
+    anchors,
+    by_group,
+    column,
+    cut_out,
+    decode,
+    least,
+    number,
+    sides,
+    true_rows,
+)
+from svit_deploy.detection.graph.maps import Dim, MapSize, conv, map_size, product, quotient
+from svit_deploy.detection.postprocess import BOXES, IMAGE_INDEX, LABELS, MASKS, SCORES
+from svit_deploy.export.builder import FLOAT, INT64
+
+IMAGE_SIZES, SCALE_FACTORS = "image_sizes", "scale_factors"
+PROPOSALS, PROPOSAL_IMAGE = "proposals", "proposal_image"
+BOX_STDS = (0.1, 0.1, 0.2, 0.2)
+BOX_SIDE, MASK_SIDE = 7, 14
+
+
+@dataclass
+class DetectorGraph(AdapterGraph):
+    """Writes one whole detector in one token mode; see `AdapterGraph`."""
+
+    def build(self) -> onnx.ModelProto:
+        """`images`, `image_sizes` and `scale_factors` -> detections, and what the gates decided.
+
+        `image_sizes [B, 2]` are height and width inside the padding, `scale_factors [B, 4]` input
+        pixels per pixel of the original picture, which boxes are given in.
+        """
+        graph = self.graph
+        images = self.image_input()
+        sizes = graph.input(IMAGE_SIZES, FLOAT, (self.batch, 2))
+        scale = graph.input(SCALE_FACTORS, FLOAT, (self.batch, 4))
+        features, decided = self.backbone(images)
+        features = [
+            graph.rename(feature, feature_name(stride))
+            for stride, feature in zip(STRIDES, features, strict=True)
+        ]
+        # width, height, width, height
+        limit = graph.op("Gather", sizes, graph.constant([1, 0, 1, 0]), axis=1)
+        with graph.scope("fpn"):
+            pyramid = self.fpn(features)
+        with graph.scope("rpn"):
+            boxes, image = self.propose(pyramid, limit)
+        boxes, image = graph.rename(boxes, PROPOSALS), graph.rename(image, PROPOSAL_IMAGE)
+        with graph.scope("box_head"):
+            found = self.find_boxes(pyramid[:4], boxes, image, limit, scale)
+        with graph.scope("mask_head"):
+            boxes, _, labels, image = found
+            inside = graph.op("Mul", boxes, graph.op("Gather", scale, image))
+            masks = self.masks(pyramid[:4], inside, labels, image)
+        for value, name, dtype, shape in (
+            (found[0], BOXES, FLOAT, (4,)),
+            (found[1], SCORES, FLOAT, ()),
+            (found[2], LABELS, INT64, ()),
+            (masks, MASKS, FLOAT, (2 * MASK_SIDE, 2 * MASK_SIDE)),
+            (found[3], IMAGE_INDEX, INT64, ()),
+        ):
+            graph.output(graph.rename(value, name), dtype, ("detections", *shape))
+        if decided and self.gate_outputs:
+            self.add_gate_outputs(decided)
+        return graph.model()
+
+    def fpn(self, features: Sequence[str]) -> list[str]:
+        """Feature pyramid network: five maps of strides 4 to 64."""
+        graph = self.graph
+        maps = [self.named_conv(f, f"neck.lateral_convs.{i}.conv") for i, f in enumerate(features)]
+        for i in (2, 1, 0):
+            doubled = graph.op(
+                "Resize",
+                maps[i + 1],
+                "",
+                graph.constant([1, 1, 2, 2], np.float32),
+                mode="nearest",
+                coordinate_transformation_mode="asymmetric",
+                nearest_mode="floor",
+            )
+            maps[i] = graph.op("Add", maps[i], doubled)
+        maps = [self.named_conv(m, f"neck.fpn_convs.{i}.conv") for i, m in enumerate(maps)]
+        return [*maps, graph.op("MaxPool", maps[-1], kernel_shape=(1, 1), strides=(2, 2))]
+
+    def pyramid_sizes(self) -> list[MapSize]:
+        """Sizes of the pyramid's maps, finest first."""
+        graph, (finest, *_, coarsest) = self.graph, self._maps
+
+        def half(side: Dim) -> Dim:  # rounded up
+            return quotient(
+                graph,
+                side + 1 if isinstance(side, int) else graph.op("Add", side, graph.vector(1)),
+                2,
+            )
+
+        first = map_size(graph, product(graph, finest.rows, 2), product(graph, finest.columns, 2))
+        return [first, *self._maps, map_size(graph, half(coarsest.rows), half(coarsest.columns))]
+
+    def propose(self, pyramid: Sequence[str], limit: str) -> tuple[str, str]:
+        """Region proposal network: boxes `[R, 4]` and the image that each is in `[R]`."""
+        graph, config = self.graph, self.config
+        limit = graph.op("Unsqueeze", limit, graph.constant([1]))  # [B, 1, 4]
+        scores, boxes, levels = [], [], []
+        for level, (feature, size) in enumerate(zip(pyramid, self.pyramid_sizes(), strict=True)):
+            hidden = graph.op("Relu", self.named_conv(feature, "rpn_head.rpn_conv"))
+            score = self.anchor_values(hidden, "rpn_head.rpn_cls", 1)
+            delta = self.anchor_values(hidden, "rpn_head.rpn_reg", 4)
+            count = least(graph, product(graph, size.cells, 3), config.rpn_candidates)
+            score = graph.op("Squeeze", score, graph.constant([2]))
+            best, index = graph.ops("TopK", score, graph.vector(count), outputs=2, axis=1)
+            places = graph.op("Unsqueeze", index, graph.constant([2]))
+            delta = graph.op("GatherND", delta, places, batch_dims=1)
+            anchor = graph.op("Gather", anchors(graph, size, 4 * 2**level), index)
+            scores.append(graph.op("Sigmoid", best))
+            boxes.append(decode(graph, anchor, delta, limit))
+            levels.append(graph.op("Expand", graph.constant(level), graph.vector(count)))
+        score, box = (graph.op("Concat", *parts, axis=1) for parts in (scores, boxes))
+        level_of = graph.op("Concat", *levels, axis=0)
+        area = graph.op("ReduceMin", sides(graph, box), graph.constant([2]), keepdims=0)
+        sound = graph.op("Greater", area, number(graph, 0))
+        score = graph.op("Where", sound, score, number(graph, NEVER))
+        return self.suppress_proposals(box, score, level_of)
+
+    def anchor_values(self, hidden: str, name: str, width: int) -> str:
+        """A 1x1 convolution's values `[B, cells * anchors, width]`, the anchor counting fastest."""
+        values = self.graph.op("Transpose", self.named_conv(hidden, name), perm=(0, 2, 3, 1))
+        return self.graph.reshape(values, 0, -1, width)
+
+    def suppress_proposals(self, boxes: str, scores: str, levels: str) -> tuple[str, str]:
+        """The best boxes of each image after suppression inside each level.
+
+        Args:
+            boxes, scores, levels: `[B, n, 4]`, `[B, n]`, `[n]`.
+        """
+        graph, config = self.graph, self.config
+        chosen = graph.op(
+            "NonMaxSuppression",
+            boxes,
+            by_group(graph, levels, graph.constant(np.arange(5)), scores),
+            graph.constant([config.rpn_candidates]),
+            graph.constant([config.rpn_iou], np.float32),
+            graph.constant([NEVER / 2], np.float32),
+        )  # [M, 3]: image, level, box
+        places = graph.op("Gather", chosen, graph.constant([0, 2]), axis=1)
+        nothing = graph.op("Expand", number(graph, NEVER), graph.op("Shape", scores))
+        kept = graph.op("ScatterND", nothing, places, graph.op("GatherND", scores, places))
+        count = least(graph, graph.shape(kept, 1), config.rpn_proposals)
+        best, index = graph.ops("TopK", kept, graph.vector(count), outputs=2, axis=1)
+        rows = true_rows(graph, graph.op("Greater", best, number(graph, NEVER / 2)))
+        box = graph.op("Unsqueeze", graph.op("GatherND", index, rows), graph.constant([1]))
+        image = column(graph, rows, 0)
+        first = graph.op("Unsqueeze", image, graph.constant([1]))
+        return graph.op("GatherND", boxes, graph.op("Concat", first, box, axis=1)), image
+
+    def find_boxes(
+        self, pyramid: Sequence[str], boxes: str, image: str, limit: str, scale: str
+    ) -> tuple[str, str, str, str]:
+        """Box head: boxes `[D, 4]` in the original's pixels, their scores, labels and images."""
+        graph, layers, config = self.graph, self.layers, self.config
+        name, classes = "roi_head.bbox_head", config.num_classes
+        x, order = cut_out(graph, pyramid, boxes, image, BOX_SIDE)
+        boxes, image = graph.op("Gather", boxes, order), graph.op("Gather", image, order)
+        x = graph.reshape(x, -1, config.fpn_dim * BOX_SIDE**2)
+        for i in (0, 1):
+            x = graph.op("Relu", layers.linear(x, f"{name}.shared_fcs.{i}"))
+        scores = graph.op("Softmax", layers.linear(x, f"{name}.fc_cls"), axis=-1)
+        zero, one = graph.constant([0]), graph.constant([1])
+        scores = graph.op("Slice", scores, zero, graph.constant([classes]), one)  # no background
+        deltas = graph.reshape(self.box_deltas(x, f"{name}.fc_reg"), -1, classes, 4)
+        rows = true_rows(graph, graph.op("Greater", scores, number(graph, config.min_score)))
+        row, label = column(graph, rows, 0), column(graph, rows, 1)
+        image = graph.op("Gather", image, row)
+        score = graph.op("GatherND", scores, rows)
+        box = decode(
+            graph,
+            graph.op("Gather", boxes, row),
+            graph.op("GatherND", deltas, rows),
+            graph.op("Gather", limit, image),
+        )
+        box = graph.op("Div", box, graph.op("Gather", scale, image))
+        best = self.suppress_detections(box, score, label, image, graph.shape(limit, 0))
+        box, score, label, image = (
+            graph.op("Gather", value, best) for value in (box, score, label, image)
+        )
+        return box, score, label, image
+
+    def box_deltas(self, x: str, name: str) -> str:
+        """The regression layer, the coder's standard deviations folded in."""
+        weights = self.layers.weights
+        stds = np.tile(np.array(BOX_STDS, np.float32), self.config.num_classes)
+        weight = self.graph.weight(
+            f"{name}.scaled.weight", weights[f"{name}.weight"] * stds[:, None]
+        )
+        bias = self.graph.weight(f"{name}.scaled.bias", weights[f"{name}.bias"] * stds)
+        return self.graph.op("Gemm", x, weight, bias, transB=1)
+
+    def suppress_detections(
+        self, boxes: str, scores: str, labels: str, image: str, batch: str
+    ) -> str:
+        """Which of the candidates `[T]` stay, image by image, best first.
+
+        Suppression is inside each class of each image; then the best of each image are taken.
+        """
+        graph, config = self.graph, self.config
+        classes = graph.constant(config.num_classes)
+        group = graph.op("Add", graph.op("Mul", image, classes), labels)
+        groups = graph.range(graph.op("Mul", batch, classes))
+        flat = graph.op("Unsqueeze", scores, graph.constant([0]))
+        chosen = graph.op(
+            "NonMaxSuppression",
+            graph.op("Unsqueeze", boxes, graph.constant([0])),
+            by_group(graph, group, groups, flat),
+            graph.constant([config.max_detections]),
+            graph.constant([config.box_iou], np.float32),
+            graph.constant([0], np.float32),
+        )
+        kept = column(graph, chosen, 2)  # [M]
+        image, scores = graph.op("Gather", image, kept), graph.op("Gather", scores, kept)
+        numbers = graph.op("Unsqueeze", graph.range(batch), graph.constant([1]))
+        own = graph.op("Where", graph.op("Equal", image, numbers), scores, number(graph, NEVER))
+        # One more column that is never taken: there may be no other.
+        none = graph.op("Expand", number(graph, NEVER), graph.op("Shape", numbers))
+        own = graph.op("Concat", own, none, axis=1)
+        count = least(graph, graph.shape(own, 1), config.max_detections)
+        best, index = graph.ops("TopK", own, graph.vector(count), outputs=2, axis=1)
+        rows = true_rows(graph, graph.op("Greater", best, number(graph, 0)))
+        return graph.op("Gather", kept, graph.op("GatherND", index, rows))
+
+    def masks(self, pyramid: Sequence[str], boxes: str, labels: str, image: str) -> str:
+        """Mask head: probabilities `[D, 28, 28]` inside boxes in pixels of the input.
+
+        The last convolution computes only the mask of each detection's own class.
+        """
+        graph, config, name = self.graph, self.config, "roi_head.mask_head"
+        width, cells = config.fpn_dim, (2 * MASK_SIDE) ** 2
+        x, order = cut_out(graph, pyramid, boxes, image, MASK_SIDE)
+        for i in range(4):
+            x = graph.op("Relu", self.named_conv(x, f"{name}.convs.{i}.conv"))
+        weight, bias = (
+            self.layers.weight(f"{name}.upsample.{part}") for part in ("weight", "bias")
+        )
+        x = graph.op("ConvTranspose", x, weight, bias, kernel_shape=(2, 2), strides=(2, 2))
+        x = graph.reshape(graph.op("Relu", x), -1, width, cells)
+        label = graph.op("Gather", labels, order)
+        weights = self.layers.weights
+        per_class = weights[f"{name}.conv_logits.weight"].reshape(-1, 1, width)
+        chosen = graph.op("Gather", graph.weight(f"{name}.per_class.weight", per_class), label)
+        offset = weights[f"{name}.conv_logits.bias"].reshape(-1, 1, 1)
+        offsets = graph.op("Gather", graph.weight(f"{name}.per_class.bias", offset), label)
+        logits = graph.op("Add", graph.op("MatMul", chosen, x), offsets)
+        masks = graph.reshape(graph.op("Sigmoid", logits), -1, 2 * MASK_SIDE, 2 * MASK_SIDE)
+        places = graph.op("Unsqueeze", order, graph.constant([1]))
+        return graph.op("ScatterND", masks, places, masks)  # back in the detections' order
+
+    def named_conv(self, x: str, name: str) -> str:
+        weights = self.layers.weights
+        return conv(self.graph, x, name, weights[f"{name}.weight"], weights[f"{name}.bias"])

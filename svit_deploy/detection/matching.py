@@ -1,0 +1,77 @@
+"""Detections of one image compared with others of it, whatever their order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from svit_deploy.detection.postprocess import Detections
+
+SAME_OBJECT = 0.5
+"""IoU above which two boxes of one class are the same detection."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """How two sets of detections differ.
+
+    Attributes:
+        pairs: `[P, 2]`, numbers of matched detections, `actual` then `expected`.
+        extra, missing: numbers of the detections only one has: only `actual`, only `expected`.
+        box_error: largest difference of a coordinate of a matched box, in pixels.
+        score_error: largest difference of matched scores.
+        mask_error: largest difference of matched masks' probabilities.
+        mask_iou: smallest IoU of matched masks at probability 0.5; 1 where both are empty.
+    """
+
+    pairs: np.ndarray
+    extra: np.ndarray
+    missing: np.ndarray
+    box_error: float
+    score_error: float
+    mask_error: float
+    mask_iou: float
+
+
+def box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Intersection over union `[A, B]` of boxes `[A, 4]` and `[B, 4]`; 0 where both are empty."""
+    a, b = boxes[:, None].astype(np.float64), others[None].astype(np.float64)
+    overlap = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    shared = overlap.clip(min=0).prod(-1)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+def match(actual: Detections, expected: Detections) -> Match:
+    """Pairs detections of one class, those that overlap most first; each is used once."""
+    overlap = box_iou(actual.boxes, expected.boxes)
+    overlap[actual.labels[:, None] != expected.labels[None]] = 0
+    pairs = []
+    while overlap.size and overlap.max() > SAME_OBJECT:
+        i, j = np.unravel_index(int(overlap.argmax()), overlap.shape)
+        pairs.append((int(i), int(j)))
+        overlap[i, :], overlap[:, j] = 0, 0
+    found = np.array(pairs, np.int64).reshape(-1, 2)
+    mine, theirs = found[:, 0], found[:, 1]
+    return Match(
+        found,
+        np.setdiff1d(np.arange(len(actual)), mine),
+        np.setdiff1d(np.arange(len(expected)), theirs),
+        _largest(actual.boxes[mine] - expected.boxes[theirs]),
+        _largest(actual.scores[mine] - expected.scores[theirs]),
+        _largest(actual.masks[mine] - expected.masks[theirs]),
+        _smallest_iou(actual.masks[mine] >= 0.5, expected.masks[theirs] >= 0.5),
+    )
+
+
+def _largest(differences: np.ndarray) -> float:
+    """The largest magnitude, 0 of none; NaN counts as infinite."""
+    magnitudes = np.abs(differences.astype(np.float64))
+    return float(np.max(np.where(np.isnan(magnitudes), np.inf, magnitudes), initial=0.0))
+
+
+def _smallest_iou(masks: np.ndarray, others: np.ndarray) -> float:
+    shared = (masks & others).sum((1, 2))
+    union = (masks | others).sum((1, 2))
+    return float(np.min(np.where(union > 0, shared / np.maximum(union, 1), 1), initial=1.0))

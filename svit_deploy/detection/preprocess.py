@@ -1,0 +1,142 @@
+"""From an RGB picture to a detector's input: the official test pipeline, step by step.
+
+Keep-ratio bilinear resize to at most 800 (short side) x 1333 (long side), mean and standard
+deviation, zeros at the bottom and the right up to a multiple of 32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from svit_deploy.config import Preprocess
+from svit_deploy.detection.config import STRIDE, AdapterConfig, SizeRange
+from svit_deploy.errors import InputError
+from svit_deploy.images import ImageSet
+from svit_deploy.preprocess import denormalise, normalise
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """One image, ready for a graph.
+
+    Attributes:
+        pixels: `[3, H, W]` float32, H and W multiples of 32.
+        image_size: (height, width) inside the padding.
+        scale: input pixels per pixel of the original, for x, y, x, y.
+        original_size: (height, width) of the picture.
+    """
+
+    pixels: np.ndarray
+    image_size: tuple[int, int]
+    scale: tuple[float, float, float, float]
+    original_size: tuple[int, int]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) with the padding."""
+        return self.pixels.shape[1], self.pixels.shape[2]
+
+    def picture(self, preprocess: Preprocess) -> np.ndarray:
+        """What the model sees inside the padding, uint8 `[h, w, 3]`."""
+        height, width = self.image_size
+        return denormalise(self.pixels[:, :height, :width], preprocess)
+
+
+def prepare(picture: np.ndarray, config: AdapterConfig, sizes: SizeRange) -> Prepared:
+    """Prepares an RGB picture, uint8 `[h, w, 3]`.
+
+    A graph that was exported for less than the pipeline asks for gets the picture scaled down
+    until it fits; one of a fixed size gets it padded to that size.
+
+    Raises:
+        InputError: so long and thin that a side is below the smallest legal size.
+    """
+    height, width = picture.shape[:2]
+    short, long = config.resize
+    scale = min(long / max(height, width), short / min(height, width))
+    scale = min(scale, sizes.max[0] / height, sizes.max[1] / width)
+    new = tuple(
+        min(max(int(side * scale + 0.5), 1), limit)
+        for side, limit in zip((height, width), sizes.max, strict=True)
+    )
+    resized = resize_bilinear(picture, (new[0], new[1]))
+    padded = sizes.opt if sizes.fixed else tuple(-(-side // STRIDE) * STRIDE for side in new)
+    pixels = np.zeros((3, *padded), np.float32)
+    pixels[:, : new[0], : new[1]] = normalise(resized, config.preprocess)
+    sizes.check((padded[0], padded[1]))
+    factors = (new[1] / width, new[0] / height)
+    return Prepared(pixels, (new[0], new[1]), (*factors, *factors), (height, width))
+
+
+def prepare_all(images: ImageSet, config: AdapterConfig, sizes: SizeRange) -> Iterator[Prepared]:
+    """Every image in turn; those already preprocessed as they are.
+
+    Raises:
+        InputError: a size that the graph cannot run.
+    """
+    for array in images.arrays:
+        if isinstance(images.arrays, list):
+            yield prepare(array, config, sizes)
+        else:
+            yield as_prepared(array, sizes)
+
+
+def as_prepared(pixels: np.ndarray, sizes: SizeRange) -> Prepared:
+    """An image that is preprocessed already, float32 `[3, H, W]`, without padding."""
+    size = (pixels.shape[1], pixels.shape[2])
+    sizes.check(size)
+    return Prepared(pixels, size, (1.0, 1.0, 1.0, 1.0), size)
+
+
+def feeds_of(images: Sequence[Prepared], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """A graph's inputs, those of them that it has; all images must have one size.
+
+    Raises:
+        InputError: there are none, or their sizes differ.
+    """
+    if not images:
+        raise InputError("there is no image to run", "give one or more")
+    if len({image.size for image in images}) > 1:
+        raise InputError(
+            "the images of a batch have different sizes", "run them one by one, or pad them"
+        )
+    feeds = {
+        "images": np.stack([image.pixels for image in images]),
+        "image_sizes": np.array([image.image_size for image in images], np.float32),
+        "scale_factors": np.array([image.scale for image in images], np.float32),
+    }
+    return {name: feeds[name] for name in names}
+
+
+def resize_bilinear(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes uint8 `[h, w, 3]` to `size` as OpenCV's INTER_LINEAR does, to one grey level.
+
+    No antialiasing; weights in 11 bits and intermediate values rounded as in OpenCV's
+    fixed-point code.
+    """
+    if picture.shape[:2] == size:
+        return picture
+    low, high, low_share, high_share = _taps(picture.shape[1], size[1])
+    shares = low_share[:, None], high_share[:, None]
+    lines = picture[:, low] * shares[0] + picture[:, high] * shares[1]  # scaled by 2^11
+    lines >>= 4
+    low, high, low_share, high_share = (
+        taps[:, None, None] for taps in _taps(picture.shape[0], size[0])
+    )
+    top = (lines[low[:, 0, 0]] * low_share) >> 16
+    bottom = (lines[high[:, 0, 0]] * high_share) >> 16
+    return ((top + bottom + 2) >> 2).astype(np.uint8)
+
+
+def _taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """For each new position the two old ones it lies between, and their weights out of 2048."""
+    place = ((np.arange(new) + 0.5) * (old / new) - 0.5).astype(np.float32)
+    low = np.floor(place).astype(np.int64)
+    share = place - low.astype(np.float32)
+    share[(low < 0) | (low >= old - 1)] = 0
+    low = low.clip(0, old - 1)
+    scaled = [np.rint(value * np.float32(2048)).astype(np.int32) for value in (1 - share, share)]
+    return low, np.minimum(low + 1, old - 1), scaled[0], scaled[1]

@@ -1,0 +1,96 @@
+"""What runs of an exported detection model show, image by image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from svit_deploy.compare import effective_keep
+from svit_deploy.detection.bundle import DetectionBundle, subsample
+from svit_deploy.detection.config import STRIDES, Task
+from svit_deploy.detection.graph.backbone import feature_name
+from svit_deploy.detection.postprocess import Detections, split_images
+from svit_deploy.detection.preprocess import Prepared, feeds_of
+from svit_deploy.engines.base import Engine
+from svit_deploy.export import names
+from svit_deploy.graph_edit import add_outputs
+from svit_deploy.verify.subject import Observed, Subject
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a run of one image shows.
+
+    Attributes:
+        features: per stride `[C, cells]`, at the places that a bundle records; None where the
+            graph does not show them.
+        keep_mask, margin: `[1, G, N]`.
+    """
+
+    features: tuple[np.ndarray, ...] | None
+    keep_mask: np.ndarray
+    margin: np.ndarray
+    detections: Detections | None
+    overflow: np.ndarray | None = None
+
+    @property
+    def decided(self) -> Observed:
+        return decisions_of(self.keep_mask, self.margin)
+
+
+def decisions_of(keep_mask: np.ndarray, margin: np.ndarray) -> Observed:
+    """Masks and margins alone, as `Subject.compare_decisions` takes them."""
+    return Observed(np.empty((len(keep_mask), 0), np.float32), keep_mask, margin)
+
+
+def shown(subject: Subject, model: onnx.ModelProto | None = None) -> onnx.ModelProto:
+    """The graph with its gates and its feature maps in view."""
+    model = subject.observable(model or subject.model)
+    return add_outputs(model, [feature_name(stride) for stride in STRIDES])
+
+
+def observe(bundle: DetectionBundle, subject: Subject, engine: Engine, image: Prepared) -> Seen:
+    """Runs one image by itself."""
+    outputs = engine.run(feeds_of([image], bundle.inputs))
+    return read_outputs(bundle, subject, outputs, [image])[0]
+
+
+def read_outputs(
+    bundle: DetectionBundle,
+    subject: Subject,
+    outputs: dict[str, np.ndarray],
+    images: list[Prepared],
+) -> list[Seen]:
+    """A batch's outputs, image by image."""
+    cells = images[0].size[0] * images[0].size[1] // bundle.config.patch_size**2
+    gates = subject.gates
+    if not gates:
+        margin = np.zeros((len(images), 0, cells), np.float32)
+        keep = margin.astype(bool)
+    elif names.MARGIN in outputs:
+        keep, margin = outputs[names.KEEP_MASK], outputs[names.MARGIN]
+    else:
+        margin = np.stack([outputs[names.margin_name(gate)] for gate in gates], 1)
+        decision = np.stack([outputs[names.decision_name(gate)] for gate in gates], 1)
+        rows = bundle.rows_for(cells)
+        keep = effective_keep(decision, margin, np.array(rows) if rows else None)
+    found: list[Detections | None] = [None] * len(images)
+    if bundle.task is Task.DETECT:
+        found = list(split_images(outputs, len(images)))
+    overflow = outputs.get(names.OVERFLOW)
+    features = [outputs.get(feature_name(stride)) for stride in STRIDES]
+    seen = []
+    for i, image in enumerate(images):
+        maps = [feature[i] for feature in features if feature is not None]
+        seen.append(
+            Seen(
+                subsample(maps, image.size) if len(maps) == len(STRIDES) else None,
+                keep[i : i + 1],
+                margin[i : i + 1],
+                found[i],
+                None if overflow is None else overflow[i : i + 1],
+            )
+        )
+    return seen
