@@ -218,8 +218,9 @@ def _run(command: list[str], log: str) -> str:
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
         errors="replace",
+        env=os.environ | {"LC_ALL": "C"},
     )
     log += f"$ {' '.join(command)}\n{done.stdout}"
     if done.returncode == 0:
@@ -238,9 +239,9 @@ def essence(output: str) -> str:
     if "CMake Error" in output:
         text = output.partition("CMake Error")[2].partition("-- Configuring incomplete")[0]
         text = re.sub(r"^.*:\n", "", text, count=1)  # where in CMakeLists.txt
-        text = re.split(r"\.\s", text)[0]
+        text = re.split(r"\.\s", text)[0].lstrip(": ")
     else:
-        errors = re.findall(r"^.*\berror\b.*$", output, re.MULTILINE | re.IGNORECASE)
+        errors = re.findall(r"^.*\b(?:error|fatal)\b.*$", output, re.MULTILINE)  # not make's Error
         text = errors[0] if errors else output.strip().rpartition("\n")[2]
     text = " ".join(re.sub(r"(?<![\w.])(?:/[^\s/:]+)+/", "", text).split())
     return text[:300]

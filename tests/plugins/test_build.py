@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -147,7 +146,9 @@ def test_source_hash_sees_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
 # --- what a build needs -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("text", "version"), [(VERSION_10, "10.9.0.34"), (VERSION_11, "11.1.0.106")])
+@pytest.mark.parametrize(
+    ("text", "version"), [(VERSION_10, "10.9.0.34"), (VERSION_11, "11.1.0.106")]
+)
 def test_version_of_headers(headers: Path, text: str, version: str):
     (headers / "NvInferVersion.h").write_text(text)
     assert read_tensorrt_version(headers) == version
@@ -268,7 +269,7 @@ def test_failed_build_leaves_its_log_and_nothing_else(cli: Cli, headers: Path, t
     output = headers.parent / "out"
     code, _, err = cli("build", "--tensorrt-include", headers, "--output", output)
     assert code == 5
-    assert "the plugins did not compile (it does not work.);" in err.replace(": it", "it")
+    assert "the plugins did not compile (it does not work); see" in err
     assert f"-DTENSORRT_INCLUDE_DIR={headers}" in kept_log(err)
     assert not output.exists()
     assert sorted(path.name for path in headers.parent.iterdir()) == ["bin", "include"]
@@ -308,11 +309,17 @@ def test_compiler_error_is_told_and_the_earlier_build_stays(
             "not declared\n/a/b/rows.cpp:9:3: error: second\nmake: *** [all] Error 2\n",
             "rows.cpp:7:3: error: 'x' was not declared",
         ),
-        ('/x/kernels.cu(7): error: identifier "y" is undefined\n',) * 2,
-        ("nvcc fatal   : Unsupported gpu architecture\n", "nvcc fatal : Unsupported gpu architecture"),
         (
-            "-- The CXX\nCMake Error at CMakeLists.txt:12 (project):\n  No CMAKE_CXX_COMPILER could "
-            "be found.\n\n  Tell CMake where.\n\n-- Configuring incomplete, errors occurred!\n",
+            '/x/kernels.cu(7): error: identifier "y" is undefined\n',
+            'kernels.cu(7): error: identifier "y" is undefined',
+        ),
+        (
+            "nvcc fatal   : Unsupported gpu architecture\nmake: *** [all] Error 1\n",
+            "nvcc fatal : Unsupported gpu architecture",
+        ),
+        (
+            "-- The CXX\nCMake Error at CMakeLists.txt:12 (project):\n  No CMAKE_CXX_COMPILER\n"
+            "  could be found.\n\n  Tell where.\n\n-- Configuring incomplete, errors occurred!\n",
             "No CMAKE_CXX_COMPILER could be found",
         ),
         ("gmake: command not found\n", "gmake: command not found"),
@@ -321,7 +328,7 @@ def test_compiler_error_is_told_and_the_earlier_build_stays(
     ],
 )
 def test_essence_of_an_output(output: str, expected: str):
-    assert essence(output) == expected.replace("/x/", "").strip()
+    assert essence(output) == expected
 
 
 def test_build(cli: Cli, tensorrt_include: Path, nvcc: str, cache: Path):
@@ -333,7 +340,7 @@ def test_build(cli: Cli, tensorrt_include: Path, nvcc: str, cache: Path):
         assert (code, err) == (0, "")
     version = read_tensorrt_version(tensorrt_include)
     assert out.startswith(f"built {cache / LIBRARY} for TensorRT {version}, sm 80 90, with nvcc ")
-    assert sorted(os.listdir(cache)) == sorted([LIBRARY, AUTOREGISTER, RECORD])
+    assert {file.name for file in cache.iterdir()} == {LIBRARY, AUTOREGISTER, RECORD}
     record = json.loads((cache / RECORD).read_text())
     assert record["sm"] == [80, 90]
     assert record["tensorrt"] == version
