@@ -6,12 +6,17 @@
 
 #include <cuda_runtime.h>
 
+// More blocks than run at a time on any GPU; they take turns. Tests set it to a few.
+#ifndef SVIT_MAX_BLOCKS
+#define SVIT_MAX_BLOCKS 4096
+#endif
+
 namespace svit {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int64_t kMaxBlocks = 4096;  // more than run at a time on any GPU; they take turns
+constexpr int64_t kMaxBlocks = SVIT_MAX_BLOCKS;
 
 struct Scan
 {
