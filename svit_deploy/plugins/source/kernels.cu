@@ -70,9 +70,8 @@ __global__ void sum_lengths(Index const* counts, int64_t images, int32_t* length
 {
     __shared__ int most;
     if (threadIdx.x == 0) {
-        most = 0;
+        most = 0;  // seen by all behind the barriers of the first scan
     }
-    __syncthreads();
     int before = 0;
     for (int64_t first = 0; first < images; first += kThreads) {
         int64_t const image = first + threadIdx.x;
