@@ -16,6 +16,7 @@ from svit_deploy.commands.bench import bench
 from svit_deploy.commands.common import Invocation, configure_logging, restore_logging
 from svit_deploy.commands.export import export
 from svit_deploy.commands.others import doctor, init, inspect, quickstart, visualize
+from svit_deploy.commands.plugins import plugins
 from svit_deploy.commands.verify import verify
 from svit_deploy.errors import (
     EXIT_CAPABILITY,
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 for command in (export, verify, bench, inspect, visualize, init, doctor, quickstart):
     app.command()(command)
+app.add_typer(plugins)
 
 
 def _print_version(wanted: bool) -> None:

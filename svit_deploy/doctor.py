@@ -17,6 +17,7 @@ from rich.text import Text
 
 from svit_deploy import __version__
 from svit_deploy.environment import cpu_model, physical_cores, usable_cores
+from svit_deploy.nvidia import COMMANDS, examine_nvidia
 
 SCHEMA_VERSION = 1
 State = Literal["ok", "missing", "too old", "broken"]
@@ -133,14 +134,20 @@ class Diagnosis:
 
 def examine() -> Diagnosis:
     """Looks at this machine; of the packages it imports ONNX Runtime only, for its providers."""
-    findings = (_python(), *map(_package, REQUIREMENTS), _runtime(), *_machine())
+    findings: tuple[Finding, ...] = (
+        _python(),
+        *map(_package, REQUIREMENTS),
+        _runtime(),
+        *_machine(),
+    )
+    findings += tuple(Finding(*found) for found in examine_nvidia())
     commands = {
         command: tuple(
             f"{finding.name} is {finding.state}"
             for finding in findings
             if finding.state != "ok" and command in finding.needed_for
         )
-        for command in EVERY
+        for command in (*EVERY, *COMMANDS)
     }
     return Diagnosis(findings, commands)
 
@@ -198,9 +205,6 @@ def _machine() -> Iterator[Finding]:
     cores, quota = physical_cores() or "unknown", _cpu_quota()
     limit = f"; limited to {quota:g} of them by the container" if quota else ""
     yield Finding("threads", "ok", f"{usable_cores()} usable, {cores} physical cores{limit}")
-    driver = Path("/proc/driver/nvidia/version")
-    if sys.platform == "linux":
-        yield Finding("nvidia driver", "ok", "found" if driver.exists() else "none: CPU only")
 
 
 def _cpu_features() -> list[str]:

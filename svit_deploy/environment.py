@@ -19,6 +19,8 @@ PACKAGES = (
     "onnxruntime-directml",
     "onnxruntime-openvino",
     "tensorrt",
+    "tensorrt_rtx_cu13",
+    "cuda-bindings",
     "torch",
 )
 VARIABLES = (

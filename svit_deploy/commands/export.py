@@ -117,7 +117,7 @@ def export(
     allow_pickle: AllowPickle = False,
     force: Force = False,
 ) -> None:
-    """Export a checkpoint to a bundle: an ONNX file, and a TensorRT engine if asked for.
+    """Export a checkpoint to an ONNX model, or a TensorRT engine.
 
     Give a bundle in place of the checkpoint to build an engine of it on this machine.
     """
@@ -199,10 +199,17 @@ def _engine(bundle: Bundle) -> str:
     assert bundle.engine_path is not None
     sidecar = read_sidecar(bundle.engine_path)
     profiles = ", ".join(map(str, sidecar.profiles))
+    layers = sidecar.settings.get("layers")
+    made = ""
+    if isinstance(layers, dict):
+        made = (
+            f", {layers['total']} layers, {layers['fused_attention']} of them fused attention, "
+            f"{layers['host_copies']} waits for sizes"
+        )
     gpu = sidecar.gpu.name if sidecar.gpu else "any GPU it supports"
     return (
         f"{sidecar.engine}, {sidecar.engine_size / 2**20:.1f} MiB, {sidecar.target} "
-        f"{sidecar.tensorrt} for {gpu}, built in {sidecar.build_s:.0f} s, profiles {profiles}"
+        f"{sidecar.tensorrt} for {gpu}, built in {sidecar.build_s:.0f} s{made}, profiles {profiles}"
     )
 
 

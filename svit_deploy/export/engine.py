@@ -11,6 +11,7 @@ from svit_deploy import __version__
 from svit_deploy.bundle import MODEL, REFERENCE, Bundle, open_bundle, write_bundle, write_manifest
 from svit_deploy.config import BatchRange, ModelConfig, TokenMode
 from svit_deploy.engines.tensorrt.build import BuildSettings, build_engine
+from svit_deploy.engines.tensorrt.inspector import LayerCounts, attention_note
 from svit_deploy.engines.tensorrt.sidecar import Sidecar
 from svit_deploy.environment import describe_environment
 from svit_deploy.errors import UsageError
@@ -50,7 +51,18 @@ def add_engine(
         workspace_bytes=options.workspace_bytes,
         timing_cache=options.timing_cache,
     )
-    return build_engine(graph, graph.parent, settings, progress)
+    sidecar = build_engine(graph, graph.parent, settings, progress)
+    layers = sidecar.settings.get("layers")
+    note = attention_note(
+        LayerCounts(**layers) if layers else None,
+        config.depth * len(profiles),
+        precision=precision,
+        head_dim=config.embed_dim // config.num_heads,
+        tokens=mode.value,
+    )
+    if note:
+        log.info("%s", note)
+    return sidecar
 
 
 def find_plugin_library(options: EngineOptions, plugins: bool) -> Path | None:

@@ -129,8 +129,9 @@ def read_tensorrt_version(include: Path) -> str:
         if not (include / name).is_file():
             raise CapabilityError(f"{include} has no {name}", WHERE_HEADERS_ARE)
     text = (include / "NvInferVersion.h").read_text(encoding="utf-8", errors="replace")
-    values = dict(re.findall(r"^\s*#\s*define\s+(\w+)\s+(\w+)", text, re.MULTILINE))
-    numbers = []
+    found = re.findall(r"^\s*#\s*define\s+(\w+)\s+(\w+)", text, re.MULTILINE)
+    values: dict[str, str] = dict(found)
+    numbers: list[str] = []
     for part in ("MAJOR", "MINOR", "PATCH", "BUILD"):
         value = values.get(f"NV_TENSORRT_{part}", "")
         numbers.append(values.get(value, value))  # from 11 on it is the name of another macro

@@ -18,6 +18,7 @@ from svit_deploy import api
 from svit_deploy.bench import BenchSettings, render
 from svit_deploy.bench.inputs import Inputs
 from svit_deploy.bundle import open_bundle, write_manifest
+from svit_deploy.cli import main
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.engines.tensorrt.runner import TensorRTEngine
 from svit_deploy.errors import CapabilityError, InputError, UsageError
@@ -256,3 +257,19 @@ def test_a_missing_runtime_names_the_command_that_installs_it(device, bundle, mo
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(CapabilityError, match=r"run: pip install 'svit-deploy\[tensorrt\]'"):
         api.bench([bundle()], settings=BenchSettings(**QUICK))
+
+
+def test_the_command_line(device, bundle, tmp_path, capsys):
+    report = tmp_path / "report.json"
+    options = ["--cuda-graph", "both", "--warmup", "0s", "--duration", "0s", "--min-samples", "12"]
+    assert main(["--no-progress", "bench", str(bundle()), *options, "--json", str(report)]) == 0
+    printed = capsys.readouterr().out
+    assert "on the GPU; transfers and enqueueing are p50" in printed
+    content = json.loads(report.read_text())
+    assert [result["gpu"]["graph"] for result in content["results"]] == [True, False]
+    assert content["settings"]["cuda_graph"] == "both"
+    assert content["targets"][0]["engine"]["runtime"] == "tensorrt"
+    assert main(["bench", str(bundle("dynamic")), "--cuda-graph", "on"]) == 4
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main(["bench", str(bundle("dense")), "--device", "3"]) == 2
+    assert "there is no GPU 3" in capsys.readouterr().err

@@ -95,7 +95,7 @@ def test_gpu_time_stands_beside_the_time_of_the_host(world, nvml):
     first, on_cpu, batch_4 = report.results[:3]
     assert on_cpu.gpu is None
     assert first.latency.p50_ms == 10
-    assert (first.gpu.gpu.p50_ms, first.gpu.gpu.count) == (4, 40)
+    assert (first.gpu.gpu.p50_ms, first.gpu.gpu.count, batch_4.gpu.gpu.count) == (4, 40, 40)
     assert first.gpu.gpu.p99_ms is None  # 40 runs are too few
     assert (first.gpu.h2d_p50_ms, first.gpu.d2h_p50_ms, first.gpu.enqueue_share) == (
         0.5,

@@ -19,21 +19,17 @@ from svit_deploy.plugins import SOURCE
 from svit_deploy.plugins.build import build_plugins, find_nvcc
 
 EMULATION = Path(__file__).parent / "emulation"
-HOST = Path(__file__).parent / "host.cpp"
+HOST = Path(__file__).parent / "host"
 INCLUDES = [Path(p) for p in os.environ.get("TENSORRT_INCLUDE_DIR", "").split(os.pathsep) if p]
 GUARD = 64
 """Bytes on both sides of an output that must stay as they are."""
 
 
-def compile_cpp(output: Path, *args: str | Path) -> Path:
-    """Runs the C++ compiler; its messages are the failure."""
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
-    if compiler is None:
-        pytest.skip("no C++ compiler")
-    command = [compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-o", str(output)]
-    done = subprocess.run([*command, *map(str, args)], capture_output=True, text=True)
+def compile_with(compiler: str, output: Path, *args: str | Path) -> Path:
+    """Runs a C++ or CUDA compiler; its messages are the failure."""
+    command = [compiler, "-std=c++17", "-O1", f"-I{SOURCE}", "-o", str(output), *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert not done.stderr, done.stderr
     return output
 
 
@@ -159,12 +155,14 @@ def as_tensor(content: np.ndarray, dtype: torch.dtype, shape: tuple[int, ...]) -
 @pytest.fixture(scope="session", params=["cpu", "cuda"])
 def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Kernels:
     """The reference, and the CUDA source run on the CPU thread by thread."""
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        pytest.skip("no C++ compiler")
     library = tmp_path_factory.mktemp("kernels") / "kernels.so"
-    shared = ("-shared", "-fPIC", f"-I{SOURCE}")
-    if request.param == "cpu":
-        compile_cpp(library, *shared, SOURCE / "kernels_cpu.cpp")
-    else:
-        compile_cpp(library, *shared, f"-I{EMULATION}", "-x", "c++", SOURCE / "kernels.cu")
+    source = [SOURCE / "kernels_cpu.cpp"]
+    if request.param == "cuda":
+        source = [f"-I{EMULATION}", "-x", "c++", SOURCE / "kernels.cu"]
+    compile_with(compiler, library, "-shared", "-fPIC", *source)
     return Kernels(library, request.param)
 
 
@@ -197,7 +195,9 @@ def gpu() -> int:
 
 
 @pytest.fixture(
-    scope="session", params=INCLUDES or [None], ids=lambda path: path.parent.name if path else "no"
+    scope="session",
+    params=INCLUDES or [None],
+    ids=lambda path: path.parent.name if path else "no headers",
 )
 def tensorrt_include(request: pytest.FixtureRequest) -> Path:
     if request.param is None:
@@ -218,11 +218,16 @@ def library(tensorrt_include: Path, nvcc: str, tmp_path_factory: pytest.TempPath
 @pytest.fixture(scope="session")
 def host(tensorrt_include: Path, nvcc: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program that drives a plugin library as TensorRT does."""
-    toolkit = Path(nvcc).resolve().parent.parent
-    cuda = Path(os.environ.get("CUDA_HOME", toolkit))
-    return compile_cpp(
-        tmp_path_factory.mktemp("host") / "host",
-        "-isystem", tensorrt_include, "-isystem", cuda / "include", f"-I{SOURCE}",
-        HOST, SOURCE / "kernels_cpu.cpp",
-        f"-L{cuda / 'lib64'}", "-lcudart_static", "-ldl", "-lpthread", "-lrt",
-    )  # fmt: skip
+    output = tmp_path_factory.mktemp("host") / "host"
+    sources = [HOST / name for name in ("main.cpp", "glue.cpp", "gpu.cpp")]
+    sources.append(SOURCE / "kernels_cpu.cpp")
+    return compile_with(nvcc, output, f"-isystem={tensorrt_include}", "-ldl", *sources)
+
+
+@pytest.fixture(scope="session")
+def kernels_host(nvcc: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program that runs the kernels on a GPU, without TensorRT."""
+    output = tmp_path_factory.mktemp("kernels-host") / "kernels-host"
+    sources = [HOST / name for name in ("kernels_main.cpp", "gpu.cpp")]
+    sources += [SOURCE / "kernels_cpu.cpp", SOURCE / "kernels.cu"]
+    return compile_with(nvcc, output, f"-arch=sm_{gpu_generation() or 90}", *sources)

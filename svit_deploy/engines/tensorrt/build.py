@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from svit_deploy import errors
 from svit_deploy.engines.tensorrt.channel import ERROR, LOG, PROGRESS, RESULT
@@ -70,22 +70,15 @@ def _run_worker(onnx: Path, scratch: Path, settings: BuildSettings, progress: Pr
     answer: dict[str, Any] = {}
     tail: deque[str] = deque(maxlen=20)
     with (scratch / "log").open("w+b") as printed:
-        process = subprocess.Popen(
-            [sys.executable, "-m", WORKER, onnx, scratch],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=printed,
-            cwd=scratch,
-            env=_environment(settings, scratch),
-            start_new_session=True,  # Ctrl-C is for us alone
-        )
+        process = _start(onnx, scratch, settings, printed)
         assert process.stdin and process.stdout
         try:
             with contextlib.suppress(BrokenPipeError):  # it died at once: its exit code tells
                 process.stdin.write(settings.to_json().encode())
                 process.stdin.close()
             for line in process.stdout:
-                answer |= _take(line, progress, tail)
+                if line.endswith(b"\n"):  # else it was killed while it wrote
+                    answer |= _take(line, progress, tail)
             code = process.wait()
         finally:
             process.kill()
@@ -99,6 +92,27 @@ def _run_worker(onnx: Path, scratch: Path, settings: BuildSettings, progress: Pr
         kind, message, fix = answer[ERROR]
         raise getattr(errors, kind)(message, fix)
     raise _crash(settings, code, [line.strip() for line in tail if line.strip()])
+
+
+def _start(
+    onnx: Path, scratch: Path, settings: BuildSettings, printed: IO[bytes]
+) -> subprocess.Popen[bytes]:
+    environment = _environment(settings, scratch)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", WORKER, onnx, scratch],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=printed,
+            cwd=scratch,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for us alone
+        )
+    except OSError as error:
+        raise ExportError(
+            f"the build process cannot be started ({error.strerror or error})",
+            "free some memory and run again",
+        ) from error
 
 
 def _take(line: bytes, progress: Progress, tail: deque[str]) -> dict[str, Any]:

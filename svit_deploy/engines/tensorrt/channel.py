@@ -24,6 +24,7 @@ class Channel:
     Attributes:
         is_open: False once the parent is gone; whatever the child does is then in vain.
         errors: what TensorRT called an error since the list was last cleared.
+        layers: the list of an engine's layers, where the builder logs it.
     """
 
     def __init__(self) -> None:
@@ -32,6 +33,7 @@ class Channel:
         self._lock = threading.Lock()  # TensorRT logs from its own threads
         self.is_open = True
         self.errors: list[str] = []
+        self.layers = ""
 
     def send(self, kind: str, content: Any) -> None:
         with self._lock:
@@ -58,11 +60,13 @@ def make_logger(trt: Any, channel: Channel) -> Any:
         def log(self, severity: Any, message: str) -> None:
             levels = trt.ILogger
             if severity == levels.VERBOSE:
+                if message.startswith("Layers:\nName:"):
+                    channel.layers = message
                 return
             if severity in (levels.ERROR, levels.INTERNAL_ERROR):
                 channel.errors.append(message)
-            level = logging.DEBUG if severity == levels.INFO else logging.INFO
-            channel.send(LOG, [level, message])
+            # A warning of a build that goes well, even an error, is nothing a user can act on.
+            channel.send(LOG, [logging.DEBUG, message])
 
     return Logger()
 

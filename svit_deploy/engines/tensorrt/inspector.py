@@ -16,6 +16,10 @@ _FUSED = re.compile(r"(?<![a-z0-9])f?mha(?![a-z])", re.IGNORECASE)
 _REFORMAT = re.compile(r"reformat|reorder", re.IGNORECASE)
 _HOST_COPY = re.compile(r"DeviceTo(Shape)?HostCopy", re.IGNORECASE)
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+_LINE = re.compile(
+    r"Name: (?P<Name>.*?), LayerType: (?P<LayerType>[^,]*),"
+    r"(?:.*? TacticName: (?P<TacticName>[^,]*),)?(?:.*? Metadata: (?P<Metadata>.*)|.*)"
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,20 @@ def read_layers(information: str) -> LayerCounts | None:
         layers = json.loads(information)["Layers"]
     except (ValueError, KeyError, TypeError):
         return None
-    if not isinstance(layers, list) or not layers:
+    return _count(layers) if isinstance(layers, list) else None
+
+
+def read_layer_lines(text: str) -> LayerCounts | None:
+    """Counts the layers in the list that a builder logs; None if it is none.
+
+    The same layers as in the inspector's JSON, for all profiles, one line each.
+    """
+    layers = [_LINE.fullmatch(line) for line in text.splitlines()]
+    return _count([layer.groupdict("") for layer in layers if layer])
+
+
+def _count(layers: list[Any]) -> LayerCounts | None:
+    if not layers:
         return None
     return LayerCounts(
         total=len(layers),
@@ -92,7 +109,7 @@ def attention_note(
     elif not 16 <= head_dim <= 256 or head_dim % 8:
         reason = f"they take head sizes from 16 to 256 in steps of 8, not {head_dim}"
     elif tokens == "dynamic":
-        reason = "sizes that depend on the data, export with --tokens budget"
+        reason = "sizes that depend on the data; --tokens budget has none"
     else:
         reason = "this TensorRT does not know the pattern on this GPU, try a newer one"
     return f"{counts.fused_attention} of {expected} attentions are fused; likely reason: {reason}"

@@ -12,13 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from svit_deploy.engines.tensorrt.cuda import Cuda
-from svit_deploy.engines.tensorrt.library import ENTERPRISE, RTX, Library, load_library
-from svit_deploy.engines.tensorrt.sidecar import (
-    BUILD_AGAIN,
-    Sidecar,
-    read_sidecar,
-    sidecar_path,
-)
+from svit_deploy.engines.tensorrt.library import ENTERPRISE, NAMES, RTX, Library, load_library
+from svit_deploy.engines.tensorrt.sidecar import BUILD_AGAIN, Sidecar, read_sidecar, sidecar_path
 from svit_deploy.errors import CapabilityError, InputError, SvitDeployError
 from svit_deploy.files import hash_file
 from svit_deploy.plugins import library_path
@@ -82,29 +77,26 @@ def load_engine(
     logger_of(library).take()  # what earlier failures left
     runtime = library.trt.Runtime(logger_of(library))
     if plugins is not None and runtime.get_plugin_registry().load_library(str(plugins)) is None:
-        raise failure(
-            library, f"the plugin library {plugins} could not be loaded", "build it again"
+        reason = logger_of(library).take()
+        raise CapabilityError(
+            f"{library.name} cannot use the plugin library {plugins}{reason and f': {reason}'}",
+            "build it for this TensorRT: svit-deploy plugins build --tensorrt-include DIR",
         )
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
-        raise failure(
-            library,
-            f"{path} could not be loaded",
-            _again(library.target),
-        )
+        raise failure(library, f"{path} could not be loaded", _again(library.target))
     return Loaded(path, library, cuda, sidecar, engine, runtime)
 
 
 def failure(library: Library, what: str, fix: str) -> SvitDeployError:
     """An error with the library's own reason: the machine's if out of memory, else the input's."""
     reason = logger_of(library).take()
-    message = f"{what} by {library.trt.__name__} {library.version}{reason and f': {reason}'}"
     if _OUT_OF_MEMORY.search(reason):
         return CapabilityError(
             f"{what}, the GPU is out of memory: {reason}",
             "lower the batch size, or free the GPU (nvidia-smi tells who uses it)",
         )
-    return InputError(message, fix)
+    return InputError(f"{what} by {library.name}{reason and f': {reason}'}", fix)
 
 
 @functools.cache
@@ -178,7 +170,7 @@ def _is_json(text: bytes) -> bool:
 def _check_version(path: Path, sidecar: Sidecar, library: Library) -> None:
     if sidecar.tensorrt != library.version:
         raise InputError(
-            f"{path} was built by {library.trt.__name__} {sidecar.tensorrt}, and "
+            f"{path} was built by {NAMES[library.target]} {sidecar.tensorrt}, and "
             f"{library.version} is installed: an engine runs on its own version only",
             _again(sidecar.target),
         )
@@ -201,15 +193,13 @@ def _find_plugins(path: Path, sidecar: Sidecar | None, given: Path | None) -> Pa
     """The plugin library to load, which must be the one that the engine was built with."""
     if given is not None and not given.is_file():
         raise InputError(f"{given} is not a file", "give the path of libsvit_trt.so")
-    needed = () if sidecar is None else sidecar.plugins
-    if not needed:
+    if sidecar is None or not sidecar.plugins:
         return given
-    library = library_path() if given is None else given
-    for name, sha256 in needed:
+    library, target = library_path() if given is None else given, sidecar.target
+    for name, sha256 in sidecar.plugins:
         if hash_file(library) != sha256:
             raise InputError(
                 f"{path} was built with another {name} than {library} (sha256 differs)",
-                f"run with the library it was built with, or {BUILD_AGAIN} "
-                f"{sidecar.target if sidecar else ENTERPRISE}",
+                f"run with the library it was built with, or {_again(target)}",
             )
     return library

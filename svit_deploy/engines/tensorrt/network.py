@@ -14,8 +14,13 @@ from svit_deploy.export.names import INPUT
 PARSED = 0.05
 
 
-def parse_network(library: Library, builder: Any, onnx: Path, channel: Channel, logger: Any) -> Any:
+def parse_network(
+    library: Library, builder: Any, onnx: Path, channel: Channel, logger: Any
+) -> tuple[Any, Any]:
     """The network of an ONNX file, strongly typed: precision is what the graph says.
+
+    Returns:
+        The network and its parser, which owns the weights' memory until the engine is built.
 
     Raises:
         ExportError: TensorRT does not take the graph; with the first node it stumbles over.
@@ -23,14 +28,14 @@ def parse_network(library: Library, builder: Any, onnx: Path, channel: Channel, 
     trt = library.trt
     network = builder.create_network(library.bit("NetworkDefinitionCreationFlag", "STRONGLY_TYPED"))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(onnx)):  # by name: a file may exceed what a message may
+    if not parser.parse_from_file(str(onnx)):
         raise ExportError(
             f"{library.name} cannot read {onnx.name}: {_parser_error(parser, channel)}",
             "export the model for this target, svit-deploy export CHECKPOINT --target "
             f"{library.target}, or with --tokens budget, which needs the plainest operators",
         )
     _allow_decomposition(library, network)
-    return network
+    return network, parser
 
 
 def _parser_error(parser: Any, channel: Channel) -> str:

@@ -54,8 +54,8 @@ class BuildSettings:
             return str(path.absolute())
 
         fields = dataclasses.asdict(self)
-        if self.timing_cache not in (None, NO_TIMING_CACHE):
-            fields["timing_cache"] = absolute(Path(self.timing_cache or ""))
+        if self.timing_cache and self.timing_cache != NO_TIMING_CACHE:
+            fields["timing_cache"] = absolute(Path(self.timing_cache))
         return json.dumps(fields, default=absolute)
 
     @classmethod

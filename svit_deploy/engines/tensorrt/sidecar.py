@@ -144,7 +144,9 @@ def read_sidecar(engine: Path) -> Sidecar:
             "copy it again, or build it again",
         )
     try:
-        profiles = tuple(Profile(*(_shape(p[key]) for key in _SHAPES)) for p in record["profiles"])
+        profiles = tuple(_profile(shapes) for shapes in record["profiles"])
+        if not profiles:
+            raise ValueError("it has no profile")
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error})", "build the engine again") from None
     return Sidecar(
@@ -164,6 +166,13 @@ def read_sidecar(engine: Path) -> Sidecar:
         settings=record["settings"],
         build_s=record["build_s"],
     )
+
+
+def _profile(shapes: Mapping[str, Sequence[int]]) -> Profile:
+    profile = Profile(*(_shape(shapes[key]) for key in _SHAPES))
+    if not (profile.covers(profile.min) and profile.covers(profile.opt)):
+        raise ValueError(f"the profile {profile} is out of order")
+    return profile
 
 
 def _shape(sizes: Sequence[int]) -> tuple[int, int, int, int]:

@@ -10,13 +10,14 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from svit_deploy.engines.tensorrt.channel import LOG, RESULT, Channel, make_logger
 from svit_deploy.engines.tensorrt.gpu import Versions, require_gpu
+from svit_deploy.engines.tensorrt.inspector import read_layer_lines
 from svit_deploy.engines.tensorrt.library import ENTERPRISE, RTX, Library, load_library, one_line
 from svit_deploy.engines.tensorrt.network import (
     PARSED,
@@ -45,8 +46,7 @@ def main() -> None:
     Standard input has the settings; the answer is the engine's file name, or an error.
     """
     channel = Channel()
-    logging.getLogger("svit_deploy").addHandler(_Forward(channel))
-    logging.getLogger("svit_deploy").setLevel(logging.INFO)
+    logging.basicConfig(level=logging.INFO, handlers=[_Forward(channel)])
     onnx, folder = map(Path, sys.argv[1:])
     try:
         settings = BuildSettings.from_json(sys.stdin.read())
@@ -81,8 +81,13 @@ def build(onnx: Path, folder: Path, settings: BuildSettings, channel: Channel) -
     cache = _choose_cache(library, settings, onnx_sha256, plugins, gpu, versions)
     place = gpu.sm if gpu else "portable"
     engine = folder / f"model.{settings.precision}-{library.short_version}-{place}.engine"
-    with _held(cache, channel):
+
+    def waiting() -> None:
+        channel.progress("waiting for another build of the same engine", 0.0)
+
+    with cache.hold(waiting) if cache else nullcontext():
         packed_blocks = _build_file(library, onnx, engine, settings, cache, channel)
+    layers = read_layer_lines(channel.layers)
     with _writing():
         Sidecar(
             engine=engine.name,
@@ -98,7 +103,11 @@ def build(onnx: Path, folder: Path, settings: BuildSettings, channel: Channel) -
             driver=versions.driver if versions else None,
             gpu=gpu,
             plugins=tuple(plugins),
-            settings={**settings.record(), "packed_blocks": packed_blocks},
+            settings={
+                **settings.record(),
+                "packed_blocks": packed_blocks,
+                "layers": layers.to_dict() if layers else None,
+            },
             build_s=time.monotonic() - start,
         ).write(folder)
     return engine.name
@@ -144,19 +153,6 @@ def _choose_cache(
         return None
 
 
-@contextmanager
-def _held(cache: TimingCache | None, channel: Channel) -> Iterator[None]:
-    if cache is None:
-        yield
-        return
-
-    def waiting() -> None:
-        channel.progress("waiting for another build of the same engine", 0.0)
-
-    with cache.hold(waiting):
-        yield
-
-
 def _build_file(
     library: Library,
     onnx: Path,
@@ -176,7 +172,7 @@ def _build_file(
         load_plugins(library, builder, settings.plugin_library, channel)
     for pack in (True, False) if settings.packed_attention else (False,):
         channel.progress("reading the graph", PARSED / 2)
-        network = parse_network(library, builder, onnx, channel, logger)
+        network, _parser = parse_network(library, builder, onnx, channel, logger)
         blocks = pack_attention(library, network, settings.num_heads) if pack else 0
         config = configure(library, builder, network, settings, channel)
         if cache:
@@ -193,7 +189,7 @@ def _build_file(
         if not blocks:
             break
         reason = one_line(channel.errors[0]) if channel.errors else "no reason given"
-        log.info("no packed attention, the padded one is built instead: %s", reason)
+        log.info("no packed attention here, the padded one is built instead: %s", reason)
     raise _failure(library, "cannot build the engine", channel)
 
 

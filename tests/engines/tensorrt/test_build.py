@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import signal
@@ -21,7 +20,7 @@ from svit_deploy.errors import CapabilityError, ExportError, InputError
 from svit_deploy.progress import Progress
 from tests.engines.tensorrt.fake.runtime import Plan
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals as POSIX has them")
+fcntl = pytest.importorskip("fcntl", reason="locks and signals as POSIX has them")
 
 
 class Told(Progress):
@@ -110,8 +109,24 @@ def test_a_bug_is_no_user_error(graph, settings, fake_process, out):
     assert list(out.iterdir()) == []
 
 
+def test_killed_in_the_middle_of_a_line(graph, settings, out, tmp_path, monkeypatch):
+    stub = "import os; print('{\"progress\": [', end='', flush=True); os.kill(os.getpid(), 9)"
+    (tmp_path / "stub_worker.py").write_text(stub)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(building, "WORKER", "stub_worker")
+    with pytest.raises(ExportError, match="the build was killed"):
+        build_engine(graph(), out, settings())
+
+
+def test_a_process_that_cannot_start(graph, settings, out, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/absent/python")
+    with pytest.raises(ExportError, match=r"build process cannot be started \(No such file"):
+        build_engine(graph(), out, settings())
+    assert list(out.iterdir()) == []
+
+
 def test_tensorrts_log_goes_to_ours(graph, settings, fake_process, out, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG)
     with pytest.raises(ExportError):
         build_engine(graph(fault=("Fail", "Error Code 9")), out, settings())
     assert "Error Code 9" in caplog.messages

@@ -75,10 +75,18 @@ def test_a_graph_is_captured_again_when_a_buffer_moved(device, static):
         assert device.open["graphs"] == 2
 
 
-def test_off_never_tries(device, static):
-    with TensorRTEngine(static, cuda_graph="off") as engine:
+@pytest.mark.parametrize("tokens", ["dense", "dynamic"])
+def test_off_never_tries(device, tmp_path, caplog, tokens):
+    path = write_engine(
+        tmp_path / "m.engine", relu("logits"), (PROFILE,), sidecar={"tokens": tokens}
+    )
+    with (
+        caplog.at_level(logging.INFO, "svit_deploy"),
+        TensorRTEngine(path, cuda_graph="off") as engine,
+    ):
         assert [run(engine, 2, seed) for seed in range(3)] == [False] * 3
         assert engine.description["cuda_graph"]["reason"] == "switched off"
+    assert not caplog.messages
     assert "cudaStreamBeginCapture" not in device.calls
 
 

@@ -11,6 +11,7 @@ from svit_deploy.engines.tensorrt.inspector import (
     attention_note,
     is_fused_attention,
     is_reformat,
+    read_layer_lines,
     read_layers,
 )
 
@@ -66,6 +67,29 @@ def test_counts_of_names_alone():
     names = [one["Name"] for one in (*BLOCK, *UNFUSED, REFORMAT, HOST_COPY)]
     counts = read_layers(json.dumps({"Layers": names, "Bindings": []}))
     assert counts == LayerCounts(total=7, fused_attention=1, reformats=1, host_copies=1)
+
+
+def test_counts_of_the_list_that_a_builder_logs():
+    tensors = "Inputs: [ { Name: x, Dimensions: [1,3] }], Constants: [], Outputs: [ { Name: y }]"
+
+    def line(name, kind, tactic, nodes):
+        told = f"LayerType: {kind}, {tensors}, TacticName: {tactic}, StreamId: 0, Metadata: {nodes}"
+        return f"Name: {name}, {told}"
+
+    lines = [
+        "Layers:",
+        line("_gemm_mha_v2_myl0_7", "kgen", "_gemm_mha_v2_0x5e", "[ONNX Layer: block_0/MatMul]"),
+        line("block_0/Gemm_1+block_0/Gemm_myl0_2", "gemm", "", "[ONNX Layer: block_0/Gemm]"),
+        f"Name: block_3:5[DevicetoShapeHostCopy], LayerType: DeviceToShapeHost, {tensors}",
+        line("Reformatting CopyNode for x", "Reformat", "0x3e8", ""),
+        "",
+        "I/O Tensors:",
+        " Name: images, IOMode: Input, DataType: Float, Location: Device",
+    ]
+    counts = LayerCounts(total=4, fused_attention=1, reformats=1, host_copies=1)
+    assert read_layer_lines("\n".join(lines)) == counts
+    assert read_layer_lines("") is None
+    assert read_layer_lines("\n".join(lines[5:])) is None
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"Layers": []}', '{"Layers": "none"}'])

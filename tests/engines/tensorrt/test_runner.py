@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 
 from svit_deploy.engines.base import TensorSpec
 from svit_deploy.engines.tensorrt import binding, loading
+from svit_deploy.engines.tensorrt.build import build_engine
 from svit_deploy.engines.tensorrt.cuda import Cuda
 from svit_deploy.engines.tensorrt.library import TARGETS, load_library
 from svit_deploy.engines.tensorrt.runner import MAX_SHAPES, TensorRTEngine
@@ -188,12 +189,15 @@ def test_everything_is_freed(device, engine_file):
 
 def test_the_shape_used_longest_ago_makes_room(device, engine_file):
     with TensorRTEngine(engine_file) as engine:
-        for count in range(1, MAX_SHAPES + 4):
-            engine.run({"images": images(count)})
+        engine.run({"images": images(32)})  # the buffers are large enough from now on
+        used = []
+        for count in (*range(1, MAX_SHAPES), 32, 1, 20, 1, 2):
+            x = images(count)
+            found = engine.run({"images": x})["logits"]
+            np.testing.assert_array_equal(found[:, 0], x.reshape(count, -1).max(axis=1))
+            used.append(engine.last_times.graph)
+        assert used[MAX_SHAPES - 1 :] == [True, True, False, True, False]  # 20 took the place of 2
         assert device.open["graphs"] == MAX_SHAPES
-        x = images(1)
-        found = engine.run({"images": x})["logits"]
-    np.testing.assert_array_equal(found[:, 0], x.reshape(1, -1).max(axis=1))
 
 
 def test_a_size_that_depends_on_the_data(device, tmp_path):
@@ -255,7 +259,7 @@ def refused(path: Path, **options) -> str:
 @pytest.mark.parametrize(
     ("sidecar", "sentence"),
     [
-        ({"tensorrt": "10.3.0.26"}, f"was built by tensorrt 10.3.0.26, and {VERSION} is installed"),
+        ({"tensorrt": "10.3.0.26"}, f"was built by TensorRT 10.3.0.26, and {VERSION} is installed"),
         (
             {"gpu": Gpu("Orin", "8.7")},
             "was built for Orin (sm87), and this machine has NVIDIA Fake 9000 (sm90); build the "
@@ -306,7 +310,7 @@ def test_host_code_in_an_engine_stays_forbidden(device, engine_file):
     ("content", "sentence"),
     [
         (b"", "is empty; copy it again"),
-        (b"<!DOCTYPE html>", "could not be loaded by tensorrt"),
+        (b"<!DOCTYPE html>", "could not be loaded by TensorRT"),
         (b"version https://git-lfs.github.com/spec/v1\n", "header.magicTag == kEXPECTED_MAGIC_TAG"),
         (b"\x11\x00\x00\x00" + b'{"stride": "32" }' + b"ftrt", "17 bytes of JSON in front of the"),
         (None, "plan.header.size == blobSize failed"),  # cut short
@@ -409,7 +413,10 @@ def test_a_plugin_library_that_does_not_load(device, tmp_path, monkeypatch):
     monkeypatch.setattr(
         sys.modules["tensorrt"].Runtime, "get_plugin_registry", lambda self: registry()
     )
-    assert "libsvit_trt.so could not be loaded by" in refused(path, plugin_library=library)
+    with pytest.raises(
+        CapabilityError, match=r"10\.16\.1\.11 cannot use the plugin library .*plugins b"
+    ):
+        TensorRTEngine(path, plugin_library=library)
 
 
 @pytest.mark.parametrize("name", ["tensorrt", "cuda.bindings.runtime"])
@@ -498,6 +505,15 @@ def test_an_error_on_the_device(device, engine_file):
     assert device.open == NOTHING
 
 
+def test_runs_what_the_builder_makes(device, graph, settings, fake_process):
+    file = graph()
+    sidecar = build_engine(file, file.parent, settings())
+    with TensorRTEngine(file.parent / sidecar.engine) as engine:
+        x = images(2)
+        np.testing.assert_array_equal(engine.run({"images": x})["logits"], np.maximum(x, 0))
+        assert engine.description["precision"] == "fp16"
+
+
 def test_the_real_library_logs_and_allocates_through_ours(monkeypatch, tmp_path):
     """As far as TensorRT-RTX goes without a GPU: it reads the file, and says what is wrong."""
     library = pytest.importorskip("tensorrt_rtx")
@@ -512,7 +528,7 @@ def test_the_real_library_logs_and_allocates_through_ours(monkeypatch, tmp_path)
         version=library.__version__,
     )
     sentence = refused(path)
-    assert f"could not be loaded by tensorrt_rtx {library.__version__}: IRuntime" in sentence
+    assert f"could not be loaded by TensorRT-RTX {library.__version__}: IRuntime" in sentence
     assert "/_src/" not in sentence
     allocator = binding._make_allocator(library, Cuda())
     assert isinstance(allocator, library.IOutputAllocator)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import threading
@@ -11,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from svit_deploy.engines.tensorrt.timing_cache import TimingCache, default_path
+
+fcntl = pytest.importorskip("fcntl", reason="locks as POSIX has them")
 
 BUILD = {"onnx": "0" * 64, "settings": {"tf32": False}, "gpu": None}
 

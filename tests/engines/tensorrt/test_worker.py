@@ -30,6 +30,7 @@ class Channel:
     def __init__(self) -> None:
         self.is_open = True
         self.errors: list[str] = []
+        self.layers = ""
         self.sent: list[tuple[str, object]] = []
 
     def send(self, kind, content) -> None:
@@ -78,7 +79,7 @@ def test_an_engine_and_what_its_sidecar_says(graph, settings, trt):
     assert sidecar.plugins == ()
     assert sidecar.settings == {
         "optimization_level": None, "workspace_bytes": 0, "tf32": False, "packed_attention": True,
-        "packed_blocks": 0,
+        "packed_blocks": 0, "layers": None,
     }  # fmt: skip
     assert sidecar.build_s > 0
 
@@ -257,10 +258,14 @@ def test_a_plugin_library_that_is_none(graph, settings, device, tmp_path, conten
         build(graph(), settings(plugin_library=library))
 
 
-def test_a_full_disk(graph, settings, device, tmp_path):
-    folder = tmp_path / "absent"
-    with pytest.raises(ExportError, match=r"cannot write the engine \(No such file"):
-        worker.build(graph(), folder, settings(), Channel())
+def test_a_full_disk(graph, settings, device, monkeypatch):
+    def full(self, content):
+        raise OSError(28, "No space left on device")
+
+    model = graph()
+    monkeypatch.setattr(worker.Path, "write_bytes", full)
+    with pytest.raises(ExportError, match=r"cannot write the engine \(No space left on device\)"):
+        build(model, settings())
 
 
 def timings(tmp_path):
@@ -308,6 +313,17 @@ def test_a_plugin_library_changes_the_timings(graph, settings, device, tmp_path)
 def test_no_timing_cache(graph, settings, device, tmp_path):
     build(graph(), settings(timing_cache="none"))
     assert not (tmp_path / "cache").exists()
+
+
+def test_no_home_folder(graph, settings, device, monkeypatch, caplog):
+    def fail():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("SVIT_DEPLOY_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(worker.Path, "home", fail)
+    assert build(graph(), settings()).exists()
+    assert caplog.messages == ["no timing cache: Could not determine home directory."]
 
 
 @pytest.mark.parametrize("content", [b"garbage", b"timings of another GPU"])

@@ -2,11 +2,11 @@
 // headers.
 #pragma once
 
+#include "check.h"
+
 #include <NvInferRuntime.h>
 
 #include <cstdint>
-#include <cstdio>
-#include <functional>
 #include <initializer_list>
 #include <map>
 #include <memory>
@@ -17,16 +17,6 @@ namespace host {
 
 namespace trt = nvinfer1;
 using trt::DataType;
-
-inline int failures = 0;
-
-#define CHECK(condition)                                                                           \
-    do {                                                                                           \
-        if (!(condition)) {                                                                        \
-            ++host::failures;                                                                      \
-            std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);                   \
-        }                                                                                          \
-    } while (false)
 
 // The library under test, and its creators by name.
 struct Library
@@ -66,8 +56,6 @@ struct Tensor
 int enqueue(Plugin const& plugin, std::vector<Tensor> const& inputs,
             std::vector<Tensor> const& outputs, cudaStream_t stream = nullptr);
 
-using Tests = std::map<std::string, std::function<void()>>;
 Tests glue_tests();
-Tests gpu_tests();
 
 }  // namespace host

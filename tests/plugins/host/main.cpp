@@ -1,4 +1,5 @@
 // host LIBRARY TEST runs one test, host LIBRARY lists them.
+#include "gpu.h"
 #include "host.h"
 
 #include <dlfcn.h>
@@ -87,6 +88,46 @@ bool load(char const* path)
     return true;
 }
 
+// The plugins' enqueue behind the interface of the kernels, with rows of a type.
+Kernels through_enqueue(DataType type)
+{
+    int64_t const bytes = type == DataType::kFLOAT ? 4 : 2;
+    auto const rows = [=](void const* data, int64_t count, int64_t row_bytes) {
+        return Tensor{type, dims({count, row_bytes / bytes}), const_cast<void*>(data)};
+    };
+    auto const index = [](void const* data, trt::Dims dims, int bits) {
+        DataType const type = bits == 64 ? DataType::kINT64 : DataType::kINT32;
+        return Tensor{type, dims, const_cast<void*>(data)};
+    };
+    Kernels kernels;
+    kernels.element_bytes = bytes;
+    kernels.compact = [=](void const* mask, int64_t images, int64_t tokens, int bits, void* rows,
+                          void* slots, void* places, int32_t* lengths, void* counts,
+                          int32_t* total, int32_t* fullest, void* stream) {
+        std::vector<Tensor> outputs;
+        for (void* data : {rows, slots, places, static_cast<void*>(lengths), counts,
+                           static_cast<void*>(total), static_cast<void*>(fullest)}) {
+            outputs.push_back(index(data, {}, bits));  // sizes that enqueue must not rely on
+        }
+        Tensor const input{DataType::kBOOL, dims({images, tokens}), const_cast<void*>(mask)};
+        return enqueue(create_compact(bits), {input}, outputs, static_cast<cudaStream_t>(stream));
+    };
+    kernels.gather = [=](void const* x, int64_t num_rows, int64_t row_bytes, void const* indices,
+                         int64_t count, int bits, void* out, void* stream) {
+        return enqueue(create("SvitGather"),
+                       {rows(x, num_rows, row_bytes), index(indices, dims({1, count, 1}), bits)},
+                       {rows(out, count, row_bytes)}, static_cast<cudaStream_t>(stream));
+    };
+    kernels.scatter = [=](void const* x, int64_t num_rows, int64_t row_bytes, void const* numbers,
+                          void const* updates, int64_t count, int bits, void* out, void* stream) {
+        return enqueue(create("SvitScatter"),
+                       {rows(x, num_rows, row_bytes), index(numbers, dims({count}), bits),
+                        rows(updates, count, row_bytes)},
+                       {rows(out, num_rows, row_bytes)}, static_cast<cudaStream_t>(stream));
+    };
+    return kernels;
+}
+
 }  // namespace host
 
 int main(int argc, char** argv)
@@ -94,14 +135,10 @@ int main(int argc, char** argv)
     if (argc < 2 || !host::load(argv[1])) {
         return 2;
     }
-    host::Tests tests = host::glue_tests();
-    tests.merge(host::gpu_tests());
-    if (argc < 3) {
-        for (auto const& [name, test] : tests) {
-            std::printf("%s\n", name.c_str());
-        }
-        return 0;
-    }
-    tests.at(argv[2])();
-    return host::failures == 0 ? 0 : 1;
+    using nvinfer1::DataType;
+    Tests tests = host::glue_tests();
+    tests.merge(gpu_tests({host::through_enqueue(DataType::kHALF),
+                           host::through_enqueue(DataType::kBF16),
+                           host::through_enqueue(DataType::kFLOAT)}));
+    return run(tests, argc > 2 ? argv[2] : nullptr);
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import onnx
@@ -14,8 +13,9 @@ import pytest
 from svit_deploy.engines.tensorrt.sidecar import Gpu, Sidecar, sidecar_path
 from svit_deploy.files import hash_file
 from svit_deploy.profiles import Profile
+from tests.engines.tensorrt.fake import make_module
 from tests.engines.tensorrt.fake.cuda import Device, make_cuda
-from tests.engines.tensorrt.fake.runtime import Plan, runtime_side
+from tests.engines.tensorrt.fake.runtime import Plan
 
 VERSION = "10.16.1.11"
 RTX_VERSION = "1.7.1.116"
@@ -25,9 +25,7 @@ def install(monkeypatch: pytest.MonkeyPatch, device: Device) -> None:
     """Puts the fake CUDA runtime, TensorRT and TensorRT-RTX where imports find them."""
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", make_cuda(device))
     for name, version in (("tensorrt", VERSION), ("tensorrt_rtx", RTX_VERSION)):
-        module = ModuleType(name)
-        vars(module).update(runtime_side(name, version, device))
-        monkeypatch.setitem(sys.modules, name, module)
+        monkeypatch.setitem(sys.modules, name, make_module(version, name, device))
 
 
 def write_engine(

@@ -1,0 +1,158 @@
+"""Real builds: TensorRT-RTX has a real parser and builder that need no GPU.
+
+What an engine computes is for machines with a GPU; that it builds, and from what, is shown here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from onnx import helper
+
+from svit_deploy.bundle import MODEL
+from svit_deploy.config import TokenMode
+from svit_deploy.engines.tensorrt.build import build_engine
+from svit_deploy.engines.tensorrt.settings import BuildSettings
+from svit_deploy.engines.tensorrt.sidecar import read_sidecar
+from svit_deploy.errors import CapabilityError, ExportError, UsageError
+from svit_deploy.export.onnx import ExportSettings, export_onnx
+from svit_deploy.files import hash_file
+from svit_deploy.models.random import init_checkpoint
+from svit_deploy.plugins import find_library
+from svit_deploy.plugins.build import build_plugins
+from svit_deploy.profiles import Profile
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform == "win32", reason="its wheels are for Linux here"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("tensorrt_rtx") is None,
+        reason="TensorRT-RTX is not installed: pip install 'svit-deploy[tensorrt-rtx]'",
+    ),
+]
+
+
+def batches(size: tuple[int, int], *ranges: tuple[int, int, int]) -> tuple[Profile, ...]:
+    return tuple(Profile(*((batch, 3, *size) for batch in three)) for three in ranges)
+
+
+def build(bundle, folder: Path, mode: str, precision: str = "fp32", **fields):
+    profiles = batches(bundle.config.image_size, (1, 2, 4))
+    known = {"profiles": profiles, "num_heads": bundle.config.num_heads}
+    settings = BuildSettings("tensorrt-rtx", precision=precision, tokens=mode, **known | fields)
+    return build_engine(bundle.path / MODEL, folder, settings)
+
+
+@pytest.fixture(scope="session")
+def plugin_library(tmp_path_factory) -> Path:
+    """The library that was built here, or one from the headers in TENSORRT_INCLUDE_DIR."""
+    if library := find_library():
+        return library
+    headers = os.environ.get("TENSORRT_INCLUDE_DIR")
+    if not headers:
+        pytest.skip("no plugin library; TENSORRT_INCLUDE_DIR does not say where headers are")
+    try:
+        folder = tmp_path_factory.mktemp("plugins") / "built"
+        return build_plugins(Path(headers.split(os.pathsep)[-1]), folder, sm=(80,))[0]
+    except CapabilityError as error:
+        pytest.skip(str(error))
+
+
+def test_svit_s_with_two_profiles(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setenv("SVIT_DEPLOY_CACHE", str(tmp_path / "cache"))
+    checkpoint = init_checkpoint("svit_s", tmp_path / "svit_s.safetensors").path
+    settings = ExportSettings(tokens=TokenMode.BUDGET, budget="0.7,0.49,0.343")
+    bundle = export_onnx(checkpoint, tmp_path / "bundle", settings, arch="svit_s")
+    profiles = batches((224, 224), (1, 1, 1), (2, 8, 32))
+    sidecar = build(bundle, tmp_path, "budget", profiles=profiles, optimization_level=2)
+    engine = tmp_path / sidecar.engine
+    assert sidecar.engine.startswith("model.fp32-rtx1.")
+    assert sidecar.engine.endswith("-portable.engine")
+    assert sidecar.profiles == profiles
+    assert sidecar.gpu is None
+    assert sidecar.onnx_sha256 == hash_file(bundle.path / MODEL)
+    assert read_sidecar(engine) == sidecar
+    assert engine.stat().st_size > 22e6 * 4  # the weights are in it
+    assert not (tmp_path / "cache").exists()  # its timing cache does nothing
+    assert sidecar.settings["layers"]["fused_attention"] == 0  # float32
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "precision", "plugins"),
+    [
+        ("svit_cls", "budget", "fp32", False),
+        ("svit_cls", "budget", "fp16", True),  # without library: from the function bodies
+        ("svit_cls", "masked", "fp16", False),
+        ("svit_cls", "dense", "bf16", False),
+        ("deit", "dense", "fp32", False),
+        ("deit_distilled", "dense", "fp16", False),
+    ],
+)
+def test_every_static_mode_builds(export, tmp_path, name, mode, precision, plugins):
+    bundle = export(name, mode, precision=precision, plugins=plugins)
+    sidecar = build(bundle, tmp_path, mode, precision)
+    assert (sidecar.precision, sidecar.tokens, sidecar.plugins) == (precision, mode, ())
+    assert sidecar.settings["packed_blocks"] == 0
+    assert sidecar.settings["layers"]["total"] > bundle.config.depth
+    assert sidecar.settings["layers"]["host_copies"] == 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_dynamic_builds_with_the_plugin_library(
+    export, tmp_path, plugin_library, precision, caplog
+):
+    """Packed attention is written into the network; no RTX release so far has a kernel for it."""
+    caplog.set_level(logging.INFO)
+    bundle = export("svit_cls", "dynamic", precision=precision, plugins=True)
+    sidecar = build(bundle, tmp_path, "dynamic", precision, plugin_library=plugin_library)
+    assert sidecar.plugins == ((plugin_library.name, hash_file(plugin_library)),)
+    assert sidecar.settings["layers"]["host_copies"] == 2 * bundle.config.num_gates
+    packed = sidecar.settings["packed_blocks"]
+    assert packed in (0, bundle.config.num_gates)
+    assert ("the padded one is built instead" in caplog.text) == (packed == 0)
+
+
+def test_budget_builds_with_the_plugin_library(export, tmp_path, plugin_library):
+    bundle = export("svit_cls", "budget", precision="fp16", plugins=True)
+    assert build(bundle, tmp_path, "budget", "fp16", plugin_library=plugin_library).plugins
+
+
+def test_dynamic_without_the_plugin_library_says_which_operator(export, tmp_path):
+    """RTX imports NonZero as a plugin that its wheels lack."""
+    bundle = export("svit_cls", "dynamic", plugins=True)
+    with pytest.raises(ExportError, match=r"cannot read .*: node .*\(NonZero\).*not found"):
+        build(bundle, tmp_path, "dynamic")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_library_that_is_no_library(export, tmp_path):
+    library = tmp_path / "lib.so"
+    library.write_text("not ELF")
+    with pytest.raises(CapabilityError, match=r"cannot use the plugin library lib\.so: "):
+        build(export("deit", "dense"), tmp_path, "dense", plugin_library=library)
+
+
+def test_a_profile_of_another_image_size(export, tmp_path):
+    with pytest.raises(UsageError, match="does not fit the graph's input 'images' Nx3x"):
+        build(export("deit", "dense"), tmp_path, "dense", profiles=batches((32, 32), (1, 1, 1)))
+
+
+def test_the_onnx_attention_operator_builds(graph, tmp_path):
+    """Where no fused kernel takes it, here for its float32, it must be decomposable."""
+    names = {"Relu": "query", "Neg": "key", "Abs": "value"}
+    nodes = [helper.make_node(op_type, ["images"], [name]) for op_type, name in names.items()]
+    nodes.append(helper.make_node("Attention", names.values(), ["logits"], name="attention"))
+    settings = BuildSettings("tensorrt-rtx", batches((4, 4), (1, 2, 4)), "fp32", "dense")
+    assert build_engine(graph(*nodes), tmp_path, settings).engine_size
+
+
+def test_an_unknown_operator_is_named(graph, tmp_path):
+    node = helper.make_node("Strange", ["images"], ["logits"], name="a node", domain="fault")
+    settings = BuildSettings("tensorrt-rtx", batches((4, 4), (1, 2, 4)), "fp32", "dense")
+    with pytest.raises(ExportError, match=r"cannot read model.onnx: node 'a node' \(Strange\): "):
+        build_engine(graph(node), tmp_path, settings)
