@@ -16,7 +16,7 @@ import torch
 
 from svit_deploy.errors import CapabilityError
 from svit_deploy.plugins import SOURCE
-from svit_deploy.plugins.build import build_plugins, find_nvcc
+from svit_deploy.plugins.build import build_plugins, find_cmake, find_nvcc
 
 EMULATION = Path(__file__).parent / "emulation"
 HOST = Path(__file__).parent / "host"
@@ -175,6 +175,14 @@ def nvcc() -> str:
         pytest.skip(str(error))
 
 
+@pytest.fixture(scope="session")
+def cmake() -> str:
+    try:
+        return find_cmake()
+    except CapabilityError as error:
+        pytest.skip(str(error))
+
+
 @cache
 def gpu_generation() -> int | None:
     """90 where the first GPU has compute capability 9.0; None without a GPU."""
@@ -207,10 +215,10 @@ def tensorrt_include(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session")
-def library(tensorrt_include: Path, nvcc: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def library(
+    tensorrt_include: Path, cmake: str, nvcc: str, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The plugin library, built with these headers for the GPU here, or for 9.0 without one."""
-    if shutil.which("cmake") is None:
-        pytest.skip("no cmake")
     output = tmp_path_factory.mktemp("plugins") / "built"
     path, _ = build_plugins(tensorrt_include, output, sm=[gpu_generation() or 90])
     return path

@@ -72,6 +72,7 @@ def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         )
         script.chmod(0o755)
     monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.setattr(driver.sys, "executable", str(tmp_path / "python"))
     monkeypatch.delenv("CXX", raising=False)
     return folder
 
@@ -194,6 +195,12 @@ def test_missing_tools(cli: Cli, headers: Path, tools: Path, tool: str, words: s
     assert (code, err) == (4, f"error: building the plugins {words}\n")
 
 
+def test_cmake_is_found_where_pip_puts_it(tools: Path, tmp_path: Path):
+    assert driver.find_cmake() == str(tools / "cmake")
+    (tools / "cmake").rename(tmp_path / "cmake")  # beside the `python` of the fixture
+    assert driver.find_cmake() == str(tmp_path / "cmake")
+
+
 def test_missing_cuda_compiler(
     cli: Cli, headers: Path, tools: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -287,10 +294,8 @@ def test_output_of_something_else_is_not_replaced(cli: Cli, headers: Path, tools
 
 
 def test_compiler_error_is_told_and_the_earlier_build_stays(
-    cli: Cli, headers: Path, cache: Path, nvcc: str
+    cli: Cli, headers: Path, cache: Path, cmake: str, nvcc: str
 ):
-    if shutil.which("cmake") is None:
-        pytest.skip("no cmake")
     put_library(cache, plugins.source_sha256())
     before = {file.name: file.read_bytes() for file in cache.iterdir()}
     code, _, err = cli("build", "--tensorrt-include", headers, "--sm", "90")
@@ -331,9 +336,7 @@ def test_essence_of_an_output(output: str, expected: str):
     assert essence(output) == expected
 
 
-def test_build(cli: Cli, tensorrt_include: Path, nvcc: str, cache: Path):
-    if shutil.which("cmake") is None:
-        pytest.skip("no cmake")
+def test_build(cli: Cli, tensorrt_include: Path, cmake: str, nvcc: str, cache: Path):
     source = {file.name: file.stat().st_mtime_ns for file in SOURCE.iterdir()}
     for sm in ("90", "80,90"):  # the second replaces the first
         code, out, err = cli("build", "--tensorrt-include", tensorrt_include, "--sm", sm)
