@@ -29,6 +29,7 @@ from svit_deploy.progress import SILENT, Progress
 
 SM = (75, 80, 86, 89, 90, 100, 120)
 """GPU generations the library is compiled for by default, as far as the compiler knows them."""
+CUDA_HOME = "/usr/local/cuda"
 OLDEST_TENSORRT = (10, 3)
 HEADERS = ("NvInferRuntime.h", "NvInferVersion.h")
 WHERE_HEADERS_ARE = (
@@ -83,7 +84,7 @@ def build_plugins(
     if sys.platform != "linux":
         raise CapabilityError("TensorRT plugins are built on Linux only", "build them there")
     tensorrt = read_tensorrt_version(Path(tensorrt_include))
-    cmake = _find_tool("cmake", "run pip install cmake")
+    cmake = _find_tool("cmake", "run pip install 'svit-deploy[plugins]'")
     compiler = find_nvcc(nvcc)
     host = os.environ.get("CXX", "c++").split() or ["c++"]
     _find_tool(host[0], "install g++, or set CXX to a C++ compiler")
@@ -155,7 +156,7 @@ def find_nvcc(given: str | None = None) -> str:
     Raises:
         CapabilityError: there is none.
     """
-    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    homes = [os.environ.get("CUDA_HOME"), CUDA_HOME]
     candidates = [given] if given else ["nvcc", *(f"{home}/bin/nvcc" for home in homes if home)]
     for candidate in candidates:
         if found := shutil.which(candidate):
@@ -217,8 +218,9 @@ def _run(command: list[str], log: str) -> str:
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
         errors="replace",
+        env=os.environ | {"LC_ALL": "C"},
     )
     log += f"$ {' '.join(command)}\n{done.stdout}"
     if done.returncode == 0:
@@ -237,9 +239,9 @@ def essence(output: str) -> str:
     if "CMake Error" in output:
         text = output.partition("CMake Error")[2].partition("-- Configuring incomplete")[0]
         text = re.sub(r"^.*:\n", "", text, count=1)  # where in CMakeLists.txt
-        text = re.split(r"\.\s", text)[0]
+        text = re.split(r"\.\s", text)[0].lstrip(": ")
     else:
-        errors = re.findall(r"^.*\berror\b.*$", output, re.MULTILINE | re.IGNORECASE)
+        errors = re.findall(r"^.*\b(?:error|fatal)\b.*$", output, re.MULTILINE)  # not make's Error
         text = errors[0] if errors else output.strip().rpartition("\n")[2]
     text = " ".join(re.sub(r"(?<![\w.])(?:/[^\s/:]+)+/", "", text).split())
     return text[:300]

@@ -161,7 +161,8 @@ def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     library = tmp_path_factory.mktemp("kernels") / "kernels.so"
     source = [SOURCE / "kernels_cpu.cpp"]
     if request.param == "cuda":
-        source = [f"-I{EMULATION}", "-x", "c++", SOURCE / "kernels.cu"]
+        flags = [f"-I{EMULATION}", "-DSVIT_MAX_BLOCKS=8"]
+        source = [*flags, "-x", "c++", SOURCE / "kernels.cu"]
     compile_with(compiler, library, "-shared", "-fPIC", *source)
     return Kernels(library, request.param)
 
