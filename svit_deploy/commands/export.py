@@ -45,8 +45,8 @@ def export(
         str | None,
         typer.Option(
             metavar="MODE",
-            help="dynamic, budget, masked, or dense (without gates). By default dynamic, and "
-            "budget for TensorRT.",
+            help="dynamic, budget, masked, static, or dense (without gates). By default the "
+            "method's own: for SViT dynamic, and budget for TensorRT.",
         ),
     ] = None,
     precision: Annotated[

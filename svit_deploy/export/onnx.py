@@ -183,7 +183,7 @@ def _calibrated(
         return model, None
     if not method_of(config).trained_gates:
         raise UsageError(
-            f"a {config.family} model has no trained gates to calibrate",
+            f"{method_of(config).title} has no trained gates to calibrate",
             "leave --calibrate-gates out",
         )
     targets = settings.target_keep or config.target_keep

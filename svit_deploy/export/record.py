@@ -15,11 +15,8 @@ from svit_deploy.config import ModelConfig
 from svit_deploy.environment import describe_environment
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.images import ImageSet
-from svit_deploy.methods import Method
+from svit_deploy.methods import Method, method_of
 from svit_deploy.models import Model, config_to_dict
-
-GATING = "keep iff margin > threshold, margin = keep logit - prune logit, a tie is pruned"
-COUNTING = "as many tokens of the highest margins as the method keeps"
 
 
 def save_reference(
@@ -66,7 +63,7 @@ def metadata(model: Model, settings: ExportSettings, gates: list[dict[str, Any]]
         "method": model.config.family,
         "arch": Path(model.arch).name,
         "mode": settings.mode.value,
-        "gating": "none" if not gates else GATING if model.config.thresholds else COUNTING,
+        "gating": method_of(model.config).rule if gates else "none",
         "gates": gates,
         "model": config_to_dict(model.config),
         "preprocess": dataclasses.asdict(model.config.preprocess),

@@ -52,8 +52,10 @@ TINY = 1e-30
 
 @dataclass(frozen=True)
 class AtsSettings:
-    """Attributes:
-    ats_blocks: the blocks that sample; by default as published.
+    """What is chosen for a DeiT.
+
+    Attributes:
+        ats_blocks: the blocks that sample; by default as published.
     """
 
     ats_blocks: tuple[int, ...] = (3, 4, 5, 6, 7, 8, 9, 10, 11)
@@ -265,6 +267,7 @@ class Ats(Method):
     modes = (TokenMode.DYNAMIC, TokenMode.MASKED, TokenMode.DENSE)
     settings = AtsSettings
     graph = AtsGraph
+    rule = "keep iff margin > threshold, margin = how far a sample is inside the token's reach"
     removes = True
     ranks_inside = True
     margin_unit = 0.05  # of cumulative significance, which ends at 1

@@ -44,9 +44,11 @@ OFFICIAL["fc3"] = "out_conv.4"
 
 @dataclass(frozen=True)
 class DynamicVitSettings:
-    """Attributes:
-    base_rate: the share of tokens kept at the first stage; at stage s its power s + 1.
-    prune_blocks: the block in front of which each stage prunes.
+    """What a training chooses.
+
+    Attributes:
+        base_rate: the share of tokens kept at the first stage; at stage s its power s + 1.
+        prune_blocks: the block in front of which each stage prunes.
     """
 
     base_rate: float

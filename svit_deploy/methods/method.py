@@ -80,6 +80,7 @@ class Method:
             must be given. A boolean, a number, or a tuple of them each.
         keys_of: the method whose checkpoints it runs on; its own by default.
         graph: writes its ONNX graph; None for `VitGraph`.
+        rule: how tokens are selected, for the record.
         trained_gates: whether its gates have thresholds that a training set.
         removes: whether a token that is not kept is gone for good.
         class_token: whether its tokens begin with one.
@@ -99,6 +100,7 @@ class Method:
     settings: ClassVar[type | None] = None
     keys_of: ClassVar[str] = ""
     graph: ClassVar[type[VitGraph] | None] = None
+    rule: ClassVar[str] = "as many tokens of the highest margins as the method keeps"
     trained_gates: ClassVar[bool] = False
     removes: ClassVar[bool] = False
     class_token: ClassVar[bool] = True

@@ -39,9 +39,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StvitSettings:
-    """Attributes:
-    semantic: semantic tokens, as the weights tell: 16, 36, 64 or 100 in the paper.
-    generate_at: the first of the two blocks, counted from 0, that make them.
+    """What defines the model beside DeiT's sizes.
+
+    Attributes:
+        semantic: semantic tokens, as the weights tell: 16, 36, 64 or 100 in the paper.
+        generate_at: the first of the two blocks, counted from 0, that make them.
     """
 
     semantic: int

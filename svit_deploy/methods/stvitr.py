@@ -55,8 +55,10 @@ BN_EPS = 1e-5
 
 @dataclass(frozen=True)
 class StvitRSettings(SwinSettings):
-    """Attributes beside Swin's:
-    shortcut: whether semantic tokens start from the pooled image tokens, as no published model.
+    """Swin's, and one more.
+
+    Attributes:
+        shortcut: whether semantic tokens start from the pooled image tokens, as no published model.
     """
 
     shortcut: bool = False

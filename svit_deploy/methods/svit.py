@@ -42,6 +42,7 @@ class Svit(Method):
     modes = (TokenMode.DYNAMIC, TokenMode.BUDGET, TokenMode.MASKED, TokenMode.DENSE)
     # Blocks and gates keep PyTorch's default, where DeiT sets its own everywhere.
     eps = (1e-5, 1e-5, 1e-6)
+    rule = "keep iff margin > threshold, margin = keep logit - prune logit, a tie is pruned"
     trained_gates = True
 
     def matches(self, keys: Collection[str]) -> bool:

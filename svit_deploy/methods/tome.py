@@ -47,10 +47,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TomeSettings:
-    """Attributes:
-    r: pairs that merge in every block; several numbers for a schedule, then 0 to the end.
-    inflect: for one number, how it changes from block to block: -1 falls from 2 r to 0.
-    prop_attn: whether a token counts in attention for as many patches as it stands for.
+    """What is chosen for a DeiT.
+
+    Attributes:
+        r: pairs that merge in every block; several numbers for a schedule, then 0 to the end.
+        inflect: for one number, how it changes from block to block: -1 falls from 2 r to 0.
+        prop_attn: whether a token counts in attention for as many patches as it stands for.
     """
 
     r: tuple[int, ...]

@@ -29,6 +29,7 @@ from svit_deploy.progress import SILENT, Progress
 
 SM = (75, 80, 86, 89, 90, 100, 120)
 """GPU generations the library is compiled for by default, as far as the compiler knows them."""
+CUDA_HOME = "/usr/local/cuda"
 OLDEST_TENSORRT = (10, 3)
 HEADERS = ("NvInferRuntime.h", "NvInferVersion.h")
 WHERE_HEADERS_ARE = (
@@ -83,7 +84,7 @@ def build_plugins(
     if sys.platform != "linux":
         raise CapabilityError("TensorRT plugins are built on Linux only", "build them there")
     tensorrt = read_tensorrt_version(Path(tensorrt_include))
-    cmake = _find_tool("cmake", "run pip install cmake")
+    cmake = find_cmake()
     compiler = find_nvcc(nvcc)
     host = os.environ.get("CXX", "c++").split() or ["c++"]
     _find_tool(host[0], "install g++, or set CXX to a C++ compiler")
@@ -98,20 +99,21 @@ def build_plugins(
     folder = Path(output) if output else default_folder()
     with write_folder(folder, _check_output) as part, tempfile.TemporaryDirectory() as temporary:
         build = Path(temporary)
-        # PTX of the oldest: a driver compiles it for any later GPU that has no code in here.
-        architectures = ";".join([str(chosen[0]), *(f"{one}-real" for one in chosen[1:])])
-        configure = [
-            cmake, "-S", str(SOURCE), "-B", str(build),
-            f"-DTENSORRT_INCLUDE_DIR={Path(tensorrt_include).absolute()}",
-            f"-DTENSORRT_MAJOR={tensorrt.split('.')[0]}",
-            f"-DCMAKE_CUDA_COMPILER={compiler}",
-            f"-DCMAKE_CUDA_ARCHITECTURES={architectures}",
-        ]  # fmt: skip
+        definitions = {
+            "TENSORRT_INCLUDE_DIR": Path(tensorrt_include).absolute(),
+            "TENSORRT_MAJOR": tensorrt.partition(".")[0],
+            "CMAKE_CUDA_COMPILER": compiler,
+            # PTX of the oldest: a driver compiles it for any later GPU that has no code in here.
+            "CMAKE_CUDA_ARCHITECTURES": ";".join(
+                [f"{chosen[0]}", *(f"{n}-real" for n in chosen[1:])]
+            ),
+        }
+        configure = [cmake, "-S", str(SOURCE), "-B", str(build)]
+        configure += [f"-D{name}={value}" for name, value in definitions.items()]
         progress.update("configuring the plugin library", 0.1)
-        output_text = _run(configure, "")
+        log = _run(configure, "")
         progress.update("compiling the plugin library", 0.3)
-        compile_all = [cmake, "--build", str(build), "--parallel", str(jobs or usable_cores())]
-        _run(compile_all, output_text)
+        _run([cmake, "--build", str(build), "--parallel", str(jobs or usable_cores())], log)
         for name in (LIBRARY, AUTOREGISTER):
             shutil.copyfile(build / name, part / name)
         record = json.dumps(asdict(made), indent=2) + "\n"
@@ -149,13 +151,23 @@ def read_tensorrt_version(include: Path) -> str:
     return version
 
 
+def find_cmake() -> str:
+    """Path of CMake: on PATH, or where pip puts it for this Python.
+
+    Raises:
+        CapabilityError: there is none.
+    """
+    beside = shutil.which("cmake", path=str(Path(sys.executable).parent))
+    return beside or _find_tool("cmake", "run pip install 'svit-deploy[plugins]'")
+
+
 def find_nvcc(given: str | None = None) -> str:
     """Path of the CUDA compiler.
 
     Raises:
         CapabilityError: there is none.
     """
-    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    homes = [os.environ.get("CUDA_HOME"), CUDA_HOME]
     candidates = [given] if given else ["nvcc", *(f"{home}/bin/nvcc" for home in homes if home)]
     for candidate in candidates:
         if found := shutil.which(candidate):
@@ -217,8 +229,9 @@ def _run(command: list[str], log: str) -> str:
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
+        encoding="utf-8",
         errors="replace",
+        env=os.environ | {"LC_ALL": "C"},
     )
     log += f"$ {' '.join(command)}\n{done.stdout}"
     if done.returncode == 0:
@@ -237,9 +250,9 @@ def essence(output: str) -> str:
     if "CMake Error" in output:
         text = output.partition("CMake Error")[2].partition("-- Configuring incomplete")[0]
         text = re.sub(r"^.*:\n", "", text, count=1)  # where in CMakeLists.txt
-        text = re.split(r"\.\s", text)[0]
+        text = re.split(r"\.\s", text)[0].lstrip(": ")
     else:
-        errors = re.findall(r"^.*\berror\b.*$", output, re.MULTILINE | re.IGNORECASE)
+        errors = re.findall(r"^.*\b(?:error|fatal)\b.*$", output, re.MULTILINE)  # not make's Error
         text = errors[0] if errors else output.strip().rpartition("\n")[2]
     text = " ".join(re.sub(r"(?<![\w.])(?:/[^\s/:]+)+/", "", text).split())
     return text[:300]

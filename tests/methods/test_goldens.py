@@ -18,10 +18,12 @@ MODES = {
     "evovit": ("static", "dense"),
     "ats": ("dynamic", "masked", "dense"),
     "tome": ("static", "dense"),
+    "stvitr": ("static",),
 }
+MADE = {"mergence": ("static", "dense"), "stvit": ("static",), "swin": ("dense",)}
 CASES = [
     (name, mode, shown)
-    for name, modes in MODES.items()
+    for name, modes in (MODES | MADE).items()
     for mode in modes
     for shown in ((True,) if mode == "dense" else (True, False))
 ]

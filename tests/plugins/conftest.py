@@ -16,7 +16,7 @@ import torch
 
 from svit_deploy.errors import CapabilityError
 from svit_deploy.plugins import SOURCE
-from svit_deploy.plugins.build import build_plugins, find_nvcc
+from svit_deploy.plugins.build import build_plugins, find_cmake, find_nvcc
 
 EMULATION = Path(__file__).parent / "emulation"
 HOST = Path(__file__).parent / "host"
@@ -161,7 +161,8 @@ def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     library = tmp_path_factory.mktemp("kernels") / "kernels.so"
     source = [SOURCE / "kernels_cpu.cpp"]
     if request.param == "cuda":
-        source = [f"-I{EMULATION}", "-x", "c++", SOURCE / "kernels.cu"]
+        flags = [f"-I{EMULATION}", "-DSVIT_MAX_BLOCKS=8"]
+        source = [*flags, "-x", "c++", SOURCE / "kernels.cu"]
     compile_with(compiler, library, "-shared", "-fPIC", *source)
     return Kernels(library, request.param)
 
@@ -170,6 +171,14 @@ def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def nvcc() -> str:
     try:
         return find_nvcc()
+    except CapabilityError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def cmake() -> str:
+    try:
+        return find_cmake()
     except CapabilityError as error:
         pytest.skip(str(error))
 
@@ -206,10 +215,10 @@ def tensorrt_include(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session")
-def library(tensorrt_include: Path, nvcc: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def library(
+    tensorrt_include: Path, cmake: str, nvcc: str, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The plugin library, built with these headers for the GPU here, or for 9.0 without one."""
-    if shutil.which("cmake") is None:
-        pytest.skip("no cmake")
     output = tmp_path_factory.mktemp("plugins") / "built"
     path, _ = build_plugins(tensorrt_include, output, sm=[gpu_generation() or 90])
     return path

@@ -47,7 +47,7 @@ def steps(runtime: Path) -> Steps:
             [sys.executable, script, *steps], capture_output=True, text=True, env=environment
         )
         assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        return json.loads(done.stdout.splitlines()[-1])  # the library's messages come before
 
     return run
 

@@ -14,9 +14,7 @@ from svit_deploy.engines.tensorrt.library import ENTERPRISE, INSTALL
 from svit_deploy.engines.tensorrt.sidecar import Gpu
 from svit_deploy.errors import CapabilityError, SvitDeployError, UsageError
 
-NO_GPU = (
-    "run on a machine with an NVIDIA GPU, or use the ONNX model of the bundle with --provider cpu"
-)
+NO_GPU = "run on a machine with an NVIDIA GPU, or use its ONNX model with --provider cpu"
 
 
 class Cuda:

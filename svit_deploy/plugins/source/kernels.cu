@@ -6,12 +6,17 @@
 
 #include <cuda_runtime.h>
 
+// More blocks than run at a time on any GPU; they take turns. Tests set it to a few.
+#ifndef SVIT_MAX_BLOCKS
+#define SVIT_MAX_BLOCKS 4096
+#endif
+
 namespace svit {
 namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
-constexpr int64_t kMaxBlocks = 4096;  // more than run at a time on any GPU; they take turns
+constexpr int64_t kMaxBlocks = SVIT_MAX_BLOCKS;
 
 struct Scan
 {
@@ -65,9 +70,8 @@ __global__ void sum_lengths(Index const* counts, int64_t images, int32_t* length
 {
     __shared__ int most;
     if (threadIdx.x == 0) {
-        most = 0;
+        most = 0;  // seen by all behind the barriers of the first scan
     }
-    __syncthreads();
     int before = 0;
     for (int64_t first = 0; first < images; first += kThreads) {
         int64_t const image = first + threadIdx.x;

@@ -150,7 +150,7 @@ def test_reformats():
         (0, {"precision": "fp32"}, "0 of 12 attentions are fused; likely reason: fused kernels ta"),
         (0, {"head_dim": 12}, "head sizes from 16 to 256 in steps of 8, not 12"),
         (0, {"head_dim": 264}, "not 264"),
-        (0, {"tokens": "dynamic"}, "sizes that depend on the data, export with --tokens budget"),
+        (0, {"tokens": "dynamic"}, "sizes that depend on the data; --tokens budget has none"),
     ],
 )
 def test_one_sentence_where_fusion_was_lost(fused, graph, sentence):

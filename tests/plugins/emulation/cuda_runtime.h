@@ -89,8 +89,9 @@ struct Block
 
     void run(dim3 shape)
     {
-        fibers = std::vector<Fiber>(static_cast<size_t>(shape.x) * shape.y);
+        fibers.resize(static_cast<size_t>(shape.x) * shape.y);
         for (size_t i = 0; i < fibers.size(); ++i) {
+            fibers[i].state = State::kRunning;
             fibers[i].index = dim3(i % shape.x, i / shape.x);
             getcontext(&fibers[i].context);
             fibers[i].context.uc_stack.ss_sp = fibers[i].stack.get();

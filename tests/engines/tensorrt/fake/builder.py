@@ -22,7 +22,10 @@ from tests.engines.tensorrt.fake.runtime import DataType, Plan, PluginRegistry, 
 
 PLUGIN_FILE = "fake plugins: "
 SIGNALS = {"Segfault": signal.SIGSEGV, "Abort": signal.SIGABRT, "Kill": signal.SIGKILL}
-_TYPES = {1: DataType.FLOAT, 6: DataType.INT32, 7: DataType.INT64, 10: DataType.HALF}
+_TYPES = {
+    1: DataType.FLOAT, 6: DataType.INT32, 7: DataType.INT64, 9: DataType.BOOL,
+    10: DataType.HALF, 16: DataType.BF16,
+}  # fmt: skip
 
 
 @dataclass

@@ -1,0 +1,167 @@
+"""From the command line's options to an engine in a bundle, and its verification, on fakes."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+
+import pytest
+
+from svit_deploy import api
+from svit_deploy.bundle import open_bundle
+from svit_deploy.cli import main
+from svit_deploy.engines.tensorrt.sidecar import read_sidecar
+from svit_deploy.errors import CapabilityError, InputError, UsageError
+from svit_deploy.verify import Recomputed, Recorded, VerifySettings, verify_bundle
+from tests.conftest import GOLDEN
+from tests.engines.tensorrt.fake.cuda import Device
+from tests.engines.tensorrt.fake.engines import install
+
+CHECKPOINT = GOLDEN / "svit_cls" / "checkpoint.pth"
+
+
+@pytest.fixture
+def engine_bundle(fake_process, tmp_path):
+    """Exports a golden checkpoint with an engine of the fake library."""
+
+    def export(name="out", source=CHECKPOINT, **options):
+        if source == CHECKPOINT:
+            options = {"budget": "1.0", "overrides": {"num_heads": "6"}, **options}
+        known = {"target": "tensorrt", "batch": "1:2:8"}
+        return api.export(source, tmp_path / name, **{**known, **options})
+
+    return export
+
+
+def test_an_engine_lies_in_the_bundle(engine_bundle):
+    bundle = engine_bundle(precision="fp16", batch="1,2:4:8")
+    assert bundle.mode.value == "budget"  # by default, for TensorRT
+    sidecar = read_sidecar(bundle.engine_path)
+    assert bundle.engine_path.name == bundle.manifest["engine"] == "model.fp16-trt10.16-sm90.engine"
+    assert sidecar.onnx_sha256 == bundle.model_sha256
+    assert (sidecar.precision, sidecar.tokens) == ("fp16", "budget")
+    height, width = bundle.config.image_size
+    assert [profile.max for profile in sidecar.profiles] == [
+        (1, 3, height, width), (8, 3, height, width)
+    ]  # fmt: skip
+    assert bundle.manifest["batch"] == {"min": 1, "opt": 1, "max": 8}
+
+
+def test_dynamic_tells_its_costs(engine_bundle, caplog):
+    caplog.set_level(logging.INFO)
+    bundle = engine_bundle(tokens="dynamic", budget=None)
+    assert "each of the 9 gates makes the host wait" in caplog.text
+    assert any("no CUDA graph" in note for note in bundle.manifest["notes"])
+
+
+def test_a_bundle_is_built_again_elsewhere(engine_bundle, tmp_path):
+    first = engine_bundle(target="onnx", tokens="budget", batch=None)
+    assert first.engine_path is None
+    shutil.move(first.path, tmp_path / "copied")
+    shape = "x".join(["{}", "3", *map(str, first.config.image_size)])
+    low, typical, high = ([f"images:{shape.format(n)}"] for n in (2, 2, 4))
+    built = engine_bundle(
+        "rebuilt", tmp_path / "copied",
+        batch=None, min_shapes=low, opt_shapes=typical, max_shapes=high,
+    )  # fmt: skip
+    assert built.manifest["batch"] == {"min": 2, "opt": 2, "max": 4}
+    assert read_sidecar(built.engine_path).onnx_sha256 == first.model_sha256
+    assert open_bundle(tmp_path / "copied").engine_path is None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"target": "onnx"}, "is a bundle already; give a checkpoint, or --target tensorrt or"),
+        ({"precision": "fp16"}, "--precision cannot change the graph of a bundle"),
+        ({"tokens": "masked"}, "--tokens cannot change the graph of a bundle"),
+    ],
+)
+def test_what_a_bundle_cannot_be_asked(engine_bundle, options, words):
+    bundle = engine_bundle(target="onnx", tokens="budget")
+    with pytest.raises(UsageError, match=words):
+        engine_bundle("other", bundle.path, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"target": "tensorrt9"}, "--target 'tensorrt9' is unknown"),
+        ({"target": "onnx", "workspace": "1GiB"}, "--workspace has no meaning without an engine"),
+        ({"target": "onnx", "optimization_level": 3}, "--opt-level has no meaning without"),
+        ({"workspace": "much"}, "--workspace 'much' is no size"),
+        ({"optimization_level": 9}, "--opt-level 9 is out of range"),
+        ({"min_shapes": ["images:1x3x8x8"]}, "do not make profiles"),
+        ({"precision": "int8"}, "--precision 'int8' is unknown"),
+        ({"plugins": True, "plugin_library": "missing.so"}, "missing.so is not a file"),
+    ],
+)
+def test_options_that_cannot_work_leave_nothing(engine_bundle, tmp_path, options, words):
+    with pytest.raises(UsageError, match=words):
+        engine_bundle(**options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_shapes_and_batch_exclude_each_other(engine_bundle):
+    shapes = ["images:1x3x32x32"]
+    with pytest.raises(UsageError, match="exclude each other"):
+        engine_bundle(min_shapes=shapes, opt_shapes=shapes, max_shapes=shapes)
+
+
+def test_a_profile_of_another_image_size(engine_bundle, tmp_path):
+    shapes = ["images:1x3x999x32"]
+    with pytest.raises(UsageError, match="another image size than the model's"):
+        engine_bundle(batch=None, min_shapes=shapes, opt_shapes=shapes, max_shapes=shapes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_plugins_need_their_library(engine_bundle, tmp_path):
+    with pytest.raises(CapabilityError, match="svit-deploy plugins build"):
+        engine_bundle(plugins=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_function_bodies_need_none(engine_bundle):
+    bundle = engine_bundle(plugins=True, plugin_library="none")
+    assert bundle.manifest["tokens"]["plugins"] is True
+    assert read_sidecar(bundle.engine_path).plugins == ()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_verify_runs_the_engine(engine_bundle, golden, monkeypatch, precision):
+    bundle = engine_bundle(precision=precision, batch="2:2:4")
+    device = Device()
+    install(monkeypatch, device)
+    found = golden("svit_cls")
+    for expectations in (Recorded(bundle), Recomputed(bundle, found.model, found.images)):
+        report = verify_bundle(bundle, expectations)
+        assert report.passed, report.verdict
+        assert report.engine["runtime"] == "tensorrt"
+        assert {check.name for check in report.checks} >= {"gate decisions", "deterministic"}
+    on_cpu = verify_bundle(bundle, Recorded(bundle), VerifySettings(provider="cpu"))
+    assert on_cpu.passed
+    assert on_cpu.engine["runtime"] == "onnxruntime"
+
+
+def test_an_engine_of_another_model_is_refused(engine_bundle, monkeypatch):
+    bundle = engine_bundle()
+    bundle.engine_path.write_bytes(b"another plan")
+    install(monkeypatch, Device())
+    with pytest.raises(InputError, match="is not the file that was exported"):
+        open_bundle(bundle.path)
+    with pytest.raises(InputError, match="is not the engine that was built"):
+        verify_bundle(bundle, Recorded(bundle))
+
+
+def test_the_command_line_says_what_was_built(fake_process, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    arguments = ["export", str(CHECKPOINT), "-o", out, "--set", "num_heads=6", "--budget", "0.8"]
+    arguments += ["--target", "tensorrt", "--precision", "fp16", "--batch", "1:2:4"]
+    assert (
+        main([*arguments, "--workspace", "1GiB", "--opt-level", "2", "--timing-cache", "none"]) == 0
+    )
+    shown = capsys.readouterr().out
+    assert "model.fp16-trt10.16-sm90.engine" in shown
+    assert "profiles 1x3x" in shown
+    settings = read_sidecar(tmp_path / "out" / "model.fp16-trt10.16-sm90.engine").settings
+    assert (settings["workspace_bytes"], settings["optimization_level"]) == (2**30, 2)
