@@ -109,6 +109,11 @@ class ModelConfig:
         return self.prefix_tokens + self.num_patches
 
     @property
+    def gate_of(self) -> dict[int, int]:
+        """The gate of each block that has one."""
+        return {block: gate for gate, block in enumerate(self.gate_blocks)}
+
+    @property
     def num_gates(self) -> int:
         return len(self.gate_blocks)
 

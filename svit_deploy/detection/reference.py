@@ -79,7 +79,7 @@ class AdapterReference(Reference):
         config = self.config
         pixels = torch.from_numpy(images)
         grid = (images.shape[2] // config.patch_size, images.shape[3] // config.patch_size)
-        gate_of = {block: gate for gate, block in enumerate(config.gate_blocks)}
+        gate_of = config.gate_of
         keeps, margins = [], []
         seen: dict[str, np.ndarray] = {}
 

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 FLOAT, BOOL = TensorProto.FLOAT, TensorProto.BOOL
 INT32, INT64 = TensorProto.INT32, TensorProto.INT64
+INT64_MAX = int(np.iinfo(np.int64).max)
 FLOAT16, BFLOAT16 = TensorProto.FLOAT16, TensorProto.BFLOAT16
 PRECISIONS = {"fp32": FLOAT, "fp16": FLOAT16, "bf16": BFLOAT16}
 FUNCTIONS_DOMAIN = "trt.plugins"

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from svit_deploy.export.builder import FLOAT, INT32, INT64, GraphBuilder
+from svit_deploy.export.builder import FLOAT, INT64, GraphBuilder
 from svit_deploy.export.layers import MASKED, QKV, Attend, attend_heads, attention
+from svit_deploy.export.rows import compact_rows, flat_rows, gather_rows, scatter_rows
 
-INT64_MAX = int(np.iinfo(np.int64).max)
 TINY = 1e-30
 LOWEST = float(np.finfo(np.float32).min)
 
@@ -82,53 +80,6 @@ def key_bias(graph: GraphBuilder, visible: str) -> str:
     """`[B, K]` bool -> `[B, 1, 1, K]`: 0 for a visible key, `MASKED` for any other."""
     zero, masked = graph.number(0), graph.number(MASKED)
     return graph.op("Unsqueeze", graph.op("Where", visible, zero, masked), graph.constant([1, 2]))
-
-
-def true_positions(graph: GraphBuilder, mask: str) -> str:
-    """Positions of the true elements of a mask in row-major order, `[T]` int64."""
-    positions = graph.op("NonZero", graph.reshape(mask, -1))
-    return graph.op("Squeeze", positions, graph.constant([0]))
-
-
-# What a TensorRT plugin may do in its own way (docs/plugins.md): each is a function of the graph,
-# written out as standard operators, and beside its node as the function's body with --plugins.
-
-
-def compact_rows(graph: GraphBuilder, mask: str) -> tuple[str, ...]:
-    """Where the true elements of a mask `[B, S]` are, packed row by row and slot by slot.
-
-    Returns:
-        rows `[T]`: their flat positions, ascending. slots `[B, K]`: the packed row in each slot of
-        an image, -1 in empty ones, K being the largest count. places `[T]`: the flat slot of each
-        packed row. lengths `[B + 1]` int32: cumulative counts, from 0. counts `[B]`. T and K.
-    """
-    rows = true_positions(graph, mask)
-    counts = graph.op("ReduceSum", graph.op("Cast", mask, to=INT64), graph.constant([1]))  # [B, 1]
-    starts = graph.op("CumSum", counts, graph.constant(0), exclusive=1)  # [B, 1]
-    fullest = graph.op("ReduceMax", counts, keepdims=0)
-    numbers = graph.op("Range", graph.constant(0), fullest, graph.constant(1))  # [K]
-    filled = graph.op("Less", numbers, counts)  # [B, K]
-    slots = graph.op("Where", filled, graph.op("Add", starts, numbers), graph.constant(-1))
-    places = true_positions(graph, filled)
-    flat_counts = graph.op("Squeeze", counts, graph.constant([1]))
-    total = graph.op("ReduceSum", flat_counts, keepdims=1)  # [1]
-    lengths = graph.op("Concat", graph.op("Squeeze", starts, graph.constant([1])), total, axis=0)
-    lengths = graph.op("Cast", lengths, to=INT32)
-    return rows, slots, places, lengths, flat_counts, graph.op("Squeeze", total), fullest
-
-
-def gather_rows(graph: GraphBuilder, x: str, indices: str) -> str:
-    """Rows of `[R, C]` by index: `[*indices, C]`."""
-    return graph.function("SvitGather", lambda g, *xs: (g.op("Gather", *xs),), x, indices)[0]
-
-
-def scatter_rows(graph: GraphBuilder, x: str, rows: str, updates: str) -> str:
-    """`[R, C]` with the rows numbered `rows` `[T]`, all different, replaced by `[T, C]`."""
-
-    def body(g: GraphBuilder, x: str, rows: str, updates: str) -> tuple[str, ...]:
-        return (g.op("ScatterND", x, g.op("Unsqueeze", rows, g.constant([1])), updates),)
-
-    return graph.function("SvitScatter", body, x, rows, updates)[0]
 
 
 def select_masked(graph: GraphBuilder, grid: TokenGrid, decision: str) -> Selection:
@@ -246,23 +197,19 @@ def select_budget(
     ranked = graph.op("Where", decision, margin, graph.constant(LOWEST, np.float32))
     best, index = graph.ops("TopK", ranked, graph.vector(budget), outputs=2, axis=1)
     valid = graph.op("Greater", best, graph.constant(LOWEST, np.float32))  # [B, K]
-    first_row = graph.op(
-        "Mul", graph.range(graph.shape(decision, 0)), graph.vector(grid.num_tokens)
-    )
-    rows = graph.op("Add", index, graph.op("Unsqueeze", first_row, graph.constant([1])))
-    flat_rows = graph.reshape(rows, -1)
+    rows = flat_rows(graph, index, grid.num_tokens)
     valid_rows = graph.reshape(valid, -1, 1)
     bias = key_bias(graph, valid)
 
     def put(x: str, taken: str, y: str) -> str:
-        return scatter_rows(graph, x, flat_rows, graph.op("Where", valid_rows, y, taken))
+        return scatter_rows(graph, x, rows, graph.op("Where", valid_rows, y, taken))
 
     none = graph.op("And", decision, graph.constant(False, bool))
     wanted = graph.op("Cast", decision, to=INT64)
     wanted = graph.op("ReduceSum", wanted, graph.constant([1]), keepdims=1)
     beyond = graph.op("Sub", wanted, graph.vector(budget))
     return Selection(
-        take=lambda x: gather_rows(graph, x, flat_rows),
+        take=lambda x: gather_rows(graph, x, rows),
         attend=lambda qkv: attention(graph, qkv, budget, grid.num_heads, grid.head_dim, bias),
         put=put,
         keep=graph.op("ScatterElements", none, index, valid, axis=1),
@@ -277,20 +224,6 @@ def select_budget(
 def top_tokens(graph: GraphBuilder, scores: str, count: int) -> str:
     """Positions of the highest scores `[B, M]` of each image, best first: `[B, count]` int64."""
     return graph.ops("TopK", scores, graph.constant([count]), outputs=2, axis=1)[1]
-
-
-def with_prefix(graph: GraphBuilder, positions: str, prefix: int) -> str:
-    """Positions `[B, K]` after the prefix -> places among all tokens `[B, prefix + K]`."""
-    batch = graph.op("Concat", graph.shape(positions, 0), graph.constant([1]), axis=0)
-    first = graph.op("Expand", graph.constant([list(range(prefix))]), batch)
-    return graph.op("Concat", first, graph.op("Add", positions, graph.constant(prefix)), axis=1)
-
-
-def flat_rows(graph: GraphBuilder, places: str, tokens: int) -> str:
-    """Places `[B, K]` among `tokens` of each image -> rows `[B * K]` of a map `[B * tokens, C]`."""
-    first_row = graph.op("Mul", graph.range(graph.shape(places, 0)), graph.constant(tokens))
-    rows = graph.op("Add", places, graph.op("Unsqueeze", first_row, graph.constant([1])))
-    return graph.reshape(rows, -1)
 
 
 def attention_margin(graph: GraphBuilder, scores: str) -> str:
@@ -330,47 +263,3 @@ def merge_tokens(
     own = graph.narrow(graph.op("Div", weight, total))
     gain = graph.op("MatMul", graph.narrow(graph.op("Div", shares, total)), moved)
     return graph.op("Add", graph.op("Mul", x, own), gain), total
-
-
-class Survivors:
-    """Keeps the books of which tokens of an image are left, for `keep_mask` and `margin` alone.
-
-    Args:
-        like: any value whose first axis is the batch.
-        columns: tokens to tell about, numbered as in the image; those that a method adds last.
-        tokens: S, the tokens there are at first.
-        prefix: of them, those that always stay.
-    """
-
-    def __init__(
-        self, graph: GraphBuilder, like: str, columns: int, tokens: int, prefix: int
-    ) -> None:
-        self.graph, self.columns, self.prefix = graph, columns, prefix
-        self.batch = graph.shape(like, 0)
-        self.places = self.everywhere([list(range(tokens))])  # [B, T]: who stands where
-        self.parts: str | None = None  # [B, S]: what each is part of, where tokens are merged
-
-    def everywhere(self, row: ArrayLike, dtype: Any = np.int64) -> str:
-        """A row `[1, K]` for each image."""
-        shape = self.graph.op("Concat", self.batch, self.graph.constant([1]), axis=0)
-        return self.graph.op("Expand", self.graph.constant(row, dtype), shape)
-
-    def spread(self, scores: str) -> str:
-        """Scores `[B, M]` of the tokens after the prefix -> margins `[B, columns]`."""
-        row = [[np.inf] * self.prefix + [-np.inf] * (self.columns - self.prefix)]
-        places = self.graph.op(
-            "Slice", self.places, *map(self.graph.constant, ([self.prefix], [INT64_MAX], [1]))
-        )
-        empty = self.everywhere(row, np.float32)
-        return self.graph.op("ScatterElements", empty, places, scores, axis=1)
-
-    def keep(self, places: str) -> str:
-        """Only the tokens at `places [B, T']` are left, in that order; which: `[B, columns]`."""
-        self.places = self.graph.op("GatherElements", self.places, places, axis=1)
-        empty = self.everywhere([[False] * self.columns], bool)
-        true = self.graph.op("GreaterOrEqual", self.places, self.graph.constant(0))
-        return self.graph.op("ScatterElements", empty, self.places, true, axis=1)
-
-    def add(self, column: int) -> None:
-        """A new token at the end."""
-        self.places = self.graph.op("Concat", self.places, self.everywhere([[column]]), axis=1)

@@ -107,7 +107,7 @@ class VitGraph:
         Here as SViT does it; without gates, as DeiT.
         """
         config, graph = self.config, self.graph
-        gate_of = {block: gate for gate, block in enumerate(config.gate_blocks)}
+        gate_of = config.gate_of
         if self.mode is TokenMode.DENSE:
             gate_of = {}
         decided: list[Decided] = []

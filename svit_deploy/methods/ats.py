@@ -22,19 +22,11 @@ from numpy.typing import ArrayLike
 
 from svit_deploy.config import ModelConfig, TokenMode
 from svit_deploy.errors import InputError
-from svit_deploy.export.builder import FLOAT, GraphBuilder
+from svit_deploy.export.builder import FLOAT, INT64_MAX, GraphBuilder
 from svit_deploy.export.layers import attention
 from svit_deploy.export.names import block_name, decision_name, margin_name, threshold_name
-from svit_deploy.export.tokens import (
-    INT64_MAX,
-    Decided,
-    Packed,
-    attend_to_all,
-    gather_rows,
-    key_bias,
-    pack,
-    true_positions,
-)
+from svit_deploy.export.rows import gather_rows, true_positions
+from svit_deploy.export.tokens import Decided, Packed, attend_to_all, key_bias, pack
 from svit_deploy.export.vit import VitGraph
 from svit_deploy.methods.keys import Dims
 from svit_deploy.methods.method import Gates, Method
@@ -66,7 +58,7 @@ class AtsGraph(VitGraph):
 
     def run(self, x: str) -> tuple[str, Sequence[Decided]]:
         config, graph = self.config, self.graph
-        gate_of = {block: gate for gate, block in enumerate(config.gate_blocks)}
+        gate_of = config.gate_of
         decided: list[Decided] = []
         alive: str | None = None
         packed: Packed | None = None
@@ -295,7 +287,7 @@ class Ats(Method):
         from svit_deploy.models.reference import Passed
 
         config = reference.config
-        gate_of = {block: gate for gate, block in enumerate(config.gate_blocks)}
+        gate_of = config.gate_of
         x = reference.embed(images)
         maps = [x]
         values: dict[str, Tensor] = {}

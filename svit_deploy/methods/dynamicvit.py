@@ -16,15 +16,9 @@ import numpy as np
 from svit_deploy.config import ModelConfig, TokenMode, check_ratios
 from svit_deploy.errors import InputError
 from svit_deploy.export.names import INPUT, block_name, decision_name, margin_name
-from svit_deploy.export.tokens import (
-    Decided,
-    Survivors,
-    attend_to_all,
-    flat_rows,
-    gather_rows,
-    top_tokens,
-    with_prefix,
-)
+from svit_deploy.export.rows import flat_rows, gather_rows, with_prefix
+from svit_deploy.export.survivors import Survivors
+from svit_deploy.export.tokens import Decided, attend_to_all, top_tokens
 from svit_deploy.export.vit import VitGraph
 from svit_deploy.methods.keys import Dims, Shape, Tensors, linear, norm
 from svit_deploy.methods.method import Gates, Method, Selected, Values
@@ -58,7 +52,7 @@ class DynamicVitSettings:
 class DynamicVitGraph(VitGraph):
     def run(self, x: str) -> tuple[str, Sequence[Decided]]:
         config, graph, tokens = self.config, self.graph, self.config.num_tokens
-        stage_of = {block: stage for stage, block in enumerate(config.gate_blocks)}
+        stage_of = config.gate_of
         counts = self.method.kept(config)
         decided: list[Decided] = []
         survivors = Survivors(graph, INPUT, tokens, tokens, 1)
@@ -149,10 +143,7 @@ class DynamicVit(Method):
                 f"{dims.num_gates} predictors",
                 "give the block, counted from 0, in front of which each stage prunes",
             )
-        return Gates(settings.prune_blocks, (False,) * dims.num_gates)
-
-    def places(self, config: ModelConfig) -> tuple[int, ...]:
-        return config.settings.prune_blocks
+        return super().gates(arch, dims, settings)
 
     def check(self, config: ModelConfig) -> None:
         check_ratios((config.settings.base_rate,), "base_rate")
@@ -184,7 +175,7 @@ class DynamicVit(Method):
         from svit_deploy.models.reference import Passed
 
         config = reference.config
-        stage_of = {block: stage for stage, block in enumerate(config.gate_blocks)}
+        stage_of = config.gate_of
         x = reference.embed(images)
         maps = [x]
         values: dict[str, Tensor] = {}

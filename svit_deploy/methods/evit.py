@@ -19,25 +19,16 @@ from svit_deploy.errors import InputError
 from svit_deploy.export.builder import FLOAT
 from svit_deploy.export.layers import QKV, attention, class_attention
 from svit_deploy.export.names import INPUT, block_name, decision_name, margin_name
-from svit_deploy.export.tokens import (
-    Decided,
-    Survivors,
-    attend_to_all,
-    attention_margin,
-    flat_rows,
-    gather_rows,
-    top_tokens,
-    with_prefix,
-)
+from svit_deploy.export.rows import flat_rows, gather_rows, with_prefix
+from svit_deploy.export.survivors import Survivors
+from svit_deploy.export.tokens import Decided, attend_to_all, attention_margin, top_tokens
 from svit_deploy.export.vit import VitGraph
-from svit_deploy.methods.keys import Dims
-from svit_deploy.methods.method import Gates, Method, Selected, Values
+from svit_deploy.methods.method import Method, Selected, Values
 from svit_deploy.methods.trace import ranked_values, trace_survivors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from svit_deploy.models.presets import Arch
     from svit_deploy.models.reference import Passed, Reference
 
 
@@ -60,7 +51,7 @@ class EvitGraph(VitGraph):
     def run(self, x: str) -> tuple[str, Sequence[Decided]]:
         config, graph, tokens = self.config, self.graph, self.config.num_tokens
         survivors = Survivors(graph, INPUT, self.method.columns(config), tokens, 1)
-        stage_of = {block: stage for stage, block in enumerate(config.gate_blocks)}
+        stage_of = config.gate_of
         decided: list[Decided] = []
         for block in range(config.depth):
             with graph.scope(f"block_{block}"):
@@ -137,12 +128,6 @@ class Evit(Method):
             found["prune_blocks"] = tuple(map(int, numbers))
         return found
 
-    def gates(self, arch: Arch, dims: Dims, settings: Any) -> Gates:
-        return Gates(settings.prune_blocks, (False,) * len(settings.prune_blocks))
-
-    def places(self, config: ModelConfig) -> tuple[int, ...]:
-        return config.settings.prune_blocks
-
     def check(self, config: ModelConfig) -> None:
         check_ratios((config.settings.keep_rate,), "keep_rate")
         if config.distilled and config.gate_blocks:
@@ -175,7 +160,7 @@ class Evit(Method):
         from svit_deploy.models.reference import Passed
 
         config = reference.config
-        stage_of = {block: stage for stage, block in enumerate(config.gate_blocks)}
+        stage_of = config.gate_of
         x = reference.embed(images)
         maps = [x]
         values: dict[str, Tensor] = {}

@@ -18,25 +18,17 @@ from svit_deploy.config import ModelConfig, TokenMode, check_ratios
 from svit_deploy.errors import InputError
 from svit_deploy.export.layers import QKV, attention, class_attention
 from svit_deploy.export.names import INPUT, LOGITS, block_name, decision_name, margin_name
-from svit_deploy.export.tokens import (
-    Decided,
-    Survivors,
-    attention_margin,
-    flat_rows,
-    gather_rows,
-    scatter_rows,
-    top_tokens,
-    with_prefix,
-)
+from svit_deploy.export.rows import flat_rows, gather_rows, scatter_rows, with_prefix
+from svit_deploy.export.survivors import Survivors
+from svit_deploy.export.tokens import Decided, attention_margin, top_tokens
 from svit_deploy.export.vit import VitGraph
 from svit_deploy.methods.keys import Dims, Shape, linear
-from svit_deploy.methods.method import Gates, Method, Selected, Values
+from svit_deploy.methods.method import Method, Selected, Values
 from svit_deploy.methods.trace import blank, ranked_values
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from svit_deploy.models.presets import Arch
     from svit_deploy.models.reference import Passed, Reference
 
 OFFICIAL = {
@@ -165,12 +157,6 @@ class EvoVit(Method):
             shapes |= linear(f"{name}.qk", 2 * width, width) | linear(f"{name}.v", width, width)
         return shapes
 
-    def gates(self, arch: Arch, dims: Dims, settings: EvoVitSettings) -> Gates:
-        return Gates(settings.prune_blocks, (False,) * len(settings.prune_blocks))
-
-    def places(self, config: ModelConfig) -> tuple[int, ...]:
-        return config.settings.prune_blocks
-
     def check(self, config: ModelConfig) -> None:
         settings: EvoVitSettings = config.settings
         check_ratios((*settings.prune_ratio, settings.tradeoff), "prune_ratio and tradeoff")
@@ -210,7 +196,7 @@ class EvoVit(Method):
         from svit_deploy.models.reference import Passed
 
         config = reference.config
-        stage_of = {block: stage for stage, block in enumerate(config.gate_blocks)}
+        stage_of = config.gate_of
         x = reference.embed(images)
         maps = [x]
         values: dict[str, Tensor] = {}

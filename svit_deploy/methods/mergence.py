@@ -17,18 +17,10 @@ import numpy as np
 
 from svit_deploy.config import ModelConfig
 from svit_deploy.export.names import decision_name, lead_name, margin_name, target_name
-from svit_deploy.export.tokens import (
-    Decided,
-    Survivors,
-    attention_margin,
-    flat_rows,
-    gather_rows,
-    merge_tokens,
-    top_tokens,
-    unit_rows,
-    with_prefix,
-)
-from svit_deploy.methods.evit import Evit, EvitGraph
+from svit_deploy.export.rows import flat_rows, gather_rows, with_prefix
+from svit_deploy.export.survivors import Survivors
+from svit_deploy.export.tokens import Decided, attention_margin, merge_tokens, top_tokens, unit_rows
+from svit_deploy.methods.evit import Evit, EvitGraph, stages
 from svit_deploy.methods.method import Selected, Values
 from svit_deploy.methods.trace import blank
 
@@ -49,6 +41,7 @@ class MergenceSettings:
 
     keep_rate: float
     prune_blocks: tuple[int, ...] = (3, 6, 9)
+    fuse: ClassVar[bool] = False
 
 
 class MergenceGraph(EvitGraph):
@@ -120,15 +113,9 @@ class Mergence(Evit):
     def told(self, args: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
 
-    def columns(self, config: ModelConfig) -> int:
-        return config.num_tokens
-
-    def kept(self, config: ModelConfig) -> tuple[int, ...]:
-        return tuple(count + 1 for _, count in selections(config))
-
     def values(self, config: ModelConfig) -> Values:
         values: Values = {}
-        for gate, (entering, kept) in enumerate(selections(config)):
+        for gate, (entering, kept) in enumerate(stages(config)):
             values[margin_name(gate)] = (np.float32, (entering,))
             values[decision_name(gate)] = (np.int64, (entering,))
             if kept < entering:
@@ -138,7 +125,7 @@ class Mergence(Evit):
     def hints(self, config: ModelConfig) -> Values:
         return {
             lead_name(gate): (np.float32, (entering - kept,))
-            for gate, (entering, kept) in enumerate(selections(config))
+            for gate, (entering, kept) in enumerate(stages(config))
             if kept < entering
         }
 
@@ -148,7 +135,7 @@ class Mergence(Evit):
         source, images = np.zeros(keep.shape, np.int64), np.arange(batch)[:, None]
         names = np.tile(np.arange(config.num_tokens), (batch, 1))
         parts = names.copy()
-        for gate, (entering, kept) in enumerate(selections(config)):
+        for gate, (entering, kept) in enumerate(stages(config)):
             margin[images, gate, names[:, 1:]] = values[margin_name(gate)]
             ranked = np.take_along_axis(names[:, 1:], values[decision_name(gate)], axis=1)
             stay, gone = ranked[:, :kept], ranked[:, kept:]
@@ -171,7 +158,7 @@ class Mergence(Evit):
         from svit_deploy.models.reference import Passed
 
         config = reference.config
-        stage_of = {block: stage for stage, block in enumerate(config.gate_blocks)}
+        stage_of = config.gate_of
         x = reference.embed(images)
         maps = [x]
         values: dict[str, Tensor] = {}
@@ -200,13 +187,3 @@ class Mergence(Evit):
             x = reference.feed_forward(x, block)
             maps.append(x)
         return Passed(reference.classify(x), maps, values)
-
-
-def selections(config: ModelConfig) -> list[tuple[int, int]]:
-    """Tokens ranked and kept at each selection."""
-    found, entering = [], config.num_patches
-    for _ in range(config.num_gates):
-        kept = math.ceil(config.settings.keep_rate * entering)
-        found.append((entering, kept))
-        entering = kept
-    return found

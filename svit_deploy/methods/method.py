@@ -196,12 +196,13 @@ class Method:
         return self.settings(**given) if self.settings else None
 
     def gates(self, arch: Arch, dims: Dims, settings: Any) -> Gates:
-        """Where tokens are selected."""
-        return Gates()
+        """Where tokens are selected: by default at the blocks of a setting `prune_blocks`."""
+        blocks = getattr(settings, "prune_blocks", ())
+        return Gates(blocks, (False,) * len(blocks))
 
     def places(self, config: ModelConfig) -> tuple[int, ...] | None:
         """The blocks of the selections that the settings ask for; None if they do not tell."""
-        return None
+        return getattr(config.settings, "prune_blocks", None)
 
     def check(self, config: ModelConfig) -> None:
         """Raises InputError or UsageError for a configuration that this method cannot have.

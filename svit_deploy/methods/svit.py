@@ -97,7 +97,7 @@ class Svit(Method):
         from svit_deploy.models.reference import Passed
 
         config = reference.config
-        gate_of = {block: gate for gate, block in enumerate(config.gate_blocks)}
+        gate_of = config.gate_of
         x = reference.embed(images)
         maps = [x]
         values: dict[str, Tensor] = {}

@@ -26,14 +26,8 @@ from svit_deploy.export.names import (
     margin_name,
     target_name,
 )
-from svit_deploy.export.tokens import (
-    Decided,
-    attend_to_all,
-    flat_rows,
-    gather_rows,
-    merge_tokens,
-    unit_rows,
-)
+from svit_deploy.export.rows import flat_rows, gather_rows
+from svit_deploy.export.tokens import Decided, attend_to_all, merge_tokens, unit_rows
 from svit_deploy.export.vit import VitGraph
 from svit_deploy.methods.keys import Dims
 from svit_deploy.methods.method import Gates, Method, Selected, Values
@@ -100,7 +94,7 @@ def merges(config: ModelConfig) -> list[Merge]:
 class TomeGraph(VitGraph):
     def run(self, x: str) -> tuple[str, Sequence[Decided]]:
         config, graph, tokens = self.config, self.graph, self.config.num_tokens
-        gate_of = {block: gate for gate, block in enumerate(config.gate_blocks)}
+        gate_of = config.gate_of
         sizes: str | None = None  # [B, tokens, 1] float32, patches that each token stands for
         books = Books(self)
         decided: list[Decided] = []
@@ -373,7 +367,7 @@ class Tome(Method):
         from svit_deploy.models.reference import Passed
 
         config = reference.config
-        gate_of = {block: gate for gate, block in enumerate(config.gate_blocks)}
+        gate_of = config.gate_of
         sizes: Tensor | None = None
         x = reference.embed(images)
         maps = [x]

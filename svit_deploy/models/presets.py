@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -204,7 +204,11 @@ def _settings_fields() -> dict[str, tuple[Callable[[Any], Any], str]]:
     """How the settings of all methods are parsed; equal names have equal types."""
     found = {}
     for method in METHODS.values():
-        for name, hint in get_type_hints(method.settings).items() if method.settings else ():
+        if method.settings is None:
+            continue
+        hints = get_type_hints(method.settings)
+        for name in (entry.name for entry in fields(method.settings)):
+            hint = hints[name]
             if hint in _KINDS:
                 found[name] = _KINDS[hint]
             else:

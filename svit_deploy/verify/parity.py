@@ -150,7 +150,7 @@ class Parity:
         """Lists the stages in the order they run and names the first that differs."""
         limits, stages, scales = self.limits, self.report.stages, self.subject.scales
         alone = self.expectations.has_features  # else errors add up from stage to stage
-        gate_of = {block: gate for gate, block in enumerate(self.config.gate_blocks)}
+        gate_of = self.config.gate_of
         margin = limits.margin
         if self.subject.method.ranks_inside:
             margin = max(margin, limits.block)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -91,7 +91,7 @@ def test_settings_that_cannot_be(case):
 @pytest.mark.parametrize("family", ["evit", "ats", "mergence"])
 def test_a_distillation_token_could_be_dropped(family):
     overrides = {"family": family, "num_heads": "3", "keep_rate": "0.5", "fuse": "false"}
-    known = METHODS[family].settings.__annotations__
+    known = {field.name for field in fields(METHODS[family].settings)}
     given = {k: v for k, v in overrides.items() if k in known or k in ("family", "num_heads")}
     with pytest.raises(InputError, match="could drop the distillation token"):
         build_model(tensors("deit", distilled=True), overrides=given)

@@ -212,8 +212,8 @@ class AdapterGraph(VitGraph):
         """One ViT block, on the kept tokens if a gate stands in front of it."""
         config, graph = self.config, self.graph
         with graph.scope(f"block_{block}"):
-            if block in config.gate_blocks and self.mode is not TokenMode.DENSE:
-                gate = config.gate_blocks.index(block)
+            gate = config.gate_of.get(block)
+            if gate is not None and self.mode is not TokenMode.DENSE:
                 selection = self.select(x, gate)
                 decided.append(
                     Decided(selection.keep, margin_name(gate), overflow=selection.overflow)
