@@ -123,6 +123,7 @@ def build_detection_graph(
         settings.mode,
         gate_outputs=settings.gate_outputs,
         opset=settings.opset,
+        precision=settings.precision,
         shares=shares,
         sizes=settings.sizes,
         single=settings.batch.max == 1,

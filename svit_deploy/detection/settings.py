@@ -27,7 +27,6 @@ class DetectionSettings(ExportSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         unknown = {
-            f"--precision {self.precision}": self.precision != "fp32",
             "--plugins": self.plugins,
             "an engine": self.engine is not None,
             "--min-shapes": bool(self.profiles),
@@ -35,7 +34,7 @@ class DetectionSettings(ExportSettings):
         if given := [name for name, is_given in unknown.items() if is_given]:
             raise UsageError(
                 f"--task {self.task.value} cannot be exported with {given[0]}, only as an ONNX "
-                "model in float32",
+                "model",
                 "leave it out",
             )
 

@@ -19,6 +19,7 @@ from svit_deploy.detection.graph.maps import (
     Dim,
     MapSize,
     cubic_matrix,
+    map_op,
     map_size,
     product,
     quotient,
@@ -101,7 +102,7 @@ class AdapterGraph(VitGraph):
     def build(self) -> onnx.ModelProto:
         """`images [batch, 3, H, W]` -> four feature maps, and what the gates decided."""
         features, decided = self.backbone(self.image_input())
-        for stride, feature in zip(STRIDES, features, strict=True):
+        for stride, feature in zip(STRIDES, map(self.graph.widen, features), strict=True):
             shape = (self.batch, self.config.embed_dim, *self.map_shape(stride))
             self.graph.output(self.graph.rename(feature, feature_name(stride)), FLOAT, shape)
         if decided and self.gate_outputs:
@@ -126,7 +127,7 @@ class AdapterGraph(VitGraph):
         config, graph = self.config, self.graph
         self.measure(images)
         with graph.scope("pyramid"):
-            finest, c = self._pyramid.begin(images)
+            finest, c = self._pyramid.begin(graph.narrow(images))
         c = graph.rename(c, PYRAMID)
         x = self.embed(images)
         attention = DeformableAttention(
@@ -183,10 +184,10 @@ class AdapterGraph(VitGraph):
         config, graph = self.config, self.graph
         patch, width = config.patch_size, config.embed_dim
         with graph.scope("embedding"):
-            weight, bias = (self.layers.weight(f"patch_embed.proj.{p}") for p in ("weight", "bias"))
-            patches = graph.op(
-                "Conv", images, weight, bias, kernel_shape=(patch, patch), strides=(patch, patch)
-            )
+            keys = ("patch_embed.proj.weight", "patch_embed.proj.bias")
+            weights = {key: self.layers.weights[key] for key in keys}
+            sides = {"kernel_shape": (patch, patch), "strides": (patch, patch)}
+            patches = map_op(self.layers, "Conv", graph.narrow(images), weights, **sides)
             tokens = graph.reshape(patches, -1, width, self.grid.num_tokens)
             tokens = graph.op("Transpose", tokens, perm=(0, 2, 1))
             rows = graph.reshape(graph.op("Add", tokens, self.positions()), -1, width)
@@ -198,7 +199,7 @@ class AdapterGraph(VitGraph):
         table, width, token_map = self.layers.weights["pos_embed"], config.embed_dim, self._maps[1]
         if self.sizes.fixed:
             baked = interpolate_positions(table, 1, config.native_grid, config.grid)
-            return graph.weight("positions", baked[0, 1:])
+            return self.layers.narrow_weight("positions", baked[0, 1:])
         height, across = config.native_grid
         cells = table[0, 1:].reshape(height, across, width)
         padded = np.pad(cells, ((2, 2), (2, 2), (0, 0)), mode="edge")
@@ -206,7 +207,7 @@ class AdapterGraph(VitGraph):
         rows = graph.op("MatMul", cubic_matrix(graph, height, token_map.rows), stored)
         rows = graph.reshape(rows, -1, across + 4, width)
         resized = graph.op("MatMul", cubic_matrix(graph, across, token_map.columns), rows)
-        return graph.reshape(resized, -1, width)
+        return graph.narrow(graph.reshape(resized, -1, width))
 
     def gated_block(self, x: str, block: int, decided: list[Decided]) -> str:
         """One ViT block, on the kept tokens if a gate stands in front of it."""

@@ -1,7 +1,8 @@
 """Multi-scale deformable attention (Zhu et al., Deformable DETR, ICLR 2021) in standard operators.
 
 Each query samples a few points of each map: GridSample over all points of all queries at once,
-then a weighted sum over the points.
+then a weighted sum over the points. Places and samples are float32 in every precision, as in the
+official operator.
 """
 
 from __future__ import annotations
@@ -84,9 +85,8 @@ class DeformableAttention:
         """
         graph, layers = self.layers.graph, self.layers
         query = layers.layer_norm(queries, f"{name}.query_norm", NORM_EPS)
-        values = self.values(
-            layers.layer_norm(source, f"{name}.feat_norm", NORM_EPS), name, geometry
-        )
+        normed = graph.narrow(layers.layer_norm(source, f"{name}.feat_norm", NORM_EPS))
+        values = self.values(normed, name, geometry)
         places = self.places(query, name, geometry)
         shares = self.shares(query, name, geometry)
         parts = []
@@ -101,12 +101,12 @@ class DeformableAttention:
             total = graph.op("Add", total, part)
         total = graph.reshape(total, -1, self.width, geometry.queries)
         rows = graph.reshape(graph.op("Transpose", total, perm=(0, 2, 1)), -1, self.width)
-        return self.project(rows, f"{name}.attn.output_proj", gain)
+        return self.project(graph.narrow(rows), f"{name}.attn.output_proj", gain)
 
     def values(self, source: str, name: str, geometry: Geometry) -> list[str]:
         """One map `[B * heads, D, rows, columns]` per level."""
         graph = self.layers.graph
-        value = self.layers.linear(source, f"{name}.attn.value_proj")
+        value = graph.widen(self.layers.linear(source, f"{name}.attn.value_proj"))
         value = graph.reshape(value, -1, geometry.sources, self.width)
         value = graph.op("Transpose", value, perm=(0, 2, 1))
         cells = [size.cells for size in geometry.maps]
@@ -119,7 +119,7 @@ class DeformableAttention:
         """Where to sample, one `[B * heads, points, Q, 2]` per level."""
         graph = self.layers.graph
         samples = len(geometry.maps) * self.points
-        offsets = self.layers.linear(query, f"{name}.attn.sampling_offsets")
+        offsets = self.layers.exact_linear(query, f"{name}.attn.sampling_offsets")
         offsets = graph.reshape(offsets, -1, geometry.queries, self.heads, samples, 2)
         offsets = graph.op("Transpose", offsets, perm=(0, 2, 3, 1, 4))
         offsets = graph.reshape(offsets, -1, samples, geometry.queries, 2)
@@ -130,7 +130,7 @@ class DeformableAttention:
         """The weight of each sample, one `[B * heads, 1, points, Q]` per level."""
         graph = self.layers.graph
         samples = len(geometry.maps) * self.points
-        share = self.layers.linear(query, f"{name}.attn.attention_weights")
+        share = self.layers.exact_linear(query, f"{name}.attn.attention_weights")
         share = graph.reshape(share, -1, geometry.queries, self.heads, samples)
         share = graph.op("Transpose", graph.op("Softmax", share, axis=-1), perm=(0, 2, 3, 1))
         share = graph.reshape(share, -1, 1, samples, geometry.queries)
@@ -139,10 +139,11 @@ class DeformableAttention:
     def project(self, rows: str, name: str, gain: np.ndarray | None) -> str:
         if gain is None:
             return self.layers.linear(rows, name)
-        graph, weights = self.layers.graph, self.layers.weights
-        weight = graph.weight(f"{name}.gained.weight", weights[f"{name}.weight"] * gain[:, None])
-        bias = graph.weight(f"{name}.gained.bias", weights[f"{name}.bias"] * gain)
-        return graph.op("Gemm", rows, weight, bias, transB=1)
+        layers, weights = self.layers, self.layers.weights
+        weight = weights[f"{name}.weight"] * gain[:, None]
+        weight = layers.narrow_weight(f"{name}.gained.weight", weight)
+        bias = layers.narrow_weight(f"{name}.gained.bias", weights[f"{name}.bias"] * gain)
+        return layers.graph.op("Gemm", rows, weight, bias, transB=1)
 
 
 def split(graph: GraphBuilder, value: str, lengths: Sequence[Dim], axis: int) -> list[str]:

@@ -25,7 +25,7 @@ from svit_deploy.detection.graph.boxes import (
     sides,
     true_rows,
 )
-from svit_deploy.detection.graph.maps import Dim, MapSize, conv, map_size, product, quotient
+from svit_deploy.detection.graph.maps import Dim, MapSize, conv, map_op, map_size, product, quotient
 from svit_deploy.detection.postprocess import BOXES, IMAGE_INDEX, LABELS, MASKS, SCORES
 from svit_deploy.export.builder import FLOAT, INT64
 
@@ -60,13 +60,14 @@ class DetectorGraph(AdapterGraph):
             pyramid = self.fpn(features)
         with graph.scope("rpn"):
             boxes, image = self.propose(pyramid, limit)
+        maps = [graph.widen(feature) for feature in pyramid[:4]]
         boxes, image = graph.rename(boxes, PROPOSALS), graph.rename(image, PROPOSAL_IMAGE)
         with graph.scope("box_head"):
-            found = self.find_boxes(pyramid[:4], boxes, image, limit, scale)
+            found = self.find_boxes(maps, boxes, image, limit, scale)
         with graph.scope("mask_head"):
             boxes, _, labels, image = found
             inside = graph.op("Mul", boxes, graph.op("Gather", scale, image))
-            masks = self.masks(pyramid[:4], inside, labels, image)
+            masks = self.masks(maps, inside, labels, image)
         for value, name, dtype, shape in (
             (found[0], BOXES, FLOAT, (4,)),
             (found[1], SCORES, FLOAT, ()),
@@ -95,7 +96,8 @@ class DetectorGraph(AdapterGraph):
             )
             maps[i] = graph.op("Add", maps[i], doubled)
         maps = [self.named_conv(m, f"neck.fpn_convs.{i}.conv") for i, m in enumerate(maps)]
-        return [*maps, graph.op("MaxPool", maps[-1], kernel_shape=(1, 1), strides=(2, 2))]
+        coarsest = map_op(self.layers, "MaxPool", maps[-1], {}, kernel_shape=(1, 1), strides=(2, 2))
+        return [*maps, coarsest]
 
     def pyramid_sizes(self) -> list[MapSize]:
         """Sizes of the pyramid's maps, finest first."""
@@ -117,7 +119,7 @@ class DetectorGraph(AdapterGraph):
         limit = graph.op("Unsqueeze", limit, graph.constant([1]))  # [B, 1, 4]
         scores, boxes, levels = [], [], []
         for level, (feature, size) in enumerate(zip(pyramid, self.pyramid_sizes(), strict=True)):
-            hidden = graph.op("Relu", self.named_conv(feature, "rpn_head.rpn_conv"))
+            hidden = graph.widen(graph.op("Relu", self.named_conv(feature, "rpn_head.rpn_conv")))
             score = self.anchor_values(hidden, "rpn_head.rpn_cls", 1)
             delta = self.anchor_values(hidden, "rpn_head.rpn_reg", 4)
             count = least(graph, product(graph, size.cells, 3), config.rpn_candidates)
@@ -137,9 +139,14 @@ class DetectorGraph(AdapterGraph):
         return self.suppress_proposals(box, score, level_of)
 
     def anchor_values(self, hidden: str, name: str, width: int) -> str:
-        """A 1x1 convolution's values `[B, cells * anchors, width]`, the anchor counting fastest."""
-        values = self.graph.op("Transpose", self.named_conv(hidden, name), perm=(0, 2, 3, 1))
-        return self.graph.reshape(values, 0, -1, width)
+        """A 1x1 convolution's values `[B, cells * anchors, width]`, the anchor counting fastest.
+
+        In float32 from float32, as are all last layers.
+        """
+        graph, layers = self.graph, self.layers
+        weights = (layers.weight(f"{name}.{part}") for part in ("weight", "bias"))
+        values = graph.op("Conv", hidden, *weights, kernel_shape=(1, 1))
+        return graph.reshape(graph.op("Transpose", values, perm=(0, 2, 3, 1)), 0, -1, width)
 
     def suppress_proposals(self, boxes: str, scores: str, levels: str) -> tuple[str, str]:
         """The best boxes of each image after suppression inside each level.
@@ -175,10 +182,11 @@ class DetectorGraph(AdapterGraph):
         name, classes = "roi_head.bbox_head", config.num_classes
         x, order = cut_out(graph, pyramid, boxes, image, BOX_SIDE)
         boxes, image = graph.op("Gather", boxes, order), graph.op("Gather", image, order)
-        x = graph.reshape(x, -1, config.fpn_dim * BOX_SIDE**2)
+        x = graph.narrow(graph.reshape(x, -1, config.fpn_dim * BOX_SIDE**2))
         for i in (0, 1):
             x = graph.op("Relu", layers.linear(x, f"{name}.shared_fcs.{i}"))
-        scores = graph.op("Softmax", layers.linear(x, f"{name}.fc_cls"), axis=-1)
+        x = graph.widen(x)
+        scores = graph.op("Softmax", layers.exact_linear(x, f"{name}.fc_cls"), axis=-1)
         zero, one = graph.constant([0]), graph.constant([1])
         scores = graph.op("Slice", scores, zero, graph.constant([classes]), one)  # no background
         deltas = graph.reshape(self.box_deltas(x, f"{name}.fc_reg"), -1, classes, 4)
@@ -249,15 +257,15 @@ class DetectorGraph(AdapterGraph):
         graph, config, name = self.graph, self.config, "roi_head.mask_head"
         width, cells = config.fpn_dim, (2 * MASK_SIDE) ** 2
         x, order = cut_out(graph, pyramid, boxes, image, MASK_SIDE)
+        x, weights = graph.narrow(x), self.layers.weights
         for i in range(4):
             x = graph.op("Relu", self.named_conv(x, f"{name}.convs.{i}.conv"))
-        weight, bias = (
-            self.layers.weight(f"{name}.upsample.{part}") for part in ("weight", "bias")
-        )
-        x = graph.op("ConvTranspose", x, weight, bias, kernel_shape=(2, 2), strides=(2, 2))
-        x = graph.reshape(graph.op("Relu", x), -1, width, cells)
+        keys = (f"{name}.upsample.weight", f"{name}.upsample.bias")
+        up = {key: weights[key] for key in keys}
+        twice = {"kernel_shape": (2, 2), "strides": (2, 2)}
+        x = graph.op("Relu", map_op(self.layers, "ConvTranspose", x, up, **twice))
+        x = graph.widen(graph.reshape(x, -1, width, cells))
         label = graph.op("Gather", labels, order)
-        weights = self.layers.weights
         per_class = weights[f"{name}.conv_logits.weight"].reshape(-1, 1, width)
         chosen = graph.op("Gather", graph.weight(f"{name}.per_class.weight", per_class), label)
         offset = weights[f"{name}.conv_logits.bias"].reshape(-1, 1, 1)
@@ -269,4 +277,4 @@ class DetectorGraph(AdapterGraph):
 
     def named_conv(self, x: str, name: str) -> str:
         weights = self.layers.weights
-        return conv(self.graph, x, name, weights[f"{name}.weight"], weights[f"{name}.bias"])
+        return conv(self.layers, x, name, weights[f"{name}.weight"], weights[f"{name}.bias"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from svit_deploy.export.builder import FLOAT, GraphBuilder
+from svit_deploy.export.builder import BFLOAT16, FLOAT, GraphBuilder
+from svit_deploy.export.layers import Layers
 
 Dim = int | str
 """A length: a number, or the name of an int64 vector of one element."""
@@ -110,8 +112,32 @@ def cubic_matrix(graph: GraphBuilder, native: int, length: Dim) -> str:
     return graph.op("Where", graph.op("Less", d, number(1)), near, far)
 
 
+def map_op(
+    layers: Layers,
+    op_type: str,
+    x: str,
+    weights: Mapping[str, np.ndarray],
+    **how: Any,
+) -> str:
+    """A convolution or a pool of feature maps in the graph's precision.
+
+    In bfloat16, which ONNX lets these operators take from version 22 on only, they compute in
+    float32.
+
+    Args:
+        weights: names and arrays of the operator's other inputs; none for a pool.
+        how: its attributes.
+    """
+    graph = layers.graph
+    if graph.dtype == BFLOAT16:
+        given = [graph.weight(name, array) for name, array in weights.items()]
+        return graph.narrow(graph.op(op_type, graph.widen(x), *given, **how))
+    given = [layers.narrow_weight(name, array) for name, array in weights.items()]
+    return graph.op(op_type, x, *given, **how)
+
+
 def conv(
-    graph: GraphBuilder,
+    layers: Layers,
     x: str,
     name: str,
     weight: np.ndarray,
@@ -121,11 +147,11 @@ def conv(
 ) -> str:
     """A convolution that keeps the size, divided by the stride."""
     side = weight.shape[2]
-    return graph.op(
+    return map_op(
+        layers,
         "Conv",
         x,
-        graph.weight(f"{name}.weight", weight),
-        graph.weight(f"{name}.bias", bias),
+        {f"{name}.weight": weight, f"{name}.bias": bias},
         kernel_shape=(side, side),
         strides=(stride, stride),
         pads=(side // 2,) * 4,

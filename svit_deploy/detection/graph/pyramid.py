@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from svit_deploy.detection.config import AdapterConfig
 from svit_deploy.detection.graph.deformable import NORM_EPS, split
-from svit_deploy.detection.graph.maps import Dim, MapSize, conv, to_map, to_rows
+from svit_deploy.detection.graph.maps import Dim, MapSize, conv, map_op, to_map, to_rows
 from svit_deploy.export.builder import GraphBuilder
 from svit_deploy.export.layers import Layers
 
@@ -37,21 +38,22 @@ class Pyramid:
         return self.layers.graph
 
     def begin(self, images: str) -> tuple[str, str]:
-        """From `images [B, 3, H, W]` to the map of stride 4, and the rows of the others.
+        """From images `[B, 3, H, W]` to the map of stride 4, and the rows of the others.
 
         The finest map leaves with the last batch norm and the bias of `up` folded in already.
         """
-        config, graph, weights = self.config, self.graph, self.layers.weights
-        x = images
+        config, graph, layers = self.config, self.graph, self.layers
+        weights, x = layers.weights, images
         for i, stride in ((0, 2), (3, 1), (6, 1)):
             x = self.conv_norm_relu(x, f"spm.stem.{i}", f"spm.stem.{i + 1}", stride)
-        maps = [graph.op("MaxPool", x, kernel_shape=(3, 3), strides=(2, 2), pads=(1, 1, 1, 1))]
+        pool: dict[str, Any] = {"kernel_shape": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1)}
+        maps = [map_op(layers, "MaxPool", x, {}, **pool)]
         for i in (2, 3, 4):
             maps.append(self.conv_norm_relu(maps[-1], f"spm.conv{i}.0", f"spm.conv{i}.1", 2))
         scale, shift = self.affine("norm1")
         bias = (weights["spm.fc1.bias"] + weights["up.bias"]) * scale + shift
         finest = conv(
-            graph,
+            layers,
             maps[0],
             "spm.fc1.normed",
             weights["spm.fc1.weight"] * scale[:, None, None, None],
@@ -65,8 +67,8 @@ class Pyramid:
             rows = graph.op(
                 "Gemm",
                 rows,
-                graph.weight(f"{name}.weight", weight[:, :, 0, 0]),
-                graph.weight(f"{name}.bias", bias + weights["level_embed"][level]),
+                layers.narrow_weight(f"{name}.weight", weight[:, :, 0, 0]),
+                layers.narrow_weight(f"{name}.bias", bias + weights["level_embed"][level]),
                 transB=1,
             )
             parts.append(graph.reshape(rows, -1, size.cells, config.embed_dim))
@@ -75,13 +77,14 @@ class Pyramid:
     def feed_forward(self, c: str, name: str) -> str:
         """An extractor's network on pyramid rows, a 3x3 convolution inside."""
         graph, layers, hidden = self.graph, self.layers, self.config.ffn_dim
-        rows = layers.linear(layers.layer_norm(c, f"{name}.ffn_norm", NORM_EPS), f"{name}.ffn.fc1")
+        normed = graph.narrow(layers.layer_norm(c, f"{name}.ffn_norm", NORM_EPS))
+        rows = layers.linear(normed, f"{name}.ffn.fc1")
         parts = []
         for part, size in zip(self.split(rows, hidden), self.maps, strict=True):
             weight, bias = (
                 layers.weights[f"{name}.ffn.dwconv.dwconv.{p}"] for p in ("weight", "bias")
             )
-            mixed = conv(graph, part, f"{name}.ffn.dwconv", weight, bias, groups=hidden)
+            mixed = conv(layers, part, f"{name}.ffn.dwconv", weight, bias, groups=hidden)
             parts.append(graph.reshape(mixed, -1, hidden, size.cells))
         rows = to_rows(graph, graph.op("Concat", *parts, axis=2), self.length, hidden)
         return layers.linear(graph.op("Gelu", rows), f"{name}.ffn.fc2")
@@ -99,31 +102,27 @@ class Pyramid:
 
     def join(self, finest: str, c: str, x: str) -> list[str]:
         """Both branches added and normed: maps of strides 4, 8, 16, 32."""
-        config, graph, weights = self.config, self.graph, self.layers.weights
+        config, graph, layers = self.config, self.graph, self.layers
         maps = self.split(c, config.embed_dim)
         tokens = to_map(graph, x, self.maps[1], config.embed_dim)
 
         def channelwise(op: str, value: str, array: np.ndarray) -> str:
-            return graph.op(op, value, graph.constant(array[:, None, None], np.float32))
+            return graph.op(op, value, graph.number(array[:, None, None]))
 
         def enlarge(value: str, factor: int) -> str:
             scales = graph.constant([1, 1, factor, factor], np.float32)
             return graph.op("Resize", value, "", scales, mode="linear")
 
         scale, _ = self.affine("norm1")
-        up = graph.op(
-            "ConvTranspose",
-            maps[0],
-            graph.weight("up.normed.weight", weights["up.weight"] * scale[:, None, None]),
-            kernel_shape=(2, 2),
-            strides=(2, 2),
-        )
+        twice: dict[str, Any] = {"kernel_shape": (2, 2), "strides": (2, 2)}
+        weight = layers.weights["up.weight"] * scale[:, None, None]
+        up = map_op(layers, "ConvTranspose", maps[0], {"up.normed.weight": weight}, **twice)
         features = [
             graph.op(
                 "Add", graph.op("Add", up, finest), enlarge(channelwise("Mul", tokens, scale), 4)
             )
         ]
-        halved = graph.op("AveragePool", tokens, kernel_shape=(2, 2), strides=(2, 2))
+        halved = map_op(layers, "AveragePool", tokens, {}, **twice)
         for i, (feature, resized) in enumerate(
             zip(maps, (enlarge(tokens, 2), tokens, halved), strict=True), 2
         ):
@@ -136,7 +135,7 @@ class Pyramid:
         """The batch norm folded into the convolution."""
         scale, shift = self.affine(norm)
         weight = self.layers.weights[f"{name}.weight"] * scale[:, None, None, None]
-        return self.graph.op("Relu", conv(self.graph, x, f"{name}.normed", weight, shift, stride))
+        return self.graph.op("Relu", conv(self.layers, x, f"{name}.normed", weight, shift, stride))
 
     def affine(self, norm: str) -> tuple[np.ndarray, np.ndarray]:
         """A batch norm as scale and shift per channel, float32 `[C]` each."""
