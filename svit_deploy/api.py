@@ -18,7 +18,7 @@ from typing import Any
 
 from svit_deploy.bench import BenchReport, BenchSettings, run_bench
 from svit_deploy.bundle import MANIFEST, Bundle, open_bundle
-from svit_deploy.config import TokenMode, parse_image_size, parse_ratios
+from svit_deploy.config import BatchRange, TokenMode, parse_image_size, parse_ratios
 from svit_deploy.detection.bundle import DetectionBundle
 from svit_deploy.detection.coco import GroundTruth
 from svit_deploy.detection.config import DEFAULT_SIZES, SizeRange, parse_task
@@ -38,7 +38,7 @@ from svit_deploy.images import ImageSet, load_images
 from svit_deploy.inspection import Inspection, inspect_path
 from svit_deploy.models.random import RandomCheckpoint, init_checkpoint
 from svit_deploy.packages import require_torch
-from svit_deploy.profiles import batch_profile, parse_batches, shape_profiles, whole_range
+from svit_deploy.profiles import parse_batches, shape_profiles, whole_range
 from svit_deploy.progress import SILENT, Progress
 from svit_deploy.targets import Inputs, bench_targets, check_targets, relabel
 from svit_deploy.verify import (
@@ -101,7 +101,6 @@ def export(
     profiles = shape_profiles(min_shapes, opt_shapes, max_shapes)
     if profiles and batch is not None:
         raise UsageError("--batch and --min-shapes exclude each other", "leave one of them out")
-    buckets = parse_batches("1:1:32" if batch is None else batch)
     if Path(checkpoint).is_dir() or Path(checkpoint).name == MANIFEST:
         if engine is None:
             raise UsageError(
@@ -125,16 +124,12 @@ def export(
                 "leave it out, or give a checkpoint",
             )
         bundle = open_bundle(Path(checkpoint))
-        if isinstance(bundle, DetectionBundle):
-            raise UsageError(
-                f"{bundle.name} is of --task {bundle.task.value}, of which no engine can be built",
-                "run its ONNX model",
-            )
-        size = bundle.config.image_size
-        shapes = profiles or [batch_profile(batch, size) for batch in buckets]
+        buckets = _buckets(batch, large_images=isinstance(bundle, DetectionBundle))
+        shapes = profiles or [bundle.profile(batch) for batch in buckets]
         return rebuild(
             bundle, Path(output), engine, shapes, force=force, command=command, progress=progress
         )
+    buckets = _buckets(batch, large_images=detection is not None and engine is not None)
     options: dict[str, Any] = {
         "tokens": None if tokens is None else _token_mode(tokens),
         "batch": profile_batches(profiles) if profiles else whole_range(buckets),
@@ -373,6 +368,11 @@ def init(
     """Writes a random-weight checkpoint whose gates keep the given shares of tokens."""
     ratios = () if keep_ratio is None else parse_ratios(keep_ratio, "--keep-ratio")
     return init_checkpoint(arch, Path(output), keep_ratio=ratios, seed=seed, force=force)
+
+
+def _buckets(text: str | None, *, large_images: bool) -> tuple[BatchRange, ...]:
+    """Ranges of batch sizes; by default 1 to 32, or 1 for engines whose images fill the memory."""
+    return parse_batches(("1" if large_images else "1:1:32") if text is None else text)
 
 
 def _token_mode(name: str) -> TokenMode:

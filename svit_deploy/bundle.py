@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +13,10 @@ import numpy as np
 import onnx
 
 from svit_deploy.compare import budget_rows
-from svit_deploy.config import ModelConfig, TokenMode
+from svit_deploy.config import BatchRange, ModelConfig, TokenMode
+from svit_deploy.engines.base import Engine
 from svit_deploy.errors import ExportError, InputError, SvitDeployError
+from svit_deploy.export import names
 from svit_deploy.files import hash_file
 from svit_deploy.folder import write_folder
 from svit_deploy.manifest import (
@@ -26,6 +30,7 @@ from svit_deploy.methods import Method, method_of
 from svit_deploy.models import config_from_dict
 from svit_deploy.npz import read_npz
 from svit_deploy.onnx_file import load_onnx
+from svit_deploy.profiles import Profile, batch_profile, check_profiles
 
 __all__ = [
     "MANIFEST",
@@ -87,6 +92,22 @@ class Bundle:
         return bool(self.manifest["tokens"]["gate_outputs"]) and self.config.num_gates > 0
 
     @property
+    def stages(self) -> list[str]:
+        """The graph's values that the reference knows as token rows, in order."""
+        blocks = range(self.config.depth)
+        return [names.EMBEDDING, *(names.block_name(block) for block in blocks)]
+
+    @property
+    def task_outputs(self) -> tuple[str, ...]:
+        """Names of the outputs that the task is about."""
+        return (names.LOGITS,)
+
+    @property
+    def features(self) -> list[str]:
+        """The graph's values that are feature maps `[B, C, h, w]`, beside those."""
+        return []
+
+    @property
     def model_path(self) -> Path:
         return self.path / MODEL
 
@@ -95,6 +116,37 @@ class Bundle:
         """The TensorRT engine built from the graph, if there is one; its sidecar lies beside it."""
         name = self.manifest["engine"]
         return None if name is None else self.path / name
+
+    def profile(self, batch: BatchRange) -> Profile:
+        """Shapes of these batch sizes, of every image size that the graph runs."""
+        return batch_profile(batch, self.config.image_size)
+
+    def check_profiles(self, profiles: Sequence[Profile]) -> None:
+        """Raises UsageError for an image size that the graph does not run."""
+        check_profiles(profiles, self.config.image_size)
+
+    def engine_graph(self, folder: Path) -> AbstractContextManager[Path]:
+        """Lends the graph to build an engine of, for a copy of the bundle in `folder`."""
+        return contextlib.nullcontext(folder / MODEL)
+
+    def complete(self, engine: Engine) -> Engine:
+        """What runs the whole model, given its engine."""
+        return engine
+
+    def load_engine(self, *, allow_foreign: bool = False) -> Engine:
+        """The bundle's engine, for batches of any size.
+
+        Raises:
+            SvitDeployError: there is none, or it cannot run here (`TensorRTEngine`).
+        """
+        from svit_deploy.engines.batches import Batches
+        from svit_deploy.engines.tensorrt.runner import TensorRTEngine
+
+        if self.engine_path is None:
+            raise InputError(f"{self.name} has no engine", "export it with --target tensorrt")
+        engine = TensorRTEngine(self.engine_path, allow_foreign=allow_foreign)
+        batch = self.manifest["batch"]
+        return self.complete(Batches(engine, batch["min"], batch["max"]))
 
     @property
     def precision(self) -> str:

@@ -54,6 +54,18 @@ def batch_profile(batch: BatchRange, image_size: tuple[int, int]) -> Profile:
     return Profile(*((size, 3, *image_size) for size in (batch.min, batch.opt, batch.max)))
 
 
+def check_profiles(profiles: Sequence[Profile], image_size: tuple[int, int]) -> None:
+    """Raises UsageError for an image size other than the model's: its positions are baked in."""
+    height, width = image_size
+    for profile in profiles:
+        if any(shape[2:] != image_size for shape in (profile.min, profile.opt, profile.max)):
+            raise UsageError(
+                f"the profile {profile} has another image size than the model's {height}x{width}, "
+                "for which its positions are computed",
+                f"give 3x{height}x{width} in all shapes, or export with another --image-size",
+            )
+
+
 def whole_range(batches: Sequence[BatchRange]) -> BatchRange:
     """From the smallest to the largest of some ranges."""
     return BatchRange(

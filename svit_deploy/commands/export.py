@@ -59,8 +59,8 @@ def export(
         str | None,
         typer.Option(
             metavar="MIN:OPT:MAX",
-            help="Batch sizes, or one number; 1:1:32 by default. For an engine with several "
-            "profiles: 1,2:8:8,9:32:32.",
+            help="Batch sizes, or one number; 1:1:32 by default, 1 for a detector's engine. For "
+            "an engine with several profiles: 1,2:8:8,9:32:32.",
         ),
     ] = None,
     min_shapes: Shapes = None,

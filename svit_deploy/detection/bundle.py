@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,25 @@ from typing import Any
 import numpy as np
 
 from svit_deploy.bundle import MAX_REFERENCE_BYTES, REFERENCE, Bundle
+from svit_deploy.config import BatchRange
 from svit_deploy.detection.config import STRIDES, AdapterConfig, SizeRange, Task
-from svit_deploy.detection.graph.backbone import feature_name, rows_within
+from svit_deploy.detection.graph.backbone import (
+    PYRAMID,
+    extractor_name,
+    feature_name,
+    injector_name,
+    rows_within,
+)
 from svit_deploy.detection.graph.detector import IMAGE_SIZES, SCALE_FACTORS
+from svit_deploy.detection.parts import HEADS, DetectorParts, parted
 from svit_deploy.detection.postprocess import BOXES, LABELS, MASKS, OUTPUTS, SCORES, Detections
 from svit_deploy.detection.preprocess import Prepared
+from svit_deploy.engines.base import Engine
 from svit_deploy.errors import InputError
 from svit_deploy.export import names
 from svit_deploy.manifest import EXPORT_AGAIN
 from svit_deploy.npz import read_npz
+from svit_deploy.profiles import Profile
 
 MAX_SAMPLES = 64
 CELLS = 2048
@@ -54,12 +65,27 @@ class DetectionBundle(Bundle):
             raise InputError(f"a {self.config.family} has no task", EXPORT_AGAIN)
         if self.config.has_heads is not (self.task is Task.DETECT):
             raise InputError(f"the heads do not fit the task {self.task.value}", EXPORT_AGAIN)
-        if self.precision != "fp32" or self.engine_path or self.manifest["tokens"]["plugins"]:
-            raise InputError(
-                "a detection model is float32 and has neither plugins nor an engine", EXPORT_AGAIN
-            )
+        if self.is_parted and HEADS not in self.manifest["files"]:
+            raise InputError(f"{HEADS} is not listed", EXPORT_AGAIN)
         if self.sizes.opt != self.config.image_size:
             raise InputError("two image sizes are named", EXPORT_AGAIN)
+
+    @property
+    def is_parted(self) -> bool:
+        """Whether an engine computes a part of the graph, and `heads.onnx` the rest."""
+        return self.engine_path is not None and self.task is Task.DETECT
+
+    def profile(self, batch: BatchRange) -> Profile:
+        return self.sizes.profile(batch)
+
+    def check_profiles(self, profiles: Sequence[Profile]) -> None:
+        self.sizes.check_profiles(profiles)
+
+    def engine_graph(self, folder: Path) -> AbstractContextManager[Path]:
+        return parted(folder) if self.task is Task.DETECT else super().engine_graph(folder)
+
+    def complete(self, engine: Engine) -> Engine:
+        return DetectorParts(engine, self.path / HEADS) if self.is_parted else engine
 
     @property
     def task(self) -> Task:
@@ -89,16 +115,30 @@ class DetectionBundle(Bundle):
         return 0 < budget <= 1
 
     @property
+    def stages(self) -> list[str]:
+        config = self.config
+        order, block, extractors = [PYRAMID, names.EMBEDDING], 0, 0
+        for k, count in enumerate(config.interaction_blocks):
+            order.append(injector_name(k))
+            order += [names.block_name(b) for b in range(block, block + count)]
+            block += count
+            extra = config.extra_extractors if block == config.depth else 0
+            order += [extractor_name(extractors + i) for i in range(1 + extra)]
+            extractors += 1 + extra
+        return order
+
+    @property
+    def features(self) -> list[str]:
+        return [feature_name(stride) for stride in STRIDES]
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the graph's inputs."""
         return (names.INPUT, *((IMAGE_SIZES, SCALE_FACTORS) if self.config.has_heads else ()))
 
     @property
     def task_outputs(self) -> tuple[str, ...]:
-        """Names of the outputs that the task is about."""
-        if self.task is Task.DETECT:
-            return OUTPUTS
-        return tuple(feature_name(stride) for stride in STRIDES)
+        return OUTPUTS if self.task is Task.DETECT else tuple(self.features)
 
     def load_samples(self) -> list[Sample]:
         """The recorded images.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from svit_deploy.config import ModelConfig, parse_image_size
+from svit_deploy.config import BatchRange, ModelConfig, parse_image_size
 from svit_deploy.errors import InputError, UsageError
+from svit_deploy.profiles import Profile
 
 STRIDE = 32
 """Height and width must be multiples of it: the coarsest feature map has this stride."""
@@ -147,6 +149,20 @@ class SizeRange:
                     f"exported for {low} to {high}",
                     "export it with a wider --image-size MIN:OPT:MAX, or pad or scale the image",
                 )
+
+    def profile(self, batch: BatchRange) -> Profile:
+        """The shapes of these sizes and batch sizes."""
+        sizes = zip((batch.min, batch.opt, batch.max), (self.min, self.opt, self.max), strict=True)
+        return Profile(*((images, 3, *size) for images, size in sizes))
+
+    def check_profiles(self, profiles: Sequence[Profile]) -> None:
+        """Raises UsageError for a shape whose image size the graph does not run."""
+        for profile in profiles:
+            for shape in (profile.min, profile.opt, profile.max):
+                try:
+                    self.check(shape[2:])
+                except InputError as error:
+                    raise UsageError(f"the profile {profile}: {error.message}", error.fix) from None
 
     def __str__(self) -> str:
         sizes = [f"{height}x{width}" for height, width in (self.min, self.opt, self.max)]

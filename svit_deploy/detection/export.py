@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -20,12 +21,15 @@ from svit_deploy.detection.config import AdapterConfig, Task
 from svit_deploy.detection.graph.backbone import AdapterGraph, rows_within
 from svit_deploy.detection.graph.detector import DetectorGraph
 from svit_deploy.detection.model import load_detector
+from svit_deploy.detection.parts import parted
 from svit_deploy.detection.preprocess import Prepared, as_prepared, prepare_all
 from svit_deploy.detection.settings import DetectionSettings, budget_shares
 from svit_deploy.errors import UsageError
 from svit_deploy.export.check import finish
+from svit_deploy.export.engine import add_engine, engine_notes
 from svit_deploy.export.onnx import choose_mode
 from svit_deploy.export.record import describe_gates, manifest, metadata
+from svit_deploy.export.settings import EngineOptions
 from svit_deploy.images import ImageSet, synthetic_images
 from svit_deploy.models import Model, without_gates
 from svit_deploy.packages import require
@@ -107,10 +111,41 @@ def export_detector(
             f"{i}.{key}": array for i, s in enumerate(samples) for key, array in record(s).items()
         }
         np.savez_compressed(folder / REFERENCE, **arrays)
-        content = manifest(model, settings, gates, source[:count], (), command)
+        engine, notes = None, []
+        if settings.engine is not None:
+            engine = _engine(folder, config, settings, settings.engine, progress)
+            notes = engine_notes(settings.mode, config.num_gates)
+        content = manifest(model, settings, gates, source[:count], (), command, engine, notes)
         content["tokens"]["budgets"] = list(shares)
         write_manifest(folder, {**extra, **content})
     return open_bundle(output)
+
+
+def _engine(
+    folder: Path,
+    config: AdapterConfig,
+    settings: DetectionSettings,
+    options: EngineOptions,
+    progress: Progress,
+) -> str:
+    """Builds the engine and returns its file name; of a detector, the heads stay behind."""
+    profiles = settings.profiles or [
+        settings.sizes.profile(batch) for batch in settings.buckets or (settings.batch,)
+    ]
+    settings.sizes.check_profiles(profiles)
+    whole = contextlib.nullcontext(folder / MODEL)
+    with parted(folder) if settings.task is Task.DETECT else whole as graph:
+        sidecar = add_engine(
+            graph,
+            options,
+            profiles,
+            config,
+            settings.mode,
+            settings.precision,
+            settings.plugins,
+            progress,
+        )
+    return sidecar.engine
 
 
 def build_detection_graph(
@@ -124,6 +159,7 @@ def build_detection_graph(
         gate_outputs=settings.gate_outputs,
         opset=settings.opset,
         precision=settings.precision,
+        plugins=settings.plugins,
         shares=shares,
         sizes=settings.sizes,
         single=settings.batch.max == 1,

@@ -19,19 +19,19 @@ class Match:
     Attributes:
         pairs: `[P, 2]`, numbers of matched detections, `actual` then `expected`.
         extra, missing: numbers of the detections only one has: only `actual`, only `expected`.
-        box_error: largest difference of a coordinate of a matched box, in pixels.
-        score_error: largest difference of matched scores.
-        mask_error: largest difference of matched masks' probabilities.
-        mask_iou: smallest IoU of matched masks at probability 0.5; 1 where both are empty.
+        box_errors: `[P]`, largest difference of a coordinate of each matched box, in pixels.
+        score_errors: `[P]`, differences of matched scores.
+        mask_errors: `[P]`, largest difference of each matched mask's probabilities.
+        mask_ious: `[P]`, IoU of matched masks at probability 0.5; 1 where both are empty.
     """
 
     pairs: np.ndarray
     extra: np.ndarray
     missing: np.ndarray
-    box_error: float
-    score_error: float
-    mask_error: float
-    mask_iou: float
+    box_errors: np.ndarray
+    score_errors: np.ndarray
+    mask_errors: np.ndarray
+    mask_ious: np.ndarray
 
 
 def box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -61,17 +61,18 @@ def match(actual: Detections, expected: Detections) -> Match:
         _largest(actual.boxes[mine] - expected.boxes[theirs]),
         _largest(actual.scores[mine] - expected.scores[theirs]),
         _largest(actual.masks[mine] - expected.masks[theirs]),
-        _smallest_iou(actual.masks[mine] >= 0.5, expected.masks[theirs] >= 0.5),
+        _ious(actual.masks[mine] >= 0.5, expected.masks[theirs] >= 0.5),
     )
 
 
-def _largest(differences: np.ndarray) -> float:
-    """The largest magnitude, 0 of none; NaN counts as infinite."""
+def _largest(differences: np.ndarray) -> np.ndarray:
+    """The largest magnitude of each pair's values; NaN counts as infinite."""
     magnitudes = np.abs(differences.astype(np.float64))
-    return float(np.max(np.where(np.isnan(magnitudes), np.inf, magnitudes), initial=0.0))
+    inner = tuple(range(1, magnitudes.ndim))
+    return np.max(np.where(np.isnan(magnitudes), np.inf, magnitudes), axis=inner, initial=0.0)
 
 
-def _smallest_iou(masks: np.ndarray, others: np.ndarray) -> float:
+def _ious(masks: np.ndarray, others: np.ndarray) -> np.ndarray:
     shared = (masks & others).sum((1, 2))
     union = (masks | others).sum((1, 2))
-    return float(np.min(np.where(union > 0, shared / np.maximum(union, 1), 1), initial=1.0))
+    return np.where(union > 0, shared / np.maximum(union, 1), 1)

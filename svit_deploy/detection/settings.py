@@ -26,16 +26,10 @@ class DetectionSettings(ExportSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        unknown = {
-            "--plugins": self.plugins,
-            "an engine": self.engine is not None,
-            "--min-shapes": bool(self.profiles),
-        }
-        if given := [name for name, is_given in unknown.items() if is_given]:
+        if self.task is Task.DETECT and self.precision == "bf16":
             raise UsageError(
-                f"--task {self.task.value} cannot be exported with {given[0]}, only as an ONNX "
-                "model",
-                "leave it out",
+                "a whole detector in bfloat16 would move its boxes by pixels",
+                "use --precision fp16, or --task backbone",
             )
 
 

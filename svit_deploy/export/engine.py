@@ -84,18 +84,6 @@ def find_plugin_library(options: EngineOptions, plugins: bool) -> Path | None:
     return path
 
 
-def check_profiles(profiles: Sequence[Profile], config: ModelConfig) -> None:
-    """Raises UsageError for an image size other than the model's: its positions are baked in."""
-    height, width = config.image_size
-    for profile in profiles:
-        if any(shape[2:] != config.image_size for shape in (profile.min, profile.opt, profile.max)):
-            raise UsageError(
-                f"the profile {profile} has another image size than the model's {height}x{width}, "
-                "for which its positions are computed",
-                f"give 3x{height}x{width} in all shapes, or export with another --image-size",
-            )
-
-
 def engine_notes(mode: TokenMode, num_gates: int) -> list[str]:
     """What a user of the engine should know of its token mode."""
     if mode is not TokenMode.DYNAMIC or not num_gates:
@@ -121,21 +109,22 @@ def rebuild(
     Raises:
         SvitDeployError: as `add_engine`, or ExportError if `output` is in the way.
     """
-    check_profiles(profiles, bundle.config)
+    bundle.check_profiles(profiles)
     with write_bundle(output, force=force) as folder:
         for name in (MODEL, REFERENCE):
             shutil.copyfile(bundle.path / name, folder / name)
         tokens = bundle.manifest["tokens"]
-        sidecar = add_engine(
-            folder / MODEL,
-            options,
-            profiles,
-            bundle.config,
-            bundle.mode,
-            bundle.precision,
-            tokens["plugins"],
-            progress,
-        )
+        with bundle.engine_graph(folder) as graph:
+            sidecar = add_engine(
+                graph,
+                options,
+                profiles,
+                bundle.config,
+                bundle.mode,
+                bundle.precision,
+                tokens["plugins"],
+                progress,
+            )
         batch = profile_batches(profiles)
         notes = engine_notes(bundle.mode, bundle.config.num_gates)
         changed = {

@@ -16,14 +16,14 @@ from svit_deploy.config import ModelConfig, TokenMode, spread_over_gates
 from svit_deploy.errors import UsageError
 from svit_deploy.export.budgets import choose_budgets
 from svit_deploy.export.check import finish
-from svit_deploy.export.engine import add_engine, check_profiles, engine_notes
+from svit_deploy.export.engine import add_engine, engine_notes
 from svit_deploy.export.record import describe_gates, manifest, metadata, save_reference
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.export.vit import VitGraph
 from svit_deploy.images import ImageSet, synthetic_images
 from svit_deploy.methods import method_of
 from svit_deploy.models import Model, load_model, without_gates
-from svit_deploy.profiles import batch_profile
+from svit_deploy.profiles import batch_profile, check_profiles
 from svit_deploy.progress import SILENT, Progress
 
 log = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ def _engine(folder: Path, model: Model, settings: ExportSettings, progress: Prog
     assert settings.engine is not None
     config, buckets = model.config, settings.buckets or (settings.batch,)
     profiles = settings.profiles or [batch_profile(batch, config.image_size) for batch in buckets]
-    check_profiles(profiles, config)
+    check_profiles(profiles, config.image_size)
     sidecar = add_engine(
         folder / MODEL,
         settings.engine,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import onnx
 from svit_deploy.bundle import Bundle
 from svit_deploy.compare import GateFlips, compare_masks, decision_distance, effective_keep
 from svit_deploy.engines.base import Engine
-from svit_deploy.engines.batches import Batches
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.export import names
 from svit_deploy.graph_edit import add_outputs
 from svit_deploy.halves import emulate_halves, inline_functions, view_in_float32
 from svit_deploy.verify.report import VerifyReport, decisions_in_words
+
+HANDFUL = 3
+"""Decisions that may turn however few there are."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +124,7 @@ class Subject:
                 "operators, every result rounded"
             )
             return emulate_halves(model)
-        blocks = (names.block_name(block) for block in range(self.config.depth))
-        return view_in_float32(model, [names.EMBEDDING, *blocks])
+        return view_in_float32(model, [*self.bundle.stages, *self.bundle.features])
 
     @property
     def provider(self) -> str:
@@ -133,14 +135,16 @@ class Subject:
         content = model if isinstance(model, Path) else model.SerializeToString()
         return OnnxRuntimeEngine(content, provider=self.provider, threads=self.settings.threads)
 
+    @property
+    def runs_engine(self) -> bool:
+        """Whether what the bundle ships is an engine, which cannot be edited."""
+        return self.bundle.engine_path is not None and self.settings.provider is None
+
     def file(self) -> Engine:
         """What the bundle ships, as it is: its engine or its graph."""
         bundle, settings = self.bundle, self.settings
-        if bundle.engine_path is not None and settings.provider is None:
-            from svit_deploy.engines.tensorrt.runner import TensorRTEngine
-
-            engine = TensorRTEngine(bundle.engine_path, allow_foreign=settings.allow_foreign)
-            return Batches(engine, bundle.manifest["batch"]["min"], bundle.manifest["batch"]["max"])
+        if self.runs_engine:
+            return bundle.load_engine(allow_foreign=settings.allow_foreign)
         if bundle.precision == "bf16" and self.provider == "cpu":
             return self.engine(self.model)  # ONNX Runtime has no bfloat16 products there
         return self.engine(bundle.model_path)
@@ -211,3 +215,9 @@ class Subject:
                 words = f"gate {gate} decides {flip.faults} tokens differently, {reach}"
                 return flips, False, words
         return flips, True, decisions_in_words(flips)
+
+    def count_turned(self, flips: Sequence[GateFlips]) -> tuple[bool, str]:
+        """Whether few enough decisions differ, explained or not, and that in words."""
+        turned, decisions = sum(f.flips for f in flips), sum(f.tokens for f in flips)
+        few = HANDFUL + self.limits.turned * decisions
+        return turned <= few, f"{turned} of {decisions}, at most {few:.0f} may"

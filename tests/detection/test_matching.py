@@ -32,16 +32,17 @@ def test_order_does_not_matter() -> None:
     result = match(take(found, order), found)
     assert sorted(map(tuple, result.pairs)) == sorted((i, j) for i, j in enumerate(order))
     assert not len(result.extra) and not len(result.missing)
-    assert (result.box_error, result.score_error, result.mask_error) == (0, 0, 0)
-    assert result.mask_iou == 1
+    assert not result.box_errors.any() and not result.score_errors.any()
+    assert not result.mask_errors.any() and (result.mask_ious == 1).all()
 
 
 def test_differences_are_those_of_partners() -> None:
     found = some(5)
     moved = Detections(found.boxes + np.float32(0.25), found.scores, found.labels, 1 - found.masks)
     result = match(moved, found)
-    assert result.box_error == pytest.approx(0.25, abs=1e-4)
-    assert result.score_error == 0 and result.mask_error > 0.9 and result.mask_iou < 0.1
+    assert result.box_errors == pytest.approx(np.full(5, 0.25), abs=1e-4)
+    assert not result.score_errors.any()
+    assert result.mask_errors.min() > 0.9 and result.mask_ious.max() < 0.1
 
 
 def test_class_and_overlap_decide() -> None:
@@ -63,7 +64,7 @@ def test_nothing_matches_nothing() -> None:
 def test_not_a_number_is_an_infinite_error() -> None:
     found = some(2)
     broken = Detections(found.boxes, found.scores * np.float32(np.nan), found.labels, found.masks)
-    assert match(broken, found).score_error == np.inf
+    assert np.isinf(match(broken, found).score_errors).all()
 
 
 def test_box_iou() -> None:

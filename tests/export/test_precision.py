@@ -177,6 +177,6 @@ def test_too_many_turned_decisions_are_refused_though_each_is_a_coin_toss(
     assert verify_bundle(bundle, expectations).passed
     strict = dataclasses.replace(LIMITS["bf16"], turned=1e-5)
     monkeypatch.setitem(LIMITS, "bf16", strict)
-    monkeypatch.setattr("svit_deploy.verify.parity.HANDFUL", 0)
+    monkeypatch.setattr("svit_deploy.verify.subject.HANDFUL", 0)
     report = verify_bundle(bundle, expectations)
     assert [check.name for check in report.checks if not check.passed] == ["few decisions turn"]

@@ -33,6 +33,30 @@ IMAGE_SIZES, SCALE_FACTORS = "image_sizes", "scale_factors"
 PROPOSALS, PROPOSAL_IMAGE = "proposals", "proposal_image"
 BOX_STDS = (0.1, 0.1, 0.2, 0.2)
 BOX_SIDE, MASK_SIDE = 7, 14
+RPN_STRIDES = (*STRIDES, 64)
+
+
+def fpn_name(stride: int) -> str:
+    """The graph's value `[B, F, H / stride, W / stride]`, which the heads cut from."""
+    return f"fpn_{stride}"
+
+
+def rpn_scores_name(stride: int) -> str:
+    """The graph's value `[B, anchors]`: logits of one map's anchors."""
+    return f"rpn_scores_{stride}"
+
+
+def rpn_deltas_name(stride: int) -> str:
+    """The graph's value `[B, anchors, 4]`: how the box differs from each anchor."""
+    return f"rpn_deltas_{stride}"
+
+
+def cut_names() -> list[str]:
+    """Values, all float32, between what has the same shapes for all images and what has not."""
+    return [
+        *(fpn_name(stride) for stride in STRIDES),
+        *(name(stride) for stride in RPN_STRIDES for name in (rpn_scores_name, rpn_deltas_name)),
+    ]
 
 
 @dataclass
@@ -58,9 +82,9 @@ class DetectorGraph(AdapterGraph):
         limit = graph.op("Gather", sizes, graph.constant([1, 0, 1, 0]), axis=1)
         with graph.scope("fpn"):
             pyramid = self.fpn(features)
-        with graph.scope("rpn"):
-            boxes, image = self.propose(pyramid, limit)
         maps = [graph.widen(feature) for feature in pyramid[:4]]
+        with graph.scope("rpn"):
+            boxes, image = self.propose(pyramid, self.pyramid_sizes(maps), limit)
         boxes, image = graph.rename(boxes, PROPOSALS), graph.rename(image, PROPOSAL_IMAGE)
         with graph.scope("box_head"):
             found = self.find_boxes(maps, boxes, image, limit, scale)
@@ -76,6 +100,8 @@ class DetectorGraph(AdapterGraph):
             (found[3], IMAGE_INDEX, INT64, ()),
         ):
             graph.output(graph.rename(value, name), dtype, ("detections", *shape))
+        for stride, feature in zip(STRIDES, maps, strict=True):
+            graph.rename(feature, fpn_name(stride))
         if decided and self.gate_outputs:
             self.add_gate_outputs(decided)
         return graph.model()
@@ -99,9 +125,15 @@ class DetectorGraph(AdapterGraph):
         coarsest = map_op(self.layers, "MaxPool", maps[-1], {}, kernel_shape=(1, 1), strides=(2, 2))
         return [*maps, coarsest]
 
-    def pyramid_sizes(self) -> list[MapSize]:
-        """Sizes of the pyramid's maps, finest first."""
-        graph, (finest, *_, coarsest) = self.graph, self._maps
+    def pyramid_sizes(self, maps: Sequence[str]) -> list[MapSize]:
+        """Sizes of the pyramid's maps, finest first; free ones are read off the four `maps`."""
+        graph, (rows, columns) = self.graph, self.config.grid
+        sizes = [
+            map_size(graph, rows * 16 // stride, columns * 16 // stride)
+            if self.sizes.fixed
+            else map_size(graph, graph.shape(feature, 2), graph.shape(feature, 3))
+            for stride, feature in zip(STRIDES, maps, strict=True)
+        ]
 
         def half(side: Dim) -> Dim:  # rounded up
             return quotient(
@@ -110,24 +142,29 @@ class DetectorGraph(AdapterGraph):
                 2,
             )
 
-        first = map_size(graph, product(graph, finest.rows, 2), product(graph, finest.columns, 2))
-        return [first, *self._maps, map_size(graph, half(coarsest.rows), half(coarsest.columns))]
+        return [*sizes, map_size(graph, half(sizes[-1].rows), half(sizes[-1].columns))]
 
-    def propose(self, pyramid: Sequence[str], limit: str) -> tuple[str, str]:
+    def propose(
+        self, pyramid: Sequence[str], sizes: Sequence[MapSize], limit: str
+    ) -> tuple[str, str]:
         """Region proposal network: boxes `[R, 4]` and the image that each is in `[R]`."""
         graph, config = self.graph, self.config
         limit = graph.op("Unsqueeze", limit, graph.constant([1]))  # [B, 1, 4]
         scores, boxes, levels = [], [], []
-        for level, (feature, size) in enumerate(zip(pyramid, self.pyramid_sizes(), strict=True)):
+        for level, (feature, size) in enumerate(zip(pyramid, sizes, strict=True)):
+            stride = RPN_STRIDES[level]
             hidden = graph.widen(graph.op("Relu", self.named_conv(feature, "rpn_head.rpn_conv")))
-            score = self.anchor_values(hidden, "rpn_head.rpn_cls", 1)
+            score = graph.op(
+                "Squeeze", self.anchor_values(hidden, "rpn_head.rpn_cls", 1), graph.constant([2])
+            )
+            score = graph.rename(score, rpn_scores_name(stride))
             delta = self.anchor_values(hidden, "rpn_head.rpn_reg", 4)
+            delta = graph.rename(delta, rpn_deltas_name(stride))
             count = least(graph, product(graph, size.cells, 3), config.rpn_candidates)
-            score = graph.op("Squeeze", score, graph.constant([2]))
             best, index = graph.ops("TopK", score, graph.vector(count), outputs=2, axis=1)
             places = graph.op("Unsqueeze", index, graph.constant([2]))
             delta = graph.op("GatherND", delta, places, batch_dims=1)
-            anchor = graph.op("Gather", anchors(graph, size, 4 * 2**level), index)
+            anchor = graph.op("Gather", anchors(graph, size, stride), index)
             scores.append(graph.op("Sigmoid", best))
             boxes.append(decode(graph, anchor, delta, limit))
             levels.append(graph.op("Expand", graph.constant(level), graph.vector(count)))

@@ -11,7 +11,7 @@ from svit_deploy.detection.bundle import DetectionBundle
 from svit_deploy.detection.matching import match
 from svit_deploy.detection.preprocess import Prepared, feeds_of
 from svit_deploy.detection.verify.expected import DetectionExpectations
-from svit_deploy.detection.verify.observed import Seen, observe, read_outputs, shown
+from svit_deploy.detection.verify.observed import Seen, observe, read_outputs, shipped, shown
 from svit_deploy.detection.verify.report import DetectionReport
 from svit_deploy.export import names
 from svit_deploy.graph_edit import set_scalars
@@ -48,7 +48,7 @@ class BehaviourCheck:
             return
         mirrored = dataclasses.replace(image, pixels=np.ascontiguousarray(image.pixels[:, :, ::-1]))
         images = [mirrored, image]
-        with self.subject.engine(shown(self.subject)) as engine:
+        with shipped(self.subject) as engine:
             alone = [observe(self.bundle, self.subject, engine, one) for one in images]
             outputs = engine.run(feeds_of(images, self.bundle.inputs))
         together = read_outputs(self.bundle, self.subject, outputs, images)
@@ -59,7 +59,7 @@ class BehaviourCheck:
     def determinism(self, image: Prepared) -> None:
         """Every output of every repeat equal to the last bit."""
         feeds, repeats = feeds_of([image], self.bundle.inputs), self.subject.settings.repeats
-        with self.subject.engine(self.bundle.model_path) as engine:
+        with self.subject.file() as engine:
             first, *others = [engine.run(feeds) for _ in range(repeats)]
         differ = sorted(
             {n for other in others for n in first if first[n].tobytes() != other[n].tobytes()}
@@ -71,20 +71,11 @@ class BehaviourCheck:
         """A file without gate outputs computes what it did with its gates in view."""
         if self.subject.shows_gates:
             return
-        feeds = feeds_of([image], self.bundle.inputs)
-        with self.subject.engine(shown(self.subject)) as engine:
-            seen = engine.run(feeds, self.bundle.task_outputs)
-        with self.subject.engine(self.bundle.model_path) as engine:
-            plain = engine.run(feeds)
-        error = max(
-            float(np.abs(plain[name] - seen[name]).max(initial=0.0))
-            if plain[name].shape == seen[name].shape
-            else np.inf
-            for name in seen
-        )
-        limit = self.report.limits.features * 10
-        detail = f"outputs within {error:.2g}, limit {limit:.2g}"
-        self.report.check("alike without its gates in view", error <= limit, detail)
+        with shipped(self.subject) as engine:
+            seen = observe(self.bundle, self.subject, engine, image)
+        with self.subject.file() as engine:
+            plain = observe(self.bundle, self.subject, engine, image)
+        self.report.check("alike without its gates in view", *self.compare_results(plain, seen))
 
     def extremes(self, image: Prepared, expectations: DetectionExpectations) -> None:
         """Every token kept, then none: thresholds at the ends of the float32 range."""
@@ -120,16 +111,22 @@ class BehaviourCheck:
         _, ok, detail = self.subject.compare_decisions(actual.decided, expected.decided)
         if not ok or (actual.keep_mask != expected.keep_mask).any():
             return ok, detail
-        assert actual.features is not None and expected.features is not None
-        pairs = zip(actual.features, expected.features, strict=True)
-        error, limit = max(token_error(a.T, b.T) for a, b in pairs), self.report.limits.features
-        if not error <= limit:
-            return False, f"features differ by {error:.2g} (limit {limit:.2g})"
-        detail = f"features within {error:.2g}"
+        return self.compare_results(actual, expected)
+
+    def compare_results(self, actual: Seen, expected: Seen) -> tuple[bool, str]:
+        """Whether two runs of one image find the same, as far as both show it."""
+        words = []
+        if actual.features is not None and expected.features is not None:
+            pairs = zip(actual.features, expected.features, strict=True)
+            error, limit = max(token_error(a.T, b.T) for a, b in pairs), self.report.limits.features
+            if not error <= limit:
+                return False, f"features differ by {error:.2g} (limit {limit:.2g})"
+            words.append(f"features within {error:.2g}")
+        ok = True
         if actual.detections is not None and expected.detections is not None:
             result = match(actual.detections, expected.detections)
             lone = len(result.extra) + len(result.missing)
-            detail += f", {len(result.pairs)} detections matched, {lone} without a partner"
+            words.append(f"{len(result.pairs)} detections matched, {lone} without a partner")
             allowed = 2 * self.report.limits.unmatched * max(len(expected.detections), 1)
-            return lone <= max(allowed, 1), detail
-        return True, detail
+            ok = lone <= max(allowed, 1)
+        return ok, ", ".join(words)

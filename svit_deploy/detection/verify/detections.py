@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+
+import numpy as np
 
 from svit_deploy.detection.config import AdapterConfig
 from svit_deploy.detection.matching import match
@@ -12,18 +15,25 @@ from svit_deploy.detection.verify.report import Comparison, Lone
 
 
 def compare_detections(
-    pairs: Sequence[tuple[Detections, Detections]], config: AdapterConfig
+    pairs: Sequence[tuple[Detections, Detections]], config: AdapterConfig, limits: DetectionLimits
 ) -> Comparison:
     """Matches each image's detections, as shipped and as expected."""
     found = Comparison()
-    for image, (mine, theirs) in enumerate(pairs):
-        result = match(mine, theirs)
-        found.detections += len(theirs)
-        found.matched += len(result.pairs)
-        found.box_error = max(found.box_error, result.box_error)
-        found.score_error = max(found.score_error, result.score_error)
-        found.mask_error = max(found.mask_error, result.mask_error)
-        found.mask_iou = min(found.mask_iou, result.mask_iou)
+    matches = [match(mine, theirs) for mine, theirs in pairs]
+    boxes, scores, masks, ious = (
+        np.concatenate([np.empty(0), *(getattr(result, name) for result in matches)])
+        for name in ("box_errors", "score_errors", "mask_errors", "mask_ious")
+    )
+    near = (boxes <= limits.box * max(config.resize)) & (scores <= limits.score)
+    near &= (masks <= limits.mask) & (ious >= limits.mask_iou)
+    found.detections = sum(len(theirs) for _, theirs in pairs)
+    found.matched, found.moved = len(near), int((~near).sum())
+    shown = near if found.moved <= _may_move(found, limits) else np.ones_like(near)
+    found.box_error, found.score_error, found.mask_error = (
+        float(errors[shown].max(initial=0.0)) for errors in (boxes, scores, masks)
+    )
+    found.mask_iou = float(ious[shown].min(initial=1.0))
+    for image, (result, (mine, theirs)) in enumerate(zip(matches, pairs, strict=True)):
         for side, of, numbers in (
             ("extra", mine, result.extra),
             ("missing", theirs, result.missing),
@@ -36,6 +46,10 @@ def compare_detections(
                 distance = min(abs(score - cut) for cut in cuts)
                 found.lone.append(Lone(image, side, int(of.labels[i]), score, distance))
     return found
+
+
+def _may_move(found: Comparison, limits: DetectionLimits) -> int:
+    return math.ceil(limits.moved * found.detections)
 
 
 def unexplained(found: Comparison, limits: DetectionLimits) -> list[Lone]:
@@ -67,6 +81,8 @@ def in_words(found: Comparison, limits: DetectionLimits) -> str:
         f"{found.matched} of {found.detections} matched, boxes within {found.box_error:.2g} px, "
         f"scores {found.score_error:.2g}, masks {found.mask_error:.2g}"
     )
+    if found.moved:
+        words += f"; {found.moved} further apart, suppression having chosen others"
     if found.lone:
         elsewhere = len(unexplained(found, limits))
         tosses = len(found.lone) - elsewhere

@@ -24,6 +24,8 @@ class DetectionLimits(Limits):
         score, mask: difference of matched scores, and of matched masks' probabilities.
         mask_iou: smallest IoU of matched masks.
         unmatched: share of the detections that may lack a partner without being near a cut.
+        moved: share of them that may differ from their partner beyond these limits: where
+            suppression chooses among boxes of nearly one score, rounding may turn its choice.
     """
 
     stage: float
@@ -33,6 +35,7 @@ class DetectionLimits(Limits):
     mask: float
     mask_iou: float
     unmatched: float
+    moved: float
 
 
 DETECTION_LIMITS = {
@@ -45,5 +48,28 @@ DETECTION_LIMITS = {
         mask=1e-3,
         mask_iou=0.98,
         unmatched=0.02,
-    )
+        moved=0.0,
+    ),
+    "fp16": DetectionLimits(
+        **asdict(LIMITS["fp16"]),
+        stage=1e-2,
+        features=5e-2,
+        box=1e-3,
+        score=2e-2,
+        mask=1.5e-1,
+        mask_iou=0.85,
+        unmatched=0.05,
+        moved=0.05,
+    ),
+    "bf16": DetectionLimits(
+        **asdict(LIMITS["bf16"]),
+        stage=6e-2,
+        features=3e-1,
+        box=0.0,  # of backbones alone
+        score=0.0,
+        mask=0.0,
+        mask_iou=1.0,
+        unmatched=0.0,
+        moved=0.0,
+    ),
 }

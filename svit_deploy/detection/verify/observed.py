@@ -10,7 +10,6 @@ import onnx
 from svit_deploy.compare import effective_keep
 from svit_deploy.detection.bundle import DetectionBundle, subsample
 from svit_deploy.detection.config import STRIDES, Task
-from svit_deploy.detection.graph.backbone import feature_name
 from svit_deploy.detection.postprocess import Detections, split_images
 from svit_deploy.detection.preprocess import Prepared, feeds_of
 from svit_deploy.engines.base import Engine
@@ -26,7 +25,7 @@ class Seen:
     Attributes:
         features: per stride `[C, cells]`, at the places that a bundle records; None where the
             graph does not show them.
-        keep_mask, margin: `[1, G, N]`.
+        keep_mask, margin: `[1, G, N]`; G is 0 where the graph does not show its gates.
     """
 
     features: tuple[np.ndarray, ...] | None
@@ -48,7 +47,15 @@ def decisions_of(keep_mask: np.ndarray, margin: np.ndarray) -> Observed:
 def shown(subject: Subject, model: onnx.ModelProto | None = None) -> onnx.ModelProto:
     """The graph with its gates and its feature maps in view."""
     model = subject.observable(model or subject.model)
-    return add_outputs(model, [feature_name(stride) for stride in STRIDES])
+    return add_outputs(model, subject.bundle.features)
+
+
+def shipped(subject: Subject) -> Engine:
+    """The file as it is; of a graph that hides some of them, its gates and features in view."""
+    whole = subject.runs_engine or set(subject.bundle.features) <= set(subject.bundle.task_outputs)
+    if subject.shows_gates and whole:
+        return subject.file()
+    return subject.engine(shown(subject))
 
 
 def observe(bundle: DetectionBundle, subject: Subject, engine: Engine, image: Prepared) -> Seen:
@@ -66,7 +73,7 @@ def read_outputs(
     """A batch's outputs, image by image."""
     cells = images[0].size[0] * images[0].size[1] // bundle.config.patch_size**2
     gates = subject.gates
-    if not gates:
+    if not gates or not {names.MARGIN, names.margin_name(0)} & set(outputs):
         margin = np.zeros((len(images), 0, cells), np.float32)
         keep = margin.astype(bool)
     elif names.MARGIN in outputs:
@@ -80,7 +87,7 @@ def read_outputs(
     if bundle.task is Task.DETECT:
         found = list(split_images(outputs, len(images)))
     overflow = outputs.get(names.OVERFLOW)
-    features = [outputs.get(feature_name(stride)) for stride in STRIDES]
+    features = [outputs.get(name) for name in bundle.features]
     seen = []
     for i, image in enumerate(images):
         maps = [feature[i] for feature in features if feature is not None]

@@ -17,18 +17,12 @@ from svit_deploy.compare import (
     token_error,
 )
 from svit_deploy.detection.bundle import DetectionBundle, subsample
-from svit_deploy.detection.config import STRIDES, Task
-from svit_deploy.detection.graph.backbone import (
-    PYRAMID,
-    extractor_name,
-    feature_name,
-    injector_name,
-)
+from svit_deploy.detection.config import Task
 from svit_deploy.detection.postprocess import Detections, split_images
 from svit_deploy.detection.preprocess import Prepared, feeds_of
 from svit_deploy.detection.verify.detections import compare_detections, faults, in_words
 from svit_deploy.detection.verify.expected import DetectionExpectations, Expectation
-from svit_deploy.detection.verify.observed import Seen, decisions_of, observe, shown
+from svit_deploy.detection.verify.observed import Seen, decisions_of, observe, shipped
 from svit_deploy.detection.verify.report import Comparison, DetectionReport
 from svit_deploy.engines.base import Engine
 from svit_deploy.export import names
@@ -58,38 +52,20 @@ class DetectionParity:
         expectations: Any = self.expectations  # its `differences` are all that is asked for
         Parity(self.subject, expectations).check_file()
 
-    @property
-    def stage_names(self) -> list[str]:
-        """The graph's values that the reference knows as token rows, in order."""
-        config = self.bundle.config
-        order, block, extractors = [PYRAMID, names.EMBEDDING], 0, 0
-        for k, count in enumerate(config.interaction_blocks):
-            order.append(injector_name(k))
-            order += [names.block_name(b) for b in range(block, block + count)]
-            block += count
-            extra = config.extra_extractors if block == config.depth else 0
-            order += [extractor_name(extractors + i) for i in range(1 + extra)]
-            extractors += 1 + extra
-        return order
-
-    @property
-    def feature_names(self) -> list[str]:
-        return [feature_name(stride) for stride in STRIDES]
-
     def staged(self) -> onnx.ModelProto:
         """The graph with the reference's keep masks and, if known, its values as inputs."""
         shape: tuple[int | str, ...] = ("batch", "tokens")
         decisions = {names.decision_name(gate): shape for gate in self.gates}
         model = force_values(self.subject.model, decisions)
         model = add_outputs(model, [names.margin_name(gate) for gate in self.gates])
-        model = add_outputs(model, self.feature_names)
+        model = add_outputs(model, self.bundle.features)
         if self.expectations.has_stages:
             width = self.bundle.config.embed_dim
-            model = feed_values(model, dict.fromkeys(self.stage_names, ("rows", width)))
+            model = feed_values(model, dict.fromkeys(self.bundle.stages, ("rows", width)))
             if self.bundle.task is Task.DETECT:
                 maps = {
                     name: ("batch", width, f"rows_{name}", f"columns_{name}")
-                    for name in self.feature_names
+                    for name in self.bundle.features
                 }
                 model = feed_values(model, maps)
         return model
@@ -103,8 +79,8 @@ class DetectionParity:
         seen: list[Seen] = []
         expected: list[Expectation] = []
         alone: list[tuple[Detections, Detections]] = []
-        with self.subject.engine(self.staged()) as staged, self.shipped() as shipped:
-            self.report.engine = staged.description
+        with self.subject.engine(self.staged()) as staged, shipped(self.subject) as file:
+            self.report.engine = file.description
             for number, part in enumerate(self.expectations.each()):
                 progress.update(
                     "comparing with the reference", 0.8 * number / self.expectations.count
@@ -112,7 +88,7 @@ class DetectionParity:
                 found = self.run_staged(staged, part)
                 if found is not None and part.detections is not None:
                     alone.append((found, part.detections))
-                seen.append(observe(self.bundle, self.subject, shipped, part.image))
+                seen.append(observe(self.bundle, self.subject, file, part.image))
                 slim = Expectation(
                     part.image, part.features, part.keep_mask, part.margin, part.detections
                 )
@@ -137,14 +113,10 @@ class DetectionParity:
     def judge_detections(
         self, name: str, pairs: Sequence[tuple[Detections, Detections]]
     ) -> Comparison:
-        found = compare_detections(pairs, self.bundle.config)
+        found = compare_detections(pairs, self.bundle.config, self.limits)
         wrong = faults(found, self.limits, self.bundle.config)
         self.report.check(name, not wrong, ", ".join(wrong) or in_words(found, self.limits))
         return found
-
-    def shipped(self) -> Engine:
-        """The file as it is, its gates and its features in view."""
-        return self.subject.engine(shown(self.subject))
 
     def run_staged(self, engine: Engine, part: Expectation) -> Detections | None:
         """Adds the errors of one image's stages; returns what its heads make of the reference's."""
@@ -154,15 +126,15 @@ class DetectionParity:
             feeds[names.decision_name(gate)] = mask
         feeds |= {name + FED: rows for name, rows in part.stages.items()}
         if part.stages and self.bundle.task is Task.DETECT:
-            feeds |= {n + FED: m for n, m in zip(self.feature_names, part.maps, strict=True)}
+            feeds |= {n + FED: m for n, m in zip(self.bundle.features, part.maps, strict=True)}
         outputs = engine.run(feeds)
         for gate in self.gates:
             name = names.margin_name(gate)
             self.add(name, margin_error(outputs[name], part.margin[:, gate]))
         for name, rows in part.stages.items():
             self.add(name, token_error(outputs[name], rows))
-        maps = subsample([outputs[name][0] for name in self.feature_names], part.image.size)
-        for name, mine, theirs in zip(self.feature_names, maps, part.features, strict=True):
+        maps = subsample([outputs[name][0] for name in self.bundle.features], part.image.size)
+        for name, mine, theirs in zip(self.bundle.features, maps, part.features, strict=True):
             self.add(name, token_error(mine.T, theirs.T))
         if self.bundle.task is not Task.DETECT or not part.stages:
             return None
@@ -182,13 +154,13 @@ class DetectionParity:
             if name in self.errors:
                 stages.append(Stage(label, self.errors[name], float(limit)))
 
-        for name in self.stage_names:
+        for name in self.bundle.stages:
             if (gate := gate_of.get(name)) is not None:
                 margin = limits.margin if alone else limits.rounding
                 add(f"gate {gate}", names.margin_name(gate), margin * scales[gate])
             limit = limits.block if name.startswith("block") else limits.stage
             add(_label(name), name, limits.embedding if name == names.EMBEDDING else limit)
-        for name in self.feature_names:
+        for name in self.bundle.features:
             add(f"features of {_label(name)}", name, limits.stage if alone else limits.features)
         self.report.stages += stages
         wrong = [stage for stage in stages if not stage.error <= stage.limit]
@@ -236,6 +208,7 @@ class DetectionParity:
             f"gate {wrong[0]} does not keep by {rule}" if wrong else rule,
         )
         total = [_sum(of_gate) for of_gate in zip(*flips, strict=True)]
+        check("few decisions turn", *subject.count_turned(total))
         tosses = sum(flip.coin_tosses for flip in total)
         check(
             "gate decisions",
@@ -300,7 +273,13 @@ class DetectionParity:
         self, seen: list[Seen], expected: list[Expectation], same: list[bool]
     ) -> None:
         """The feature maps of the file as it is, where its masks are the reference's."""
-        errors = dict.fromkeys(self.feature_names, 0.0)
+        if seen[0].features is None:
+            self.report.notes.append(
+                "a detector's engine does not show its feature maps; its decisions and its "
+                "detections are compared"
+            )
+            return
+        errors = dict.fromkeys(self.bundle.features, 0.0)
         for mine, theirs, equal in zip(seen, expected, same, strict=True):
             if not equal or mine.features is None:
                 continue

@@ -34,11 +34,14 @@ class Comparison:
 
     Attributes:
         detections: of the reference.
-        box_error: in pixels of the original pictures.
+        moved: of the matched, how many differ beyond a limit.
+        box_error, score_error, mask_error, mask_iou: the largest, and the smallest IoU, of the
+            others, or of all if more moved than may; boxes in pixels of the original pictures.
     """
 
     detections: int = 0
     matched: int = 0
+    moved: int = 0
     box_error: float = 0.0
     score_error: float = 0.0
     mask_error: float = 0.0
