@@ -302,11 +302,15 @@ def predict(
     images: PathLike,
     min_score: float = 0.3,
     max_images: int = MAX_IMAGES,
-    provider: str = "cpu",
+    provider: str | None = None,
     threads: int = 0,
     progress: Progress = SILENT,
 ) -> list[Path]:
-    """Runs a detector on pictures; draws boxes, masks and the tokens computed."""
+    """Runs a detector on pictures; draws boxes, masks and the tokens computed.
+
+    Args:
+        provider: of ONNX Runtime; by default the bundle's engine runs, if it has one, else cpu.
+    """
     from svit_deploy.detection.predict import predict_images
 
     opened = _open(bundle, "predict")

@@ -23,8 +23,9 @@ from svit_deploy.export.onnx import ExportSettings, export_model, without_gates
 from svit_deploy.images import ImageSet, load_images
 from svit_deploy.models import Model, load_model
 
-GOLDEN = Path(__file__).parent / "data" / "golden"
-DIGITS = Path(__file__).parent.parent / "examples" / "digits"
+TESTS = Path(__file__).parent
+GOLDEN = TESTS / "data" / "golden"
+DIGITS = TESTS.parent / "examples" / "digits"
 
 
 @dataclass(frozen=True)
@@ -118,3 +119,12 @@ def export(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
         return export_model(found.model, output, replace(chosen, **settings))
 
     return export_golden
+
+
+@pytest.fixture
+def fake_process(monkeypatch, tmp_path_factory) -> pytest.MonkeyPatch:
+    """Lets build processes import the fake library; cache files go to a folder of the test."""
+    monkeypatch.syspath_prepend(str(TESTS.parent))
+    monkeypatch.syspath_prepend(str(TESTS / "engines" / "tensorrt" / "packages"))
+    monkeypatch.setenv("SVIT_DEPLOY_CACHE", str(tmp_path_factory.mktemp("cache")))
+    return monkeypatch

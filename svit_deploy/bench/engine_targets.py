@@ -11,8 +11,10 @@ from svit_deploy.bench.inputs import Inputs
 from svit_deploy.bench.settings import BenchSettings, BenchTarget
 from svit_deploy.bundle import MANIFEST, Bundle, open_bundle
 from svit_deploy.config import Preprocess, TokenMode
+from svit_deploy.detection.bench import WholeImages, bench_inputs, bench_size
+from svit_deploy.detection.bundle import DetectionBundle
 from svit_deploy.engines.base import Engine
-from svit_deploy.engines.tensorrt.inspector import attention_note
+from svit_deploy.engines.tensorrt.inspector import LayerCounts, attention_note
 from svit_deploy.engines.tensorrt.loading import read_head
 from svit_deploy.engines.tensorrt.runner import TensorRTEngine
 from svit_deploy.engines.tensorrt.sidecar import read_sidecar, sidecar_path
@@ -35,7 +37,13 @@ def engine_targets(
         CapabilityError: a foreign engine that cannot be opened here to see what it takes.
     """
 
-    def load(cuda_graph: str) -> TensorRTEngine:
+    def load(cuda_graph: str) -> Engine:
+        engine = open_engine(cuda_graph)
+        if isinstance(bundle, DetectionBundle):
+            return WholeImages(bundle.complete(engine), image_size)
+        return engine
+
+    def open_engine(cuda_graph: str) -> TensorRTEngine:
         plugins = settings.plugin_library
         return TensorRTEngine(
             path,
@@ -49,22 +57,29 @@ def engine_targets(
     foreign = settings.allow_foreign and not sidecar_path(path).exists()
     sidecar = None if foreign else read_sidecar(path)
     if sidecar is None:
-        with load("off") as engine:
+        with open_engine("off") as engine:
             profiles, input_name = engine.profiles, engine.inputs()[0].name
     else:
         profiles, input_name = sidecar.profiles, names.INPUT
     image_size = profiles[0].opt[2:]
+    if isinstance(bundle, DetectionBundle):
+        image_size = bench_size(bundle, settings)
     _check_batches(settings.batches, image_size, profiles, label)
     dynamic = sidecar is not None and sidecar.tokens == TokenMode.DYNAMIC.value
     if dynamic:
         inputs.refuse_noise(label)
-    if bundle is not None:
+    if isinstance(bundle, DetectionBundle):
+        arrays, provenance = bench_inputs(bundle, inputs, image_size, path)
+    elif bundle is not None:
         arrays, provenance = inputs.of_bundle(bundle, path)
     else:
         inputs.need_some(path.name, dynamic)
         log.info("%s does not tell its preprocessing, ImageNet's is used", path.name)
         arrays = inputs.prepare(Preprocess(), image_size)
         provenance = inputs.provenance(path.name, hash_file(path), path.stat().st_size)
+    outputs: tuple[str, ...] | None = None if sidecar is None else (names.LOGITS,)
+    if bundle is not None:
+        outputs = bundle.task_outputs
     shows_gates = bundle is None or bundle.has_gate_outputs
     both = settings.cuda_graph == "both"
     return [
@@ -75,7 +90,7 @@ def engine_targets(
             input_name=input_name,
             inputs=arrays,
             keep_output=names.KEEP_MASK if shows_gates else None,
-            task_outputs=None if sidecar is None else (names.LOGITS,),
+            task_outputs=outputs,
             provenance=provenance,
             is_engine=True,
             notes=functools.partial(_notes, bundle, dynamic and settings.wants_variants),
@@ -115,9 +130,9 @@ def _notes(bundle: Bundle | None, wants_variants: bool, engine: Engine) -> list[
     Args:
         wants_variants: whether a worst case or a sweep would be timed if it were a graph.
     """
-    assert isinstance(engine, TensorRTEngine)
     found = []
-    graphs = engine.description["cuda_graph"]
+    about = engine.description
+    graphs, layers = about["cuda_graph"], about["layers"]
     if graphs["mode"] == "auto" and graphs["reason"] is not None:
         found.append(f"no CUDA graph: {graphs['reason']}")
     if wants_variants:
@@ -128,7 +143,7 @@ def _notes(bundle: Bundle | None, wants_variants: bool, engine: Engine) -> list[
     if bundle is not None:
         config = bundle.config
         fusion = attention_note(
-            engine.layers,
+            None if layers is None else LayerCounts(**layers),
             config.depth,
             precision=bundle.precision,
             head_dim=config.embed_dim // config.num_heads,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from svit_deploy.commands.common import Invocation, MaxImages, Provider, Threads
+from svit_deploy.commands.common import EngineOrProvider, Invocation, MaxImages, Threads
 
 
 def predict(
@@ -21,7 +21,7 @@ def predict(
         float, typer.Option(metavar="SCORE", min=0, max=1, help="Draw detections from it on.")
     ] = 0.3,
     max_images: MaxImages = 100,
-    provider: Provider = "cpu",
+    provider: EngineOrProvider = None,
     threads: Threads = 0,
 ) -> None:
     """Detect objects and draw boxes, masks and the tokens computed."""

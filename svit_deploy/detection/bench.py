@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 
 from svit_deploy.bench.inputs import Inputs
-from svit_deploy.bench.settings import BenchSettings, BenchTarget
+from svit_deploy.bench.settings import BenchSettings, BenchTarget, Provenance
 from svit_deploy.bench.variants import variants
-from svit_deploy.bundle import MODEL
 from svit_deploy.config import TokenMode
 from svit_deploy.detection.bundle import DetectionBundle
 from svit_deploy.detection.config import SizeRange
 from svit_deploy.detection.graph.detector import IMAGE_SIZES, SCALE_FACTORS
 from svit_deploy.detection.preprocess import as_prepared, prepare
-from svit_deploy.engines.base import Engine, TensorSpec
+from svit_deploy.engines.base import Engine, RunTimes, TensorSpec
 from svit_deploy.errors import InputError
 from svit_deploy.export import names
 
@@ -34,21 +33,11 @@ def detection_target(
     Raises:
         InputError: a size that the graph cannot run, or no recorded sample of it.
     """
-    size = settings.image_size or bundle.sizes.opt
-    bundle.sizes.check(size)
+    size = bench_size(bundle, settings)
     dynamic = bundle.mode is TokenMode.DYNAMIC
     if dynamic:
         inputs.refuse_noise(bundle.name)
-    file = bundle.manifest["files"][MODEL]
-    provenance = inputs.provenance(bundle.name, file["sha256"], file["size_bytes"])
-    if inputs.images is not None or inputs.noise:
-        arrays = common_inputs(bundle, inputs, size)
-    else:
-        arrays = recorded_inputs(bundle, size)
-        samples = bundle.manifest["reference"]
-        provenance = dataclasses.replace(
-            provenance, images=f"recorded ({samples['source']})", images_sha256=samples["sha256"]
-        )
+    arrays, provenance = bench_inputs(bundle, inputs, size, bundle.model_path)
 
     def load_whole(model: Path | bytes) -> Engine:
         return WholeImages(load(model), size)
@@ -64,6 +53,30 @@ def detection_target(
         variants=variants(bundle, load_whole, tokens) if dynamic else {},
         task_outputs=bundle.task_outputs,
         provenance=provenance,
+    )
+
+
+def bench_size(bundle: DetectionBundle, settings: BenchSettings) -> tuple[int, int]:
+    """The one size of all images; raises InputError if the graph cannot run it."""
+    size = settings.image_size or bundle.sizes.opt
+    bundle.sizes.check(size)
+    return size
+
+
+def bench_inputs(
+    bundle: DetectionBundle, inputs: Inputs, size: tuple[int, int], file: Path
+) -> tuple[np.ndarray, Provenance]:
+    """The images `[n, 3, H, W]`, by default the recorded samples, and where all comes from.
+
+    Args:
+        file: the one of the bundle's files that is benched.
+    """
+    entry, samples = bundle.manifest["files"][file.name], bundle.manifest["reference"]
+    provenance = inputs.provenance(bundle.name, entry["sha256"], entry["size_bytes"])
+    if inputs.images is not None or inputs.noise:
+        return common_inputs(bundle, inputs, size), provenance
+    return recorded_inputs(bundle, size), dataclasses.replace(
+        provenance, images=f"recorded ({samples['source']})", images_sha256=samples["sha256"]
     )
 
 
@@ -115,6 +128,10 @@ class WholeImages(Engine):
 
     def close(self) -> None:
         self.engine.close()
+
+    @property
+    def last_times(self) -> RunTimes | None:
+        return self.engine.last_times
 
     @property
     def description(self) -> dict[str, Any]:

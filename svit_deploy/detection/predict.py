@@ -34,7 +34,7 @@ def predict_images(
     output: Path,
     *,
     min_score: float = 0.3,
-    provider: str = "cpu",
+    provider: str | None = None,
     threads: int = 0,
     progress: Progress = SILENT,
 ) -> list[Path]:
@@ -56,7 +56,7 @@ def predict_images(
         )
     results = []
     with write_folder(output, _refuse_to_replace) as folder:
-        with OnnxRuntimeEngine(bundle.model_path, provider=provider, threads=threads) as engine:
+        with _open(bundle, provider, threads) as engine:
             for i, (name, array) in enumerate(zip(images.names, images.arrays, strict=True)):
                 progress.update("running the model", i / len(images))
                 picture, image = _prepare(array, bundle)
@@ -72,6 +72,12 @@ def predict_images(
         content = {"schema_version": SCHEMA_VERSION, "min_score": min_score, "images": results}
         (folder / RESULTS).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
     return [output / str(result["file"]) for result in results] + [output / RESULTS]
+
+
+def _open(bundle: DetectionBundle, provider: str | None, threads: int) -> Engine:
+    if provider is None and bundle.engine_path is not None:
+        return bundle.load_engine()
+    return OnnxRuntimeEngine(bundle.model_path, provider=provider or "cpu", threads=threads)
 
 
 def run_image(

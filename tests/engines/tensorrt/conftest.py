@@ -13,8 +13,6 @@ from onnx import TensorProto, helper
 from svit_deploy.engines.tensorrt.settings import BuildSettings
 from svit_deploy.profiles import Profile
 
-ROOT = Path(__file__).parents[3]
-PACKAGES = Path(__file__).parent / "packages"
 SHAPE = ("B", 3, 4, 4)
 
 
@@ -67,12 +65,3 @@ def settings() -> Callable[..., BuildSettings]:
         return BuildSettings(**{**known, "tokens": "dense", **fields})
 
     return make
-
-
-@pytest.fixture
-def fake_process(monkeypatch, tmp_path_factory) -> pytest.MonkeyPatch:
-    """Lets build processes import the fake library; cache files go to a folder of the test."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    monkeypatch.syspath_prepend(str(PACKAGES))
-    monkeypatch.setenv("SVIT_DEPLOY_CACHE", str(tmp_path_factory.mktemp("cache")))
-    return monkeypatch

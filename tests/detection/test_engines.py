@@ -1,0 +1,253 @@
+"""Detection models as TensorRT engines: on the fake library that computes, and built for real."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+pytest.importorskip("torch")
+pytest.importorskip("torchvision")
+
+from svit_deploy import api
+from svit_deploy.bench import BenchSettings
+from svit_deploy.bundle import MODEL
+from svit_deploy.detection.bundle import DetectionBundle
+from svit_deploy.detection.graph.detector import cut_names
+from svit_deploy.detection.parts import HEADS, DetectorParts, parted
+from svit_deploy.detection.postprocess import OUTPUTS
+from svit_deploy.detection.preprocess import feeds_of
+from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from svit_deploy.engines.tensorrt.sidecar import read_sidecar
+from svit_deploy.errors import InputError, UsageError
+from svit_deploy.export import names
+from tests.engines.tensorrt.fake.cuda import Device
+from tests.engines.tensorrt.fake.engines import install
+
+SIZES = "64x64:96x128:256x256"
+CHECKPOINTS = {"backbone": "svit_adapter", "detect": "svit_mask_rcnn"}
+QUICK = BenchSettings(warmup_s=0, duration_s=0, min_samples=4, threads=1)
+RTX = pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt_rtx") is None,
+    reason="TensorRT-RTX is not installed: pip install 'svit-deploy[tensorrt-rtx]'",
+)
+
+
+@pytest.fixture
+def export(golden: Any, tmp_path: Path) -> Callable[..., DetectionBundle]:
+    def make(task: str, mode: str = "budget", name: str = "bundle", **options: Any) -> Any:
+        budget = "0.9,0.7,0.5" if mode == "budget" else None
+        known = {"image_size": SIZES, "budget": budget, "overrides": {"num_heads": "6"}}
+        path = golden(CHECKPOINTS[task]).path
+        return api.export(path, tmp_path / name, task=task, tokens=mode, **known | options)
+
+    return make
+
+
+@pytest.fixture
+def on_fake(
+    export: Any, fake_process: Any, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., DetectionBundle]:
+    """Exports with an engine of the fake library, which runs it afterwards."""
+
+    def make(task: str, mode: str = "budget", **options: Any) -> DetectionBundle:
+        bundle = export(task, mode, **{"target": "tensorrt", **options})
+        install(monkeypatch, Device())
+        assert isinstance(bundle, DetectionBundle)
+        return bundle
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("task", "mode", "options"),
+    [
+        ("backbone", "budget", {}),
+        ("backbone", "dense", {"batch": "1:1:2"}),
+        ("backbone", "dynamic", {"gate_outputs": False}),
+        ("detect", "budget", {"batch": "1:1:2"}),
+        ("detect", "dense", {"precision": "fp16"}),
+        ("detect", "masked", {"gate_outputs": False}),
+    ],
+)
+def test_verify_runs_the_engine(
+    golden: Any, on_fake: Any, task: str, mode: str, options: dict[str, Any]
+) -> None:
+    bundle = on_fake(task, mode, **options)
+    for report in (
+        api.verify(bundle.path, threads=1),
+        api.verify(bundle.path, against=golden(CHECKPOINTS[task]).path, threads=1),
+    ):
+        assert report.passed, report.verdict
+        runs_engine = mode == "dense" or bundle.has_gate_outputs
+        assert report.engine["runtime"] == ("tensorrt" if runs_engine else "onnxruntime")
+        if task == "detect":
+            assert report.to_dict()["results"]["detections"]["matched"] > 0
+            assert any("does not show its feature maps" in n for n in report.notes) == runs_engine
+        else:
+            assert len(report.to_dict()["results"]["features"]) == 4
+
+
+def test_a_wrong_engine_is_refused(on_fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One decision turned in what the engine gives; and its proposals shifted."""
+    bundle = on_fake("detect")
+    right = DetectionBundle.complete
+
+    class Wrong(DetectorParts):
+        change: Callable[[dict[str, np.ndarray]], None]
+
+        def run(self, feeds: Any, outputs: Any = None) -> dict[str, np.ndarray]:
+            found = super().run(feeds, outputs)
+            type(self).change(found)
+            return found
+
+    def turn(found: dict[str, np.ndarray]) -> None:
+        if names.KEEP_MASK in found:
+            found[names.KEEP_MASK] = found[names.KEEP_MASK].copy()
+            found[names.KEEP_MASK][0, 2, 5] ^= True
+
+    def shift(found: dict[str, np.ndarray]) -> None:
+        if "boxes" in found:
+            found["boxes"] = found["boxes"] + np.float32(0.5)
+
+    for change, check in ((turn, "keep mask follows the margins"), (shift, "detections")):
+        Wrong.change = staticmethod(change)
+        monkeypatch.setattr(DetectionBundle, "complete", lambda b, e: Wrong(e, b.path / HEADS))
+        report = api.verify(bundle.path, threads=1)
+        assert not report.passed
+        assert check in [c.name for c in report.checks if not c.passed]
+    monkeypatch.setattr(DetectionBundle, "complete", right)
+    assert api.verify(bundle.path, threads=1).passed
+
+
+def test_both_parts_compute_what_the_whole_does(golden: Any, export: Any, tmp_path: Path) -> None:
+    bundle = export("detect", batch="1:1:2")
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    (folder / MODEL).write_bytes(bundle.model_path.read_bytes())
+    with parted(folder) as front:
+        assert {i.name for i in onnx.load(front).graph.input} == {names.INPUT}
+        engine = OnnxRuntimeEngine(front, threads=1)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([HEADS, MODEL])
+    images = [sample.image for sample in bundle.load_samples()]
+    feeds = feeds_of(images, bundle.inputs)
+    with OnnxRuntimeEngine(bundle.model_path, threads=1) as whole:
+        expected = whole.run(feeds)
+    with DetectorParts(engine, folder / HEADS) as parts:
+        assert {spec.name for spec in parts.outputs()} == set(expected)
+        found = parts.run(feeds)
+        assert len(found["scores"]) > 0
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, atol=1e-4, rtol=1e-5, err_msg=name)
+        assert set(parts.run(feeds, ["scores"])) == {"scores"}
+        assert set(parts.run(feeds, [names.KEEP_MASK])) == {names.KEEP_MASK}
+        assert not set(cut_names()) & {spec.name for spec in parts.outputs()}
+        with pytest.raises(InputError, match="scale_factors"):
+            parts.run({names.INPUT: feeds[names.INPUT], "image_sizes": feeds["image_sizes"]})
+
+
+@pytest.mark.parametrize("task", ["backbone", "detect"])
+def test_bench_and_predict_run_the_engine(on_fake: Any, tmp_path: Path, task: str) -> None:
+    bundle = on_fake(task)
+    picture = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    report = api.bench([bundle.path, bundle.engine_path], images=tmp_path / "picture.png",
+                       settings=QUICK)  # fmt: skip
+    for target in report.targets:
+        assert target.engine["runtime"] == "tensorrt"
+        assert ("heads" in target.engine) == (task == "detect")
+    files = api.predict(bundle.path, tmp_path / "found", images=tmp_path / "picture.png")
+    assert (tmp_path / "found" / "predictions.json") in files
+
+
+def test_the_heads_say_where_they_run(on_fake: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with on_fake("detect").load_engine() as engine:
+        heads = engine.description["heads"]
+        assert heads["runtime"] == "onnxruntime"
+        assert ("run on the CPU" in caplog.text) == (heads["provider"] == "CPUExecutionProvider")
+        assert {spec.name for spec in engine.outputs()} >= set(OUTPUTS)
+
+
+def test_a_bundle_gets_an_engine_afterwards(
+    export: Any, fake_process: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first = export("detect")
+    built = api.export(first.path, tmp_path / "built", target="tensorrt")
+    assert built.engine_path is not None and HEADS in built.manifest["files"]
+    (profile,) = read_sidecar(built.engine_path).profiles
+    assert (profile.min, profile.opt, profile.max) == (
+        (1, 3, 64, 64), (1, 3, 96, 128), (1, 3, 256, 256)
+    )  # fmt: skip
+    install(monkeypatch, Device())
+    assert api.verify(built.path, threads=1).passed
+    (built.path / HEADS).unlink()
+    with pytest.raises(InputError, match=r"heads\.onnx is missing from the bundle"):
+        api.verify(built.path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ("images:1x3x96x100", "96x100 pixels is not a multiple of 32"),
+        ("images:1x3x96x512", "is 512 wide, and the model was exported for 64 to 256"),
+    ],
+)
+def test_profiles_that_the_graph_cannot_serve(
+    export: Any, fake_process: Any, tmp_path: Path, shape: str, words: str
+) -> None:
+    shapes = {f"{kind}_shapes": [shape] for kind in ("min", "opt", "max")}
+    with pytest.raises(UsageError, match=words):
+        export("backbone", target="tensorrt", **shapes)
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_plugins_stand_for_the_same_row_moves(golden: Any, export: Any) -> None:
+    image = golden("svit_adapter").arrays["input_96x128"][:1]
+    found = []
+    for name, plugins in (("plain", False), ("plugins", True)):
+        for mode in ("dynamic", "budget"):
+            bundle = export("backbone", mode, name=f"{name}-{mode}", plugins=plugins)
+            with OnnxRuntimeEngine(bundle.model_path, threads=1) as engine:
+                found.append(engine.run({names.INPUT: image}))
+            nodes = {node.op_type for node in bundle.load_model().graph.node}
+            assert ("SvitGather" in nodes) == plugins
+            assert not (plugins and {"NonZero", "ScatterND"} & nodes)
+    for plain, plugin in zip(found[:2], found[2:], strict=True):
+        assert all(plain[name].tobytes() == plugin[name].tobytes() for name in plain)
+
+
+@RTX
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize(
+    ("task", "mode", "size"),
+    [
+        ("backbone", "budget", SIZES),
+        ("backbone", "dense", SIZES),
+        ("backbone", "budget", "96x128"),
+        ("detect", "budget", SIZES),
+    ],
+)
+def test_real_builds(export: Any, task: str, mode: str, size: str, precision: str) -> None:
+    bundle = export(
+        task,
+        mode,
+        precision=precision,
+        image_size=size,
+        target="tensorrt-rtx",
+        timing_cache="none",
+        optimization_level=0,
+    )
+    sidecar = read_sidecar(bundle.engine_path)
+    layers = sidecar.settings["layers"]
+    assert layers["total"] > 100 and layers["host_copies"] == 0
+    assert (sidecar.precision, sidecar.tokens) == (precision, mode)
+    assert (HEADS in bundle.manifest["files"]) == (task == "detect")
+    assert api.verify(bundle.path, provider="cpu", threads=1).passed  # its graph
