@@ -1,6 +1,6 @@
 """What a token-reduction method is: data, and what differs from a plain DeiT.
 
-The defaults of `Method` are those of DeiT. A method states what it differs in, in one file of
+The defaults of `Method` are those of DeiT. A method states what it differs in, in one module of
 this package: its keys, its settings, its plain PyTorch forward and its graph. Everything else,
 `export`, `verify`, `bench`, `inspect` and `visualize`, asks the method and knows none by name.
 """
