@@ -12,9 +12,9 @@ from svit_deploy.export.builder import FLOAT, INT64_MAX, GraphBuilder
 from svit_deploy.export.layers import attention
 from svit_deploy.export.names import block_name, decision_name, margin_name, threshold_name
 from svit_deploy.export.rows import gather_rows, true_positions
-from svit_deploy.export.tokens import Decided, Packed, attend_to_all, key_bias, pack
+from svit_deploy.export.tokens import TINY, Decided, Packed, attend_to_all, key_bias, pack
 from svit_deploy.export.vit import VitGraph
-from svit_deploy.methods.ats.settings import FAR, TINY
+from svit_deploy.methods.ats.settings import FAR
 
 
 class AtsGraph(VitGraph):

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from svit_deploy.export.names import decision_name, margin_name
-from svit_deploy.methods.ats.settings import FAR, TINY
+from svit_deploy.export.tokens import TINY
+from svit_deploy.methods.ats.settings import FAR
 from svit_deploy.models.reference import Passed, Reference, Steps
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 FAR = 2.0
 """Beyond any sample, all of which lie in [0, 1]."""
-TINY = 1e-30
 
 
 @dataclass(frozen=True)
