@@ -77,6 +77,7 @@ class Method:
         eps: LayerNorm epsilon of blocks, gates and the final norm.
         settings: a frozen dataclass of what its weights cannot tell. Fields without a default
             must be given. A boolean, a number, or a tuple of them each.
+        sizes: those of the settings that are sizes of weights; for random ones they must be given.
         keys_of: the method whose checkpoints it runs on; its own by default.
         graph: writes its ONNX graph; None for `VitGraph`.
         rule: how tokens are selected, for the record.
@@ -95,6 +96,7 @@ class Method:
     modes: ClassVar[tuple[TokenMode, ...]] = (TokenMode.DENSE,)
     eps: ClassVar[tuple[float, float, float]] = (1e-6, 1e-6, 1e-6)
     settings: ClassVar[type | None] = None
+    sizes: ClassVar[tuple[str, ...]] = ()
     keys_of: ClassVar[str] = ""
     graph: ClassVar[type[VitGraph] | None] = None
     rule: ClassVar[str] = "as many tokens of the highest margins as the method keeps"
@@ -151,7 +153,11 @@ class Method:
         return vit_shapes(dims)
 
     def sketch(self, arch: Arch) -> Dims:
-        """The sizes of an architecture whose sizes are all given, for random weights."""
+        """The sizes of an architecture whose sizes are all given, for random weights.
+
+        Raises:
+            UsageError: one of them is impossible.
+        """
         assert arch.embed_dim and arch.depth and arch.patch_size and arch.image_size
         height, width = arch.image_size
         return Dims(

@@ -145,6 +145,7 @@ class Stvit(Method):
     name, title = "stvit", "STViT"
     modes = (TokenMode.STATIC,)
     settings = StvitSettings
+    sizes = ("semantic",)
     graph = StvitGraph
     class_token = False
 

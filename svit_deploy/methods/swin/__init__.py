@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from svit_deploy.config import ModelConfig
-from svit_deploy.errors import InputError
+from svit_deploy.errors import InputError, UsageError
 from svit_deploy.methods.keys import Dims, Shape, Tensors, linear, norm
 from svit_deploy.methods.method import Method
 from svit_deploy.methods.swin.graph import SwinGraph
@@ -38,6 +38,7 @@ class Swin(Method):
     name, title = "swin", "Swin"
     eps = (1e-5, 1e-5, 1e-5)
     settings = SwinSettings
+    sizes = ("depths",)
     graph = SwinGraph
     class_token = False
     has_positions = False
@@ -74,6 +75,11 @@ class Swin(Method):
         assert arch.embed_dim and arch.image_size
         heads = tuple(arch.num_heads << stage for stage in range(STAGES))
         depths = tuple(arch.settings["depths"])
+        if len(depths) != STAGES or min(depths) < 1:
+            raise UsageError(
+                f"depths {list(depths)} are not those of {STAGES} stages",
+                f"give the blocks of each of {STAGES} stages, for example 2,2,6,2",
+            )
         return SwinDims(
             family=self.name,
             embed_dim=arch.embed_dim,
