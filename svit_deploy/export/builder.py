@@ -199,6 +199,10 @@ class GraphBuilder:
         target = self.op("Concat", *parts, axis=0)
         return self.op("Reshape", value, target, allowzero=1)
 
+    def slice(self, value: str, start: int, stop: int, axis: int = 1) -> str:
+        """Places `start … stop - 1` along an axis; negative ones count from its end."""
+        return self.op("Slice", value, *map(self.constant, ([start], [stop], [axis])))
+
     def range(self, length: str) -> str:
         """0, 1, … length - 1 for a one-element int64 vector `length`."""
         stop = self.op("Squeeze", length)

@@ -75,8 +75,7 @@ class EvitGraph(VitGraph):
             query, key, _ = qkv
             weights = class_attention(graph, query, key, tokens, grid.num_heads, grid.head_dim)
             mean = graph.op("ReduceMean", weights, graph.constant([1]), keepdims=0)
-            bounds = map(graph.constant, ([1], [tokens], [1]))
-            scores.append(graph.op("Slice", mean, *bounds))
+            scores.append(graph.slice(mean, 1, tokens))
             return attention(graph, qkv, tokens, grid.num_heads, grid.head_dim)
 
         x = self.layers.attend(x, f"blocks.{block}", self.config.block_eps, attend)
@@ -100,7 +99,7 @@ class EvitGraph(VitGraph):
         weights = graph.op("ScatterElements", score, kept, zeros, axis=1)
         weights = graph.op("Unsqueeze", graph.narrow(weights), graph.constant([1]))
         split = graph.reshape(x, -1, tokens, width)
-        patches = graph.op("Slice", split, *map(graph.constant, ([1], [tokens], [1])))
+        patches = graph.slice(split, 1, tokens)
         fused = graph.op("MatMul", weights, patches)  # [B, 1, C]
         split = graph.op("Concat", graph.reshape(rows, -1, count + 1, width), fused, axis=1)
         survivors.add(config.num_tokens + stage)

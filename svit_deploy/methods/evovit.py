@@ -98,7 +98,7 @@ class EvoVitGraph(VitGraph):
             query, key, _ = qkv
             weights = class_attention(graph, query, key, tokens, grid.num_heads, grid.head_dim)
             total = graph.op("ReduceSum", weights, graph.constant([1]), keepdims=0)
-            scores.append(graph.op("Slice", total, *map(graph.constant, ([1], [tokens], [1]))))
+            scores.append(graph.slice(total, 1, tokens))
             return attention(graph, qkv, tokens, grid.num_heads, grid.head_dim)
 
         x = self.layers.attend(x, f"blocks.{block}", self.config.block_eps, attend)
@@ -122,8 +122,7 @@ class EvoVitGraph(VitGraph):
         config, graph = self.config, self.graph
         with graph.scope("head"):
             split = graph.widen(graph.reshape(x, -1, config.num_tokens, config.embed_dim))
-            bounds = map(graph.constant, ([1], [config.num_tokens], [1]))
-            patches = graph.op("Slice", split, *bounds)
+            patches = graph.slice(split, 1, config.num_tokens)
             mean = graph.op("ReduceMean", patches, graph.constant([1]), keepdims=0)
             norm = self.layers.layer_norm(mean, "norm", config.norm_eps)
             return graph.rename(self.layers.exact_linear(norm, "head"), LOGITS)

@@ -57,8 +57,8 @@ class MergenceGraph(EvitGraph):
         margin = graph.rename(attention_margin(graph, score), margin_name(stage))
         order = graph.rename(top_tokens(graph, margin, tokens - 1), decision_name(stage))
         margin = survivors.spread(margin)
-        kept = graph.op("Slice", order, *map(graph.constant, ([0], [count], [1])))
-        gone = graph.op("Slice", order, *map(graph.constant, ([count], [tokens], [1])))
+        kept = graph.slice(order, 0, count)
+        gone = graph.slice(order, count, tokens)
         places = with_prefix(graph, kept, 1)
         stay = gather_rows(graph, x, flat_rows(graph, places, tokens))
         stay = graph.reshape(stay, -1, count + 1, width)
@@ -68,8 +68,8 @@ class MergenceGraph(EvitGraph):
         moved = graph.op("Add", gone, graph.constant(1))
         moved = gather_rows(graph, x, flat_rows(graph, moved, tokens))
         moved = graph.reshape(moved, -1, tokens - 1 - count, width)
-        first = graph.op("Slice", stay, *map(graph.constant, ([0], [1], [1])))
-        stay = graph.op("Slice", stay, *map(graph.constant, ([1], [count + 1], [1])))
+        first = graph.slice(stay, 0, 1)
+        stay = graph.slice(stay, 1, count + 1)
         similar = graph.op(
             "MatMul",
             unit_rows(graph, graph.widen(moved)),

@@ -132,8 +132,7 @@ class AtsGraph(VitGraph):
 
 def first_rows(graph: GraphBuilder, packed: Packed) -> str:
     """The rows of the class tokens `[B]`: each is the first of its image."""
-    bounds = map(graph.constant, ([0], [-1], [0]))
-    return graph.op("Slice", packed.lengths, *bounds)
+    return graph.slice(packed.lengths, 0, -1, axis=0)
 
 
 def sampling_margin(graph: GraphBuilder, scores: str, alive: str) -> str:
@@ -148,7 +147,7 @@ def sampling_margin(graph: GraphBuilder, scores: str, alive: str) -> str:
         return graph.constant(value, np.float32)
 
     def tail(value: str) -> str:
-        return op("Slice", value, *map(graph.constant, ([1], [INT64_MAX], [1])))
+        return graph.slice(value, 1, INT64_MAX)
 
     alive, scores = tail(alive), tail(scores)  # [B, N]
     scores = op("Where", alive, scores, number(0))
@@ -172,7 +171,7 @@ def sampling_margin(graph: GraphBuilder, scores: str, alive: str) -> str:
 
     def beside(values: str, before: float, after: float) -> tuple[str, str]:
         """Of each two neighbours a value `[B, N - 1]` -> those left and right of each token."""
-        column = op("Slice", cdf, *map(graph.constant, ([0], [1], [1])))
+        column = graph.slice(cdf, 0, 1)
         ends = [op("Expand", number([[end]]), op("Shape", column)) for end in (before, after)]
         return (
             op("Concat", ends[0], values, axis=1),
@@ -180,7 +179,7 @@ def sampling_margin(graph: GraphBuilder, scores: str, alive: str) -> str:
         )
 
     def neighbours(value: str) -> tuple[str, str]:
-        first = op("Slice", value, *map(graph.constant, ([0], [-1], [1])))
+        first = graph.slice(value, 0, -1)
         return first, tail(value)
 
     low, high = neighbours(cdf)
@@ -208,6 +207,6 @@ def sampling_margin(graph: GraphBuilder, scores: str, alive: str) -> str:
     margin = op("Where", alone, number(FAR), margin)
     margin = op("Where", there, margin, number(-np.inf))
     margin = op("ScatterElements", margin, order, margin, axis=1)
-    first = op("Slice", margin, *map(graph.constant, ([0], [1], [1])))
+    first = graph.slice(margin, 0, 1)
     infinity = op("Expand", number([[np.inf]]), op("Shape", first))
     return op("Concat", infinity, margin, axis=1)

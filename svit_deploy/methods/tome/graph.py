@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from svit_deploy.export.builder import FLOAT
+from svit_deploy.export.builder import FLOAT, INT64_MAX
 from svit_deploy.export.layers import QKV, attention
 from svit_deploy.export.names import INPUT, block_name, decision_name, margin_name, target_name
 from svit_deploy.export.rows import flat_rows, gather_rows
@@ -135,10 +135,8 @@ class TomeGraph(VitGraph):
         graph = self.graph
         if not self.config.distilled:
             return graph.op("Concat", a, b, axis=1)
-        head, tail = ([0], [1], [1]), ([1], [np.iinfo(np.int64).max], [1])
-        parts = [
-            graph.op("Slice", v, *map(graph.constant, s)) for s in (head, tail) for v in (a, b)
-        ]
+        bounds = (0, 1), (1, INT64_MAX)
+        parts = [graph.slice(v, *places) for places in bounds for v in (a, b)]
         return graph.op("Concat", *parts, axis=1)
 
 
@@ -181,8 +179,8 @@ class Books:
         moved = graph.op(
             "GatherElements", back, graph.op("Add", target, graph.constant(stay)), axis=1
         )
-        a_moved = graph.op("Slice", back, *map(graph.constant, ([0], [stay], [1])))
-        b_moved = graph.op("Slice", back, *map(graph.constant, ([stay], [stay + merge.b], [1])))
+        a_moved = graph.slice(back, 0, stay)
+        b_moved = graph.slice(back, stay, stay + merge.b)
         kept_places = graph.op("Mul", kept, two)
         table = self.fill(np.zeros(merge.tokens, np.int64))
         for places, new in (
