@@ -242,6 +242,15 @@ class VitGraph:
                 logits = [graph.op("Mul", both, graph.constant(0.5, np.float32))]
         return graph.rename(logits[0], LOGITS)
 
+    def classify_mean(self, x: str, tokens: int, width: int) -> str:
+        """Final norm, the mean of the tokens, head, of rows `[B * tokens, width]`."""
+        graph, layers = self.graph, self.layers
+        with graph.scope("head"):
+            norm = layers.layer_norm(x, "norm", self.config.norm_eps)
+            norm = graph.reshape(norm, -1, tokens, width)
+            mean = graph.op("ReduceMean", norm, graph.constant([1]), keepdims=0)
+            return graph.rename(layers.exact_linear(mean, "head"), LOGITS)
+
     def add_gate_outputs(self, decided: Sequence[Decided]) -> None:
         """`keep_mask`, `margin` and, where tokens are merged, `source` `[B, G, S]`.
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from svit_deploy.config import ModelConfig, TokenMode, check_ratios
-from svit_deploy.errors import InputError
 from svit_deploy.export.builder import FLOAT
 from svit_deploy.export.layers import QKV, attention, class_attention
 from svit_deploy.export.names import INPUT, block_name, decision_name, margin_name
@@ -129,11 +128,7 @@ class Evit(Method):
 
     def check(self, config: ModelConfig) -> None:
         check_ratios((config.settings.keep_rate,), "keep_rate")
-        if config.distilled and config.gate_blocks:
-            raise InputError(
-                f"{self.title} could drop the distillation token, which the head reads",
-                "give a checkpoint without one, or use --tokens dense",
-            )
+        self.refuse_distillation_token(config)
 
     def columns(self, config: ModelConfig) -> int:
         return config.num_tokens + (config.num_gates if config.settings.fuse else 0)

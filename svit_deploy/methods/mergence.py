@@ -22,7 +22,7 @@ from svit_deploy.export.survivors import Survivors
 from svit_deploy.export.tokens import Decided, attention_margin, merge_tokens, top_tokens, unit_rows
 from svit_deploy.methods.evit import Evit, EvitGraph, stages
 from svit_deploy.methods.method import Selected, Values
-from svit_deploy.methods.trace import blank
+from svit_deploy.methods.trace import blank, merge_parts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -140,10 +140,8 @@ class Mergence(Evit):
             ranked = np.take_along_axis(names[:, 1:], values[decision_name(gate)], axis=1)
             stay, gone = ranked[:, :kept], ranked[:, kept:]
             if kept < entering:
-                renamed = np.tile(np.arange(config.num_tokens), (batch, 1))
                 into = np.take_along_axis(stay, values[target_name(gate)], axis=1)
-                np.put_along_axis(renamed, gone, into, axis=1)
-                parts = np.take_along_axis(renamed, parts, axis=1)
+                parts = merge_parts(parts, gone, into)
                 if lead_name(gate) in values:
                     lead[images, gate, gone] = values[lead_name(gate)]
             names = np.concatenate([names[:, :1], stay], axis=1)

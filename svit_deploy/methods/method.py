@@ -212,6 +212,14 @@ class Method:
         Whether it is a user's or a manifest's: of the settings nothing is known but their types.
         """
 
+    def refuse_distillation_token(self, config: ModelConfig) -> None:
+        """For the `check` of methods that could prune it."""
+        if config.distilled and config.gate_blocks:
+            raise InputError(
+                f"{self.title} could drop the distillation token, which the head reads",
+                "give a checkpoint without one, or use --tokens dense",
+            )
+
     def default_mode(self, engine: bool) -> TokenMode:
         """The token mode to export in, for a TensorRT engine or not."""
         static = [mode for mode in self.modes if mode in (TokenMode.BUDGET, TokenMode.STATIC)]

@@ -258,6 +258,10 @@ class Reference:
             logits = (logits + self.linear(x[:, 1], "head_dist")) / 2
         return logits
 
+    def classify_mean(self, x: Tensor) -> Tensor:
+        """Final norm, the mean of the tokens `[B, tokens, C]`, head."""
+        return self.linear(self.norm(x, "norm", self.norm_eps).mean(dim=1), "head")
+
 
 def drive(
     steps: Generator[tuple[int, Tensor], Tensor, ReferenceOutputs], decide: Decide

@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from svit_deploy.config import ModelConfig, TokenMode
-from svit_deploy.errors import InputError
 from svit_deploy.methods.ats.graph import AtsGraph
 from svit_deploy.methods.ats.settings import AtsSettings
 from svit_deploy.methods.keys import Dims
@@ -53,11 +52,7 @@ class Ats(Method):
         return config.settings.ats_blocks
 
     def check(self, config: ModelConfig) -> None:
-        if config.distilled and config.gate_blocks:
-            raise InputError(
-                "ATS could drop the distillation token, which the head reads",
-                "give a checkpoint without one, or use --tokens dense",
-            )
+        self.refuse_distillation_token(config)
 
     def forward(self, reference: Reference, images: Tensor) -> Steps:
         from svit_deploy.methods.ats.reference import forward

@@ -63,7 +63,7 @@ class StvitRGraph(SwinGraph):
                 out = graph.rename(out, block_name(number))
                 x, semantic = (out, semantic) if role in (0, 5) else (x, out)
                 number += 1
-        return self.classify_mean(x, stage), []
+        return self.classify_mean(x, stage.tokens, stage.width), []
 
     def begin(self, x: str, stage: Stage, block: int) -> str:
         """The semantic tokens `[B * 36, C]` out of image tokens `[B * 196, C]`.

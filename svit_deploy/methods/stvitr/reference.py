@@ -16,7 +16,7 @@ from svit_deploy.methods.stvitr.settings import (
     UNIT,
     WINDOWS,
 )
-from svit_deploy.methods.swin.reference import mean_head, merge, swin_block
+from svit_deploy.methods.swin.reference import merge, swin_block
 from svit_deploy.methods.swin.settings import Stage, stages
 from svit_deploy.models.reference import Passed, Reference
 
@@ -38,7 +38,7 @@ def forward(reference: Reference, images: Tensor) -> Passed:
             else:
                 semantic = next_semantic(reference, semantic, x, stage, block)
             maps.append(x if role in (0, 5) else semantic)
-    return Passed(mean_head(reference, x), maps)
+    return Passed(reference.classify_mean(x), maps)
 
 
 def stem(reference: Reference, images: Tensor) -> Tensor:

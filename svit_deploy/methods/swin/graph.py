@@ -9,7 +9,7 @@ import numpy as np
 
 from svit_deploy.export.builder import BFLOAT16
 from svit_deploy.export.layers import attend_heads
-from svit_deploy.export.names import EMBEDDING, LOGITS, block_name
+from svit_deploy.export.names import EMBEDDING, block_name
 from svit_deploy.export.tokens import Decided
 from svit_deploy.export.vit import VitGraph
 from svit_deploy.methods.swin.settings import CORNERS, HIDDEN, Stage, stages
@@ -66,7 +66,7 @@ class SwinGraph(VitGraph):
                     x = self.swin_block(x, stage, block)
                 x = graph.rename(x, block_name(number))
                 number += 1
-        return self.classify_mean(x, stage), []
+        return self.classify_mean(x, stage.tokens, stage.width), []
 
     def swin_block(self, x: str, stage: Stage, block: int) -> str:
         """Attention inside windows of rows `[B * tokens, C]`, then the MLP."""
@@ -130,15 +130,6 @@ class SwinGraph(VitGraph):
             normed = graph.narrow(layers.layer_norm(x, f"{name}.norm", self.eps))
             weight = layers.narrow_weight(f"{name}.reduction.weight")
             return graph.op("Gemm", normed, weight, transB=1)
-
-    def classify_mean(self, x: str, stage: Stage) -> str:
-        """Norm, the mean of all tokens, head."""
-        graph, layers = self.graph, self.layers
-        with graph.scope("head"):
-            norm = layers.layer_norm(x, "norm", self.config.norm_eps)
-            norm = graph.reshape(norm, -1, stage.tokens, stage.width)
-            mean = graph.op("ReduceMean", norm, graph.constant([1]), keepdims=0)
-            return graph.rename(layers.exact_linear(mean, "head"), LOGITS)
 
 
 def window_order(stage: Stage, shift: int) -> np.ndarray:

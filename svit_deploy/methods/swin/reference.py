@@ -20,7 +20,7 @@ def forward(reference: Reference, images: Tensor) -> Passed:
                 x = merge(reference, x, stage)
             x = swin_block(reference, x, stage, block)
             maps.append(x)
-    return Passed(mean_head(reference, x), maps)
+    return Passed(reference.classify_mean(x), maps)
 
 
 def patch_norm(reference: Reference, images: Tensor) -> Tensor:
@@ -73,8 +73,3 @@ def merge(reference: Reference, x: Tensor, stage: Stage) -> Tensor:
     x = torch.cat([x[:, row::2, column::2] for row, column in CORNERS], dim=-1).flatten(1, 2)
     x = reference.norm(x, f"{name}.norm", reference.block_eps)
     return F.linear(x, reference.weights[f"{name}.reduction.weight"])
-
-
-def mean_head(reference: Reference, x: Tensor) -> Tensor:
-    x = reference.norm(x, "norm", reference.norm_eps).mean(dim=1)
-    return reference.linear(x, "head")

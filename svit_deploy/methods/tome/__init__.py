@@ -20,6 +20,7 @@ from svit_deploy.methods.keys import Dims
 from svit_deploy.methods.method import Gates, Method, Selected, Values
 from svit_deploy.methods.tome.graph import TomeGraph
 from svit_deploy.methods.tome.settings import TomeSettings, merges, schedule
+from svit_deploy.methods.trace import merge_parts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,9 +98,7 @@ class Tome(Method):
             into = np.take_along_axis(names, values[target_name(gate)] * 2 + 1, axis=1)
             if lead_name(gate) in values:
                 lead[images, gate, gone] = values[lead_name(gate)]
-            renamed = np.tile(np.arange(columns), (batch, 1))
-            np.put_along_axis(renamed, gone, into, axis=1)
-            parts = np.take_along_axis(renamed, parts, axis=1)
+            parts = merge_parts(parts, gone, into)
             stays = np.ones((batch, merge.tokens), bool)
             np.put_along_axis(stays, sources, False, axis=1)
             a = names[:, 0::2][stays[:, 0::2]].reshape(batch, merge.a - merge.pairs)
