@@ -1,4 +1,4 @@
-"""Single files: their hash, writing one that is complete or absent, and where to cache."""
+"""Single files: reading, their hash, writing one whole or not at all, and where to cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from svit_deploy.errors import CapabilityError, ExportError, UsageError
+from svit_deploy.errors import CapabilityError, ExportError, InputError, UsageError
 
 
 def hash_file(path: Path) -> str:
@@ -19,6 +19,17 @@ def hash_file(path: Path) -> str:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Around what reads a file: an error of the system becomes an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror or error})", "check who may read it"
+        ) from None
 
 
 def cache_folder(name: str) -> Path:
