@@ -11,7 +11,7 @@ import onnx
 
 from svit_deploy.config import ModelConfig, TokenMode
 from svit_deploy.export.builder import BFLOAT16, BOOL, FLOAT, INT64, GraphBuilder
-from svit_deploy.export.layers import QKV, Attend, Layers
+from svit_deploy.export.layers import QKV, Attend, Layers, attention, class_attention
 from svit_deploy.export.names import (
     EMBEDDING,
     INPUT,
@@ -126,6 +126,28 @@ class VitGraph:
 
     def block(self, rows: str, block: int, attend: Attend) -> str:
         return self.layers.block(rows, f"blocks.{block}", self.config.block_eps, attend)
+
+    def attend_scoring(self, x: str, block: int, tokens: int, over_heads: str) -> tuple[str, str]:
+        """The block's first half, and what it scores: the class token's attention.
+
+        Args:
+            over_heads: the operator that makes one score of those of all heads.
+
+        Returns:
+            Rows `[B * tokens, C]`, and the attention to all other tokens `[B, tokens - 1]`.
+        """
+        graph, grid = self.graph, self.grid_of(tokens)
+        scores = []
+
+        def attend(qkv: QKV) -> str:
+            query, key, _ = qkv
+            weights = class_attention(graph, query, key, tokens, grid.num_heads, grid.head_dim)
+            score = graph.op(over_heads, weights, graph.constant([1]), keepdims=0)
+            scores.append(graph.slice(score, 1, tokens))
+            return attention(graph, qkv, tokens, grid.num_heads, grid.head_dim)
+
+        x = self.layers.attend(x, f"blocks.{block}", self.config.block_eps, attend)
+        return x, scores[0]
 
     def packed(self, selection: Selection, block: int) -> Attend:
         """The selection's attention, with names that a TensorRT build may put its own behind."""

@@ -16,7 +16,6 @@ import numpy as np
 
 from svit_deploy.config import ModelConfig, TokenMode, check_ratios
 from svit_deploy.export.builder import FLOAT
-from svit_deploy.export.layers import QKV, attention, class_attention
 from svit_deploy.export.names import INPUT, block_name, decision_name, margin_name
 from svit_deploy.export.rows import flat_rows, gather_rows, with_prefix
 from svit_deploy.export.survivors import Survivors
@@ -57,28 +56,13 @@ class EvitGraph(VitGraph):
                 if (stage := stage_of.get(block)) is None:
                     x = self.block(x, block, attend_to_all(graph, self.grid_of(tokens)))
                 else:
-                    x, score = self.attend(x, block, tokens)
+                    x, score = self.attend_scoring(x, block, tokens, "ReduceMean")
                     with graph.scope("select"):
                         x, tokens, chosen = self.prune(x, score, tokens, stage, survivors)
                     decided.append(chosen)
                     x = self.layers.feed_forward(x, f"blocks.{block}", config.block_eps)
             x = graph.rename(x, block_name(block))
         return self.classify(x, tokens), decided
-
-    def attend(self, x: str, block: int, tokens: int) -> tuple[str, str]:
-        """The block's first half, and the class token's attention `[B, tokens - 1]`."""
-        graph, grid = self.graph, self.grid_of(tokens)
-        scores = []
-
-        def attend(qkv: QKV) -> str:
-            query, key, _ = qkv
-            weights = class_attention(graph, query, key, tokens, grid.num_heads, grid.head_dim)
-            mean = graph.op("ReduceMean", weights, graph.constant([1]), keepdims=0)
-            scores.append(graph.slice(mean, 1, tokens))
-            return attention(graph, qkv, tokens, grid.num_heads, grid.head_dim)
-
-        x = self.layers.attend(x, f"blocks.{block}", self.config.block_eps, attend)
-        return x, scores[0]
 
     def prune(
         self, x: str, score: str, tokens: int, stage: int, survivors: Survivors
