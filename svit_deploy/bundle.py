@@ -17,7 +17,7 @@ from svit_deploy.config import BatchRange, ModelConfig, TokenMode
 from svit_deploy.engines.base import Engine
 from svit_deploy.errors import ExportError, InputError, SvitDeployError
 from svit_deploy.export import names
-from svit_deploy.files import hash_file
+from svit_deploy.files import hash_file, reading
 from svit_deploy.folder import write_folder
 from svit_deploy.manifest import (
     EXPORT_AGAIN,
@@ -273,16 +273,12 @@ def _check_file(folder: Path, name: str, size_bytes: int, sha256: str) -> None:
             "do not use this bundle",
         )
     file = folder / name
-    try:
+    with reading(file):
         if file.is_symlink():
             raise InputError(f"{file} is a link", "copy the bundle with the files themselves")
         if not file.is_file():
             raise InputError(f"{file} is missing from the bundle", EXPORT_AGAIN)
         unchanged = file.stat().st_size == size_bytes and hash_file(file) == sha256
-    except OSError as error:
-        raise InputError(
-            f"{file} cannot be read ({error.strerror})", "check who may read it"
-        ) from None
     if not unchanged:
         raise InputError(
             f"{file} is not the file that was exported (size or sha256 differs)",

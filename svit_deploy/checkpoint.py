@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from svit_deploy.errors import InputError
-from svit_deploy.files import hash_file
+from svit_deploy.files import hash_file, reading
 from svit_deploy.torch_file import (
     DOWNLOAD_AGAIN,
     MAX_BYTES,
@@ -107,13 +107,8 @@ def _read_head(path: Path) -> bytes:
         raise InputError(f"{path} does not exist", fix)
     if not path.is_file():
         raise InputError(f"{path} is {'a directory' if path.is_dir() else 'not a file'}", fix)
-    try:
-        with path.open("rb") as file:
-            head = file.read(512)
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror})", "check who may read it"
-        ) from None
+    with reading(path), path.open("rb") as file:
+        head = file.read(512)
     if not head:
         raise InputError(f"{path} is empty", DOWNLOAD_AGAIN)
     if path.stat().st_size > MAX_BYTES:

@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from svit_deploy import __version__
-from svit_deploy.environment import cpu_model, physical_cores, usable_cores
+from svit_deploy.environment import (
+    cpu_model,
+    installed_version,
+    physical_cores,
+    release,
+    usable_cores,
+)
 from svit_deploy.nvidia import COMMANDS, examine_nvidia
 
 SCHEMA_VERSION = 1
@@ -166,21 +171,21 @@ def _python() -> Finding:
 
 def _package(wanted: Requirement) -> Finding:
     install = f'pip install --upgrade "{wanted.name}>={wanted.minimum}"'
-    version = _version(wanted.name)
+    version = installed_version(wanted.name)
     if version is None:
         return Finding(wanted.name, "missing", "not installed", wanted.needed_for, install)
-    if _numbers(version) < _numbers(wanted.minimum):
+    if release(version) < release(wanted.minimum):
         reason = f"; {wanted.reason}" if wanted.reason else ""
         detail = f"{version}, needs {wanted.minimum}{reason}"
         return Finding(wanted.name, "too old", detail, wanted.needed_for, install)
     better, why = wanted.advice
-    advice = f", {better} is safer: {why}" if _numbers(version) < _numbers(better) else ""
+    advice = f", {better} is safer: {why}" if release(version) < release(better) else ""
     return Finding(wanted.name, "ok", version + advice, wanted.needed_for)
 
 
 def _runtime() -> Finding:
     """ONNX Runtime comes in several distributions that overwrite each other's files."""
-    installed = {name: version for name in RUNTIMES if (version := _version(name))}
+    installed = {name: version for name in RUNTIMES if (version := installed_version(name))}
     found = ", ".join(f"{name} {version}" for name, version in installed.items())
     is_pc = sys.platform in ("linux", "win32") and platform.machine() in ("x86_64", "AMD64")
     usual = "onnxruntime-gpu" if is_pc else "onnxruntime"  # what installing this package brings
@@ -194,7 +199,7 @@ def _runtime() -> Finding:
     if len(installed) > 1:
         detail = f"{found}: these overwrite each other, keep one"
         return finding("broken", detail, f"pip uninstall {' '.join(installed)}, then {install}")
-    if any(_numbers(version) < _numbers(RUNTIME_MINIMUM) for version in installed.values()):
+    if any(release(version) < release(RUNTIME_MINIMUM) for version in installed.values()):
         return finding("too old", f"{found}, needs {RUNTIME_MINIMUM}")
     try:
         from svit_deploy.engines.onnxruntime import available_providers
@@ -230,19 +235,6 @@ def _cpu_quota() -> float | None:
         return int(quota) / int(period)
     except (OSError, ValueError, ZeroDivisionError):
         return None
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """`2.13.0+cpu` -> (2, 13, 0): enough to compare releases."""
-    found = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(part) for part in found[0].split(".")) if found else ()
 
 
 def _one_line(error: Exception) -> str:

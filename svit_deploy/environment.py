@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -49,13 +50,21 @@ def describe_environment() -> dict[str, Any]:
 
 def installed_versions() -> dict[str, str]:
     """Versions of the packages that matter here, by distribution name; absent ones left out."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
+    return {name: version for name in PACKAGES if (version := installed_version(name))}
+
+
+def installed_version(name: str) -> str | None:
+    """Of a distribution, without importing it; None if it is not installed."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def release(version: str) -> tuple[int, ...]:
+    """`2.13.0+cpu` -> (2, 13, 0): enough to compare; nothing if there is no number in front."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    return tuple(int(part) for part in found[0].split(".")) if found else ()
 
 
 def cpu_model() -> str:

@@ -1,4 +1,4 @@
-"""Single files: their hash, and writing one that is complete or absent."""
+"""Single files: reading, their hash, writing one whole or not at all, and where to cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from svit_deploy.errors import ExportError, UsageError
+from svit_deploy.errors import CapabilityError, ExportError, InputError, UsageError
 
 
 def hash_file(path: Path) -> str:
@@ -19,6 +19,37 @@ def hash_file(path: Path) -> str:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Around what reads a file: an error of the system becomes an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror or error})", "check who may read it"
+        ) from None
+
+
+def cache_folder(name: str) -> Path:
+    """Where things of one kind are kept that can be made again; it may not exist yet.
+
+    The folder `name` in $SVIT_DEPLOY_CACHE, $XDG_CACHE_HOME/svit-deploy or ~/.cache/svit-deploy.
+
+    Raises:
+        CapabilityError: neither variable is set, and there is no home folder.
+    """
+    if cache := os.environ.get("SVIT_DEPLOY_CACHE"):
+        return Path(cache) / name
+    if root := os.environ.get("XDG_CACHE_HOME"):
+        return Path(root) / "svit-deploy" / name
+    try:
+        return Path.home() / ".cache" / "svit-deploy" / name
+    except RuntimeError as error:
+        raise CapabilityError(
+            f"there is no home folder to keep {name} in", "set SVIT_DEPLOY_CACHE to a folder"
+        ) from error
 
 
 def check_writable(path: Path, option: str) -> None:

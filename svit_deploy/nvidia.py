@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from svit_deploy.engines.tensorrt.library import ENTERPRISE, INSTALL, OLDEST, TARGETS
+from svit_deploy.engines.tensorrt.library import ENTERPRISE, INSTALL, OLDEST, TARGETS, is_too_old
+from svit_deploy.environment import installed_version
+from svit_deploy.errors import CapabilityError
 from svit_deploy.plugins import find_library
+from svit_deploy.plugins.build import find_cmake, find_nvcc
 
 BUILD = {target: f"export --target {target}" for target in TARGETS}
 RUN, COMPILE = "engines: verify, bench", "plugins build"
@@ -34,9 +36,8 @@ def examine_nvidia() -> Iterator[Found]:
         version = _version(module)
         state: State = "missing" if version is None else "ok"
         detail = version or "not installed"
-        numbers = tuple(int(part) for part in (version or "").split(".")[:2] if part.isdigit())
-        if target == ENTERPRISE and numbers and numbers < OLDEST:
-            state, detail = "too old", f"{version}, needs {'.'.join(map(str, OLDEST))}"
+        if version and is_too_old(target, version):
+            state, detail = "too old", f"{version}, needs {OLDEST}"
         fix = "" if state == "ok" else INSTALL[target].removeprefix("run: ")
         yield module, state, detail, (BUILD[target],), fix
     bindings = _version("cuda.bindings")
@@ -48,11 +49,14 @@ def examine_nvidia() -> Iterator[Found]:
         (BUILD[ENTERPRISE], RUN),
         "" if bindings else fix,
     )
-    for tool, source in (("nvcc", "the CUDA toolkit"), ("cmake", "pip install cmake")):
-        path = shutil.which(tool)
-        fix = "" if path else f"install {source}" if tool == "nvcc" else source
-        detail = "found" if path else "not on PATH"
-        yield tool, "ok" if path else "missing", detail, (COMPILE,), fix
+    for tool, find in (("nvcc", find_nvcc), ("cmake", find_cmake)):
+        fix = ""
+        try:
+            find()
+        except CapabilityError as error:
+            fix = error.fix.removeprefix("run ")
+        state, detail = ("missing", "not found") if fix else ("ok", "found")
+        yield tool, state, detail, (COMPILE,), fix
     library = find_library()
     yield "plugin library", "ok", "built" if library else "not built: see plugins build", (), ""
 
@@ -65,7 +69,4 @@ def _version(module: str) -> str | None:
     except ImportError:  # the parent package is missing
         return None
     names = {"tensorrt_rtx": "tensorrt_rtx_cu13", "cuda.bindings": "cuda-bindings"}
-    try:
-        return metadata.version(names.get(module, module))
-    except metadata.PackageNotFoundError:
-        return "installed, version unknown"
+    return installed_version(names.get(module, module)) or "installed, version unknown"

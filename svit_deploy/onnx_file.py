@@ -15,6 +15,7 @@ import onnx
 from onnx import NodeProto, TensorProto
 
 from svit_deploy.errors import InputError
+from svit_deploy.files import reading
 
 RANDOM_OPERATORS = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial",
@@ -45,12 +46,8 @@ def load_onnx(path: Path) -> onnx.ModelProto:
             f"ONNX file {path} has {size} bytes, more than the 2 GiB a protobuf may have",
             "export a smaller model",
         )
-    try:
+    with reading(path):
         content = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"ONNX file {path} cannot be read ({error.strerror})", "check who may read it"
-        ) from None
     if not content:
         raise InputError(f"ONNX file {path} is empty", _AGAIN)
     if content.startswith(b"version https://git-lfs"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from svit_deploy.errors import InputError
+from svit_deploy.files import reading
 
 MAX_BYTES = 4 * 2**20
 _NAMES = {str: "a string", int: "a whole number", float: "a number", bool: "true or false",
@@ -36,13 +37,8 @@ def read_json(
     """
     if path.is_symlink():
         raise InputError(f"{path} is a link", "copy the folder with the files themselves")
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror})", "check who may read it"
-        ) from None
+    with reading(path), path.open("rb") as file:
+        content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise InputError(f"{path} is larger than {MAX_BYTES} bytes", again)
     try:

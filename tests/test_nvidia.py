@@ -31,7 +31,9 @@ def machine(monkeypatch):
 
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: versions.get(name))
         monkeypatch.setattr(metadata, "version", version)
-        monkeypatch.setattr(shutil, "which", lambda tool: tool if tool in tools else None)
+        monkeypatch.setattr(
+            shutil, "which", lambda tool, path=None: tool if tool in tools else None
+        )
         monkeypatch.setattr(nvidia, "find_library", lambda: "libsvit_trt.so" if library else None)
         return {
             name: (state, detail, needed, fix)
@@ -63,6 +65,14 @@ def test_old_and_unknown_versions(machine):
     assert (state, detail) == ("too old", "10.2.0, needs 10.3")
     assert needed == ("export --target tensorrt",)
     assert machine(tensorrt="unknown")["tensorrt"][:2] == ("ok", "installed, version unknown")
+
+
+def test_cuda_compiler_of_a_toolkit_that_is_not_on_the_path(machine, monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", "/opt/cuda")
+    assert machine(tools=("/opt/cuda/bin/nvcc",))["nvcc"][:2] == ("ok", "found")
+    state, detail, needed, fix = machine(tools=())["nvcc"]
+    assert (state, detail, needed) == ("missing", "not found", ("plugins build",))
+    assert fix == "install the CUDA toolkit, or name its nvcc with --nvcc"
 
 
 def test_doctor_lists_them(machine):

@@ -10,7 +10,7 @@ import pytest
 
 from svit_deploy.bundle import hash_file
 from svit_deploy.compare import kept_counts
-from svit_deploy.errors import ExportError, UsageError
+from svit_deploy.errors import ExportError, InputError, UsageError
 from svit_deploy.images import synthetic_images
 from svit_deploy.methods import METHODS
 from svit_deploy.models import load_model
@@ -160,6 +160,27 @@ def test_wrong_ratios(arch, tmp_path, lines, options, words):
     file = arch(*lines, sizes=f"{sizes}\n")
     with pytest.raises(UsageError, match=words):
         init_checkpoint(file, tmp_path / "x.safetensors", **options)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["arch.yaml"]
+
+
+SWIN = "family: swin\nnum_heads: 3\nembed_dim: 96\ndepth: 4\npatch_size: 4\nimage_size: 32\n"
+STVIT = "family: stvit\nnum_heads: 3\nembed_dim: 96\ndepth: 6\npatch_size: 8\nimage_size: 112\n"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "words"),
+    [
+        (SIZES.replace("svit", "vit"), "family=vit has a bad value; give one of svit, dynamicvit"),
+        (SWIN, "does not say depths"),
+        (f"{SWIN}depths: [2, 2]\n", r"depths \[2, 2\] are not those of 4 stages"),
+        (f"{SWIN}depths: [1, 1, 2, 0]\n", "are not those of 4 stages"),
+        (STVIT, "does not say semantic"),
+        (f"{STVIT}semantic: -4\n", r"semantic_tokens has the shape \[1, -4, 96\]"),
+    ],
+)
+def test_wrong_architectures(arch, tmp_path, sizes, words):
+    with pytest.raises((InputError, UsageError), match=words):
+        init_checkpoint(arch(sizes=sizes), tmp_path / "x.safetensors")
     assert [entry.name for entry in tmp_path.iterdir()] == ["arch.yaml"]
 
 

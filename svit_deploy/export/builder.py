@@ -203,6 +203,10 @@ class GraphBuilder:
         """A dimension, a number or already a vector, as an int64 vector of one element."""
         return dim if isinstance(dim, str) else self.constant([dim])
 
+    def slice(self, value: str, start: int, stop: int, axis: int = 1) -> str:
+        """Places `start … stop - 1` along an axis; negative ones count from its end."""
+        return self.op("Slice", value, *map(self.constant, ([start], [stop], [axis])))
+
     def range(self, length: str) -> str:
         """0, 1, … length - 1 for a one-element int64 vector `length`."""
         stop = self.op("Squeeze", length)

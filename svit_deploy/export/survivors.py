@@ -36,9 +36,7 @@ class Survivors:
     def spread(self, scores: str) -> str:
         """Scores `[B, M]` of the tokens after the prefix -> margins `[B, columns]`."""
         row = [[np.inf] * self.prefix + [-np.inf] * (self.columns - self.prefix)]
-        places = self.graph.op(
-            "Slice", self.places, *map(self.graph.constant, ([self.prefix], [INT64_MAX], [1]))
-        )
+        places = self.graph.slice(self.places, self.prefix, INT64_MAX)
         empty = self.everywhere(row, np.float32)
         return self.graph.op("ScatterElements", empty, places, scores, axis=1)
 

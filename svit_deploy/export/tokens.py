@@ -17,6 +17,7 @@ from svit_deploy.export.layers import MASKED, QKV, Attend, attend_heads, attenti
 from svit_deploy.export.rows import compact_rows, flat_rows, gather_rows, scatter_rows
 
 TINY = 1e-30
+"""Instead of 0 where a logarithm, a quotient or a sign is taken."""
 LOWEST = float(np.finfo(np.float32).min)
 
 

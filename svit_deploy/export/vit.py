@@ -12,7 +12,7 @@ import onnx
 from svit_deploy.compare import first_gated
 from svit_deploy.config import ModelConfig, TokenMode
 from svit_deploy.export.builder import BFLOAT16, BOOL, FLOAT, INT64, GraphBuilder
-from svit_deploy.export.layers import QKV, Attend, Layers
+from svit_deploy.export.layers import QKV, Attend, Layers, attention, class_attention
 from svit_deploy.export.names import (
     EMBEDDING,
     INPUT,
@@ -127,6 +127,28 @@ class VitGraph:
 
     def block(self, rows: str, block: int, attend: Attend) -> str:
         return self.layers.block(rows, f"blocks.{block}", self.config.block_eps, attend)
+
+    def attend_scoring(self, x: str, block: int, tokens: int, over_heads: str) -> tuple[str, str]:
+        """The block's first half, and what it scores: the class token's attention.
+
+        Args:
+            over_heads: the operator that makes one score of those of all heads.
+
+        Returns:
+            Rows `[B * tokens, C]`, and the attention to all other tokens `[B, tokens - 1]`.
+        """
+        graph, grid = self.graph, self.grid_of(tokens)
+        scores = []
+
+        def attend(qkv: QKV) -> str:
+            query, key, _ = qkv
+            weights = class_attention(graph, query, key, tokens, grid.num_heads, grid.head_dim)
+            score = graph.op(over_heads, weights, graph.constant([1]), keepdims=0)
+            scores.append(graph.slice(score, 1, tokens))
+            return attention(graph, qkv, tokens, grid.num_heads, grid.head_dim)
+
+        x = self.layers.attend(x, f"blocks.{block}", self.config.block_eps, attend)
+        return x, scores[0]
 
     def packed(self, selection: Selection, block: int) -> Attend:
         """The selection's attention, with names that a TensorRT build may put its own behind."""
@@ -251,6 +273,15 @@ class VitGraph:
     def columns(self) -> int | str:
         """Tokens that the gate outputs tell about, a number or an int64 vector."""
         return self.method.columns(self.config)
+
+    def classify_mean(self, x: str, tokens: int, width: int) -> str:
+        """Final norm, the mean of the tokens, head, of rows `[B * tokens, width]`."""
+        graph, layers = self.graph, self.layers
+        with graph.scope("head"):
+            norm = layers.layer_norm(x, "norm", self.config.norm_eps)
+            norm = graph.reshape(norm, -1, tokens, width)
+            mean = graph.op("ReduceMean", norm, graph.constant([1]), keepdims=0)
+            return graph.rename(layers.exact_linear(mean, "head"), LOGITS)
 
     def add_gate_outputs(self, decided: Sequence[Decided]) -> None:
         """`keep_mask`, `margin` and, where tokens are merged, `source` `[B, G, S]`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from svit_deploy.errors import InputError
+from svit_deploy.files import reading
 from svit_deploy.inspection.bundle import inspect_bundle
 from svit_deploy.inspection.checkpoint import inspect_checkpoint
 from svit_deploy.inspection.graph import inspect_onnx
@@ -43,13 +44,8 @@ def _head(path: Path) -> bytes:
     if not path.is_file():
         what = "is not a file" if path.exists() else "does not exist"
         raise InputError(f"{path} {what}", "give a checkpoint, a bundle or an ONNX file")
-    try:
-        with path.open("rb") as file:
-            return file.read(64)
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror})", "check who may read it"
-        ) from None
+    with reading(path), path.open("rb") as file:
+        return file.read(64)
 
 
 def _is_checkpoint(head: bytes) -> bool:

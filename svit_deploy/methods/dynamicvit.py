@@ -82,7 +82,7 @@ class DynamicVitGraph(VitGraph):
         name, width = f"predictors.{stage}", config.embed_dim
         half = width // 2
         split = graph.reshape(graph.widen(x), -1, tokens, width)
-        patches = graph.op("Slice", split, *map(graph.constant, ([1], [tokens], [1])))
+        patches = graph.slice(split, 1, tokens)
         rows = graph.reshape(patches, -1, width)
         z = layers.layer_norm(rows, f"{name}.norm", config.gate_eps)
         z = layers.exact_linear(z, f"{name}.fc0")

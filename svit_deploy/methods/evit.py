@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from svit_deploy.config import ModelConfig, TokenMode, check_ratios
-from svit_deploy.errors import InputError
 from svit_deploy.export.builder import FLOAT
-from svit_deploy.export.layers import QKV, attention, class_attention
 from svit_deploy.export.names import INPUT, block_name, decision_name, margin_name
 from svit_deploy.export.rows import flat_rows, gather_rows, with_prefix
 from svit_deploy.export.survivors import Survivors
@@ -58,29 +56,13 @@ class EvitGraph(VitGraph):
                 if (stage := stage_of.get(block)) is None:
                     x = self.block(x, block, attend_to_all(graph, self.grid_of(tokens)))
                 else:
-                    x, score = self.attend(x, block, tokens)
+                    x, score = self.attend_scoring(x, block, tokens, "ReduceMean")
                     with graph.scope("select"):
                         x, tokens, chosen = self.prune(x, score, tokens, stage, survivors)
                     decided.append(chosen)
                     x = self.layers.feed_forward(x, f"blocks.{block}", config.block_eps)
             x = graph.rename(x, block_name(block))
         return self.classify(x, tokens), decided
-
-    def attend(self, x: str, block: int, tokens: int) -> tuple[str, str]:
-        """The block's first half, and the class token's attention `[B, tokens - 1]`."""
-        graph, grid = self.graph, self.grid_of(tokens)
-        scores = []
-
-        def attend(qkv: QKV) -> str:
-            query, key, _ = qkv
-            weights = class_attention(graph, query, key, tokens, grid.num_heads, grid.head_dim)
-            mean = graph.op("ReduceMean", weights, graph.constant([1]), keepdims=0)
-            bounds = map(graph.constant, ([1], [tokens], [1]))
-            scores.append(graph.op("Slice", mean, *bounds))
-            return attention(graph, qkv, tokens, grid.num_heads, grid.head_dim)
-
-        x = self.layers.attend(x, f"blocks.{block}", self.config.block_eps, attend)
-        return x, scores[0]
 
     def prune(
         self, x: str, score: str, tokens: int, stage: int, survivors: Survivors
@@ -100,7 +82,7 @@ class EvitGraph(VitGraph):
         weights = graph.op("ScatterElements", score, kept, zeros, axis=1)
         weights = graph.op("Unsqueeze", graph.narrow(weights), graph.constant([1]))
         split = graph.reshape(x, -1, tokens, width)
-        patches = graph.op("Slice", split, *map(graph.constant, ([1], [tokens], [1])))
+        patches = graph.slice(split, 1, tokens)
         fused = graph.op("MatMul", weights, patches)  # [B, 1, C]
         split = graph.op("Concat", graph.reshape(rows, -1, count + 1, width), fused, axis=1)
         survivors.add(config.num_tokens + stage)
@@ -130,11 +112,7 @@ class Evit(Method):
 
     def check(self, config: ModelConfig) -> None:
         check_ratios((config.settings.keep_rate,), "keep_rate")
-        if config.distilled and config.gate_blocks:
-            raise InputError(
-                f"{self.title} could drop the distillation token, which the head reads",
-                "give a checkpoint without one, or use --tokens dense",
-            )
+        self.refuse_distillation_token(config)
 
     def columns(self, config: ModelConfig) -> int:
         return config.num_tokens + (config.num_gates if config.settings.fuse else 0)

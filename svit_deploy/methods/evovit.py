@@ -16,7 +16,6 @@ import numpy as np
 
 from svit_deploy.config import ModelConfig, TokenMode, check_ratios
 from svit_deploy.errors import InputError
-from svit_deploy.export.layers import QKV, attention, class_attention
 from svit_deploy.export.names import INPUT, LOGITS, block_name, decision_name, margin_name
 from svit_deploy.export.rows import flat_rows, gather_rows, scatter_rows, with_prefix
 from svit_deploy.export.survivors import Survivors
@@ -77,7 +76,7 @@ class EvoVitGraph(VitGraph):
                         rows = flat_rows(graph, places, config.num_tokens)
                         computed = gather_rows(graph, x, rows)
                         score = graph.op("GatherElements", score, kept, axis=1)
-                computed, attended = self.attend(computed, block, tokens)
+                computed, attended = self.attend_scoring(computed, block, tokens, "ReduceSum")
                 computed = self.layers.feed_forward(computed, f"blocks.{block}", config.block_eps)
                 score = self.update(score, attended) if decided else attended
                 if not decided:
@@ -88,21 +87,6 @@ class EvoVitGraph(VitGraph):
                 else:
                     computed = graph.rename(computed, block_name(block))
         return self.classify(x), decided
-
-    def attend(self, x: str, block: int, tokens: int) -> tuple[str, str]:
-        """The block's first half, and the class token's attention `[B, tokens - 1]`."""
-        graph, grid = self.graph, self.grid_of(tokens)
-        scores = []
-
-        def attend(qkv: QKV) -> str:
-            query, key, _ = qkv
-            weights = class_attention(graph, query, key, tokens, grid.num_heads, grid.head_dim)
-            total = graph.op("ReduceSum", weights, graph.constant([1]), keepdims=0)
-            scores.append(graph.op("Slice", total, *map(graph.constant, ([1], [tokens], [1]))))
-            return attention(graph, qkv, tokens, grid.num_heads, grid.head_dim)
-
-        x = self.layers.attend(x, f"blocks.{block}", self.config.block_eps, attend)
-        return x, scores[0]
 
     def update(self, score: str, attended: str) -> str:
         """Both `[B, K]`, of the informative tokens."""
@@ -122,8 +106,7 @@ class EvoVitGraph(VitGraph):
         config, graph = self.config, self.graph
         with graph.scope("head"):
             split = graph.widen(graph.reshape(x, -1, config.num_tokens, config.embed_dim))
-            bounds = map(graph.constant, ([1], [config.num_tokens], [1]))
-            patches = graph.op("Slice", split, *bounds)
+            patches = graph.slice(split, 1, config.num_tokens)
             mean = graph.op("ReduceMean", patches, graph.constant([1]), keepdims=0)
             norm = self.layers.layer_norm(mean, "norm", config.norm_eps)
             return graph.rename(self.layers.exact_linear(norm, "head"), LOGITS)

@@ -22,7 +22,7 @@ from svit_deploy.export.survivors import Survivors
 from svit_deploy.export.tokens import Decided, attention_margin, merge_tokens, top_tokens, unit_rows
 from svit_deploy.methods.evit import Evit, EvitGraph, stages
 from svit_deploy.methods.method import Selected, Values
-from svit_deploy.methods.trace import blank
+from svit_deploy.methods.trace import blank, merge_parts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,8 +57,8 @@ class MergenceGraph(EvitGraph):
         margin = graph.rename(attention_margin(graph, score), margin_name(stage))
         order = graph.rename(top_tokens(graph, margin, tokens - 1), decision_name(stage))
         margin = survivors.spread(margin)
-        kept = graph.op("Slice", order, *map(graph.constant, ([0], [count], [1])))
-        gone = graph.op("Slice", order, *map(graph.constant, ([count], [tokens], [1])))
+        kept = graph.slice(order, 0, count)
+        gone = graph.slice(order, count, tokens)
         places = with_prefix(graph, kept, 1)
         stay = gather_rows(graph, x, flat_rows(graph, places, tokens))
         stay = graph.reshape(stay, -1, count + 1, width)
@@ -68,8 +68,8 @@ class MergenceGraph(EvitGraph):
         moved = graph.op("Add", gone, graph.constant(1))
         moved = gather_rows(graph, x, flat_rows(graph, moved, tokens))
         moved = graph.reshape(moved, -1, tokens - 1 - count, width)
-        first = graph.op("Slice", stay, *map(graph.constant, ([0], [1], [1])))
-        stay = graph.op("Slice", stay, *map(graph.constant, ([1], [count + 1], [1])))
+        first = graph.slice(stay, 0, 1)
+        stay = graph.slice(stay, 1, count + 1)
         similar = graph.op(
             "MatMul",
             unit_rows(graph, graph.widen(moved)),
@@ -140,10 +140,8 @@ class Mergence(Evit):
             ranked = np.take_along_axis(names[:, 1:], values[decision_name(gate)], axis=1)
             stay, gone = ranked[:, :kept], ranked[:, kept:]
             if kept < entering:
-                renamed = np.tile(np.arange(config.num_tokens), (batch, 1))
                 into = np.take_along_axis(stay, values[target_name(gate)], axis=1)
-                np.put_along_axis(renamed, gone, into, axis=1)
-                parts = np.take_along_axis(renamed, parts, axis=1)
+                parts = merge_parts(parts, gone, into)
                 if lead_name(gate) in values:
                     lead[images, gate, gone] = values[lead_name(gate)]
             names = np.concatenate([names[:, :1], stay], axis=1)

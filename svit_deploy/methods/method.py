@@ -1,6 +1,6 @@
 """What a token-reduction method is: data, and what differs from a plain DeiT.
 
-The defaults of `Method` are those of DeiT. A method states what it differs in, in one file of
+The defaults of `Method` are those of DeiT. A method states what it differs in, in one module of
 this package: its keys, its settings, its plain PyTorch forward and its graph. Everything else,
 `export`, `verify`, `bench`, `inspect` and `visualize`, asks the method and knows none by name.
 """
@@ -78,6 +78,7 @@ class Method:
         config: the kind of its configurations.
         settings: a frozen dataclass of what its weights cannot tell. Fields without a default
             must be given. A boolean, a number, or a tuple of them each.
+        sizes: those of the settings that are sizes of weights; for random ones they must be given.
         keys_of: the method whose checkpoints it runs on; its own by default.
         graph: writes its ONNX graph; None for `VitGraph`.
         rule: how tokens are selected, for the record.
@@ -98,6 +99,7 @@ class Method:
     eps: ClassVar[tuple[float, float, float]] = (1e-6, 1e-6, 1e-6)
     config: ClassVar[type[ModelConfig]] = ModelConfig
     settings: ClassVar[type | None] = None
+    sizes: ClassVar[tuple[str, ...]] = ()
     keys_of: ClassVar[str] = ""
     graph: ClassVar[type[VitGraph] | None] = None
     rule: ClassVar[str] = "as many tokens of the highest margins as the method keeps"
@@ -155,7 +157,11 @@ class Method:
         return vit_shapes(dims)
 
     def sketch(self, arch: Arch) -> Dims:
-        """The sizes of an architecture whose sizes are all given, for random weights."""
+        """The sizes of an architecture whose sizes are all given, for random weights.
+
+        Raises:
+            UsageError: one of them is impossible.
+        """
         assert arch.embed_dim and arch.depth and arch.patch_size and arch.image_size
         height, width = arch.image_size
         return Dims(
@@ -209,6 +215,14 @@ class Method:
 
         Whether it is a user's or a manifest's: of the settings nothing is known but their types.
         """
+
+    def refuse_distillation_token(self, config: ModelConfig) -> None:
+        """For the `check` of methods that could prune it."""
+        if config.distilled and config.gate_blocks:
+            raise InputError(
+                f"{self.title} could drop the distillation token, which the head reads",
+                "give a checkpoint without one, or use --tokens dense",
+            )
 
     def default_mode(self, engine: bool) -> TokenMode:
         """The token mode to export in, for a TensorRT engine or not."""

@@ -24,7 +24,7 @@ import numpy as np
 from svit_deploy.config import ModelConfig, TokenMode
 from svit_deploy.errors import InputError
 from svit_deploy.export.layers import attend_heads
-from svit_deploy.export.names import LOGITS, block_name
+from svit_deploy.export.names import block_name
 from svit_deploy.export.tokens import Decided, attend_to_all
 from svit_deploy.export.vit import VitGraph
 from svit_deploy.methods.keys import Dims, Shape, Tensors
@@ -81,7 +81,7 @@ class StvitGraph(VitGraph):
                     out = self.block(semantic, block, attend_to_all(graph, self.grid_of(count)))
             out = graph.rename(out, block_name(block))
             x, semantic = (out, "") if block < start else (x, out)
-        return self.classify(semantic, count), []
+        return self.classify_mean(semantic, count, config.embed_dim), []
 
     def generate(self, x: str, block: int) -> str:
         """The first semantic tokens `[B * K, C]`."""
@@ -131,20 +131,12 @@ class StvitGraph(VitGraph):
             mixed = graph.reshape(mixed, -1, config.embed_dim)
             return layers.linear(mixed, f"{name}.attn.proj")
 
-    def classify(self, x: str, tokens: int | None = None) -> str:
-        """Final norm, the mean of the tokens, head."""
-        config, graph = self.config, self.graph
-        with graph.scope("head"):
-            norm = self.layers.layer_norm(x, "norm", config.norm_eps)
-            norm = graph.reshape(norm, -1, tokens or config.num_tokens, config.embed_dim)
-            mean = graph.op("ReduceMean", norm, graph.constant([1]), keepdims=0)
-            return graph.rename(self.layers.exact_linear(mean, "head"), LOGITS)
-
 
 class Stvit(Method):
     name, title = "stvit", "STViT"
     modes = (TokenMode.STATIC,)
     settings = StvitSettings
+    sizes = ("semantic",)
     graph = StvitGraph
     class_token = False
 
@@ -207,8 +199,7 @@ class Stvit(Method):
         for block in range(start + 2, config.depth):
             s = reference.block(s, block)
             maps.append(s)
-        s = reference.norm(s, "norm", reference.norm_eps).mean(dim=1)
-        return Passed(reference.linear(s, "head"), maps)
+        return Passed(reference.classify_mean(s), maps)
 
 
 def look(reference: Reference, x: Tensor, at: Tensor, block: int) -> Tensor:

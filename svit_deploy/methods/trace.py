@@ -57,6 +57,18 @@ def trace_survivors(
     return Selected(keep, margin)
 
 
+def merge_parts(parts: np.ndarray, gone: np.ndarray, into: np.ndarray) -> np.ndarray:
+    """The token that each of `[B, S]` is part of, after the tokens `gone` merged `into` others.
+
+    Args:
+        parts: the same before.
+        gone, into: `[B, M]`.
+    """
+    renamed = np.tile(np.arange(parts.shape[1]), (len(parts), 1))
+    np.put_along_axis(renamed, gone, into, axis=1)
+    return np.take_along_axis(renamed, parts, axis=1)
+
+
 def blank(config: ModelConfig, batch: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
     """Keep mask and margins where nothing is kept but the prefix, and no other token is there."""
     keep = np.zeros((batch, config.num_gates, columns), bool)

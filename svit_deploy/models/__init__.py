@@ -159,10 +159,6 @@ def _trained_as(checkpoint: Checkpoint) -> tuple[str, ...]:
 
 
 def _check_family(settings: Arch, dims: Dims, name: str) -> None:
-    if settings.family not in METHODS:
-        raise InputError(
-            f"family {settings.family!r:.80} is unknown", f"use one of {', '.join(METHODS)}"
-        )
     wanted, found = METHODS[settings.family], METHODS[dims.family]
     if found.name in (wanted.name, wanted.keys_of):
         return

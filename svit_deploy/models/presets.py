@@ -162,6 +162,12 @@ def _word(value: Any) -> str:
     return value.strip()
 
 
+def _family(value: Any) -> str:
+    if (name := _word(value)) not in METHODS:
+        raise ValueError
+    return name
+
+
 def _list(parse: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
     def parse_list(value: Any) -> tuple[Any, ...]:
         items = value.split(",") if isinstance(value, str) else value
@@ -177,7 +183,7 @@ def _size(value: Any) -> tuple[int, int]:
 _COUNT = (_count, "a whole number of at least 1")
 _NUMBERS = (_list(_number), "numbers with commas between them")
 _FIELDS: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "family": (_word, f"one of {', '.join(METHODS)}"),
+    "family": (_family, f"one of {', '.join(METHODS)}"),
     "num_heads": _COUNT,
     "embed_dim": _COUNT,
     "depth": _COUNT,
@@ -343,4 +349,4 @@ def _parse(key: Any, value: Any, where: str, error: type[UsageError] | type[Inpu
     try:
         return parse(value)
     except (ValueError, TypeError, KeyError, OverflowError, UsageError):
-        raise error(f"{where}{key}={value} has a bad value", f"give {description}") from None
+        raise error(f"{where}{key}={value!s:.80} has a bad value", f"give {description}") from None

@@ -52,7 +52,7 @@ def init_checkpoint(
 
     Raises:
         UsageError: a ratio outside (0, 1], a wrong number of them, an architecture file without
-            sizes, or an output that cannot be written.
+            sizes or with impossible ones, or an output that cannot be written.
         ExportError: the file exists, or the disk is full.
         CapabilityError: gates, or a .pth file, and PyTorch is not installed.
     """
@@ -92,16 +92,24 @@ def init_checkpoint(
 
 
 def _dims(name: str, arch: Arch) -> Dims:
+    method = METHODS[arch.family]
     missing = [
         field
         for field in ("embed_dim", "depth", "patch_size", "image_size")
         if getattr(arch, field) is None
     ]
+    missing += [size for size in method.sizes if size not in arch.settings]
     if missing:
         raise UsageError(
             f"{name} does not say {', '.join(missing)}", "add these fields to the file"
         )
-    return METHODS[arch.family].sketch(arch)
+    dims = method.sketch(arch)
+    for weight, shape in expected_shapes(dims).items():
+        if min(shape) < 1:
+            raise UsageError(
+                f"by {name}, {weight} has the shape {list(shape)}", "correct the sizes in the file"
+            )
+    return dims
 
 
 def random_weights(dims: Dims, rng: np.random.Generator) -> dict[str, np.ndarray]:

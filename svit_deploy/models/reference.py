@@ -1,8 +1,9 @@
 """The reference: each model's plain PyTorch forward, as its paper evaluates it.
 
-What the methods share; the forward pass of each is in its file (`svit_deploy.methods`). It shares
-no code with the exported graphs, and takes the numbers a method fixes (LayerNorm epsilons, the
-keep channel, GELU) from the method's published code rather than from the export's configuration.
+What the methods share; the forward pass of each is with its method (`svit_deploy.methods`). It
+shares no code with the exported graphs, and takes the numbers a method fixes (LayerNorm epsilons,
+the keep channel, GELU) from the method's published code rather than from the export's
+configuration.
 """
 
 from __future__ import annotations
@@ -256,6 +257,10 @@ class Reference:
         if self.config.distilled:
             logits = (logits + self.linear(x[:, 1], "head_dist")) / 2
         return logits
+
+    def classify_mean(self, x: Tensor) -> Tensor:
+        """Final norm, the mean of the tokens `[B, tokens, C]`, head."""
+        return self.linear(self.norm(x, "norm", self.norm_eps).mean(dim=1), "head")
 
 
 def drive(

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 from svit_deploy.errors import CapabilityError
-from svit_deploy.files import hash_file
+from svit_deploy.files import cache_folder, hash_file
 
 NAMESPACE = "svit"
 VERSION = "1"
@@ -30,14 +29,8 @@ BUILD = "run svit-deploy plugins build --tensorrt-include DIR"
 
 
 def default_folder() -> Path:
-    """Where `plugins build` puts the libraries, and where they are looked for.
-
-    $SVIT_DEPLOY_CACHE, $XDG_CACHE_HOME/svit-deploy or ~/.cache/svit-deploy, then `plugins`.
-    """
-    if cache := os.environ.get("SVIT_DEPLOY_CACHE"):
-        return Path(cache) / "plugins"
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "svit-deploy" / "plugins"
+    """Where `plugins build` puts the libraries, and where they are looked for."""
+    return cache_folder("plugins")
 
 
 def library_path() -> Path:

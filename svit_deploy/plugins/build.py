@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from svit_deploy.engines.tensorrt.library import ENTERPRISE, OLDEST, is_too_old
 from svit_deploy.environment import usable_cores
 from svit_deploy.errors import CapabilityError, ExportError, UsageError
 from svit_deploy.folder import write_folder
@@ -30,7 +31,6 @@ from svit_deploy.progress import SILENT, Progress
 SM = (75, 80, 86, 89, 90, 100, 120)
 """GPU generations the library is compiled for by default, as far as the compiler knows them."""
 CUDA_HOME = "/usr/local/cuda"
-OLDEST_TENSORRT = (10, 3)
 HEADERS = ("NvInferRuntime.h", "NvInferVersion.h")
 WHERE_HEADERS_ARE = (
     "give --tensorrt-include the include folder of the TensorRT SDK, of the Debian package "
@@ -125,7 +125,7 @@ def read_tensorrt_version(include: Path) -> str:
     """The version of the TensorRT headers in a folder: 10.9.0.34.
 
     Raises:
-        CapabilityError: there are none, or they are older than `OLDEST_TENSORRT`.
+        CapabilityError: there are none, or they are older than this package works with.
     """
     for name in HEADERS:
         if not (include / name).is_file():
@@ -142,11 +142,10 @@ def read_tensorrt_version(include: Path) -> str:
         raise CapabilityError(
             f"{include / 'NvInferVersion.h'} does not say its version", WHERE_HEADERS_ARE
         )
-    if (int(numbers[0]), int(numbers[1])) < OLDEST_TENSORRT:
-        oldest = ".".join(map(str, OLDEST_TENSORRT))
+    if is_too_old(ENTERPRISE, version):
         raise CapabilityError(
-            f"the headers in {include} are of TensorRT {version}, and the plugins need {oldest}",
-            f"use TensorRT {oldest} or newer",
+            f"the headers in {include} are of TensorRT {version}, and the plugins need {OLDEST}",
+            f"use TensorRT {OLDEST} or newer",
         )
     return version
 

@@ -159,20 +159,29 @@ def test_options_that_cannot_work(
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("name", "task", "mode", "precision"),
     [
-        ({"precision": "fp16"}, "cannot be exported with --precision fp16"),
-        ({"plugins": True}, "cannot be exported with --plugins"),
-        ({"target": "tensorrt"}, "cannot be exported with an engine"),
-        (
-            {f"{end}_shapes": ["images:1x3x64x64"] for end in ("min", "opt", "max")},
-            "cannot be exported with --min-shapes",
-        ),
+        ("svit_adapter", "backbone", "dynamic", "fp16"),
+        ("svit_adapter", "backbone", "masked", "bf16"),
+        ("svit_mask_rcnn", "detect", "budget", "fp16"),
+        ("svit_mask_rcnn", "detect", "dense", "fp16"),
     ],
 )
-def test_only_onnx_in_float32(golden: Any, tmp_path: Path, options: Any, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        api.export(golden("svit_adapter").path, tmp_path / "out", task="backbone", **options)
+def test_half_precision(
+    golden: Any, export: Any, name: str, task: str, mode: str, precision: str
+) -> None:
+    bundle = export(name, task, mode, precision=precision)
+    report = api.verify(bundle.path, against=golden(name).path, threads=1)
+    assert report.passed, report.verdict
+    errors = {stage.name: stage.error for stage in report.stages}
+    assert errors["pyramid"] > 1e-4  # rounded indeed
+    assert all(errors[f"gate {gate.gate}"] < 1e-4 for gate in report.gates)  # float32 all the same
+    assert report.limits.box == 1e-3 or task == "backbone"
+
+
+def test_no_detector_in_bfloat16(golden: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="would move its boxes by pixels; use --precision fp16"):
+        api.export(golden("svit_mask_rcnn").path, tmp_path / "out", task="detect", precision="bf16")
     assert not (tmp_path / "out").exists()
 
 

@@ -13,7 +13,10 @@ from svit_deploy.config import TokenMode
 from svit_deploy.export.onnx import export_model
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.images import ImageSet
-from svit_deploy.methods import ats, evit, evovit, mergence, method_of, swin, tome
+from svit_deploy.methods import evit, evovit, mergence, method_of
+from svit_deploy.methods.ats import graph as ats
+from svit_deploy.methods.swin import graph as swin
+from svit_deploy.methods.tome import graph as tome
 from svit_deploy.verify import Recomputed, Recorded, VerifyReport, VerifySettings, verify_bundle
 from svit_deploy.verify.subject import Observed, Subject
 

@@ -131,6 +131,19 @@ def test_default_folder(monkeypatch: pytest.MonkeyPatch):
     assert plugins.default_folder() == Path("/mine/plugins")
 
 
+def test_no_home_folder(cli: Cli, headers: Path, tools: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("SVIT_DEPLOY_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", fail)
+    assert plugins.find_library() is None
+    words = "there is no home folder to keep plugins in; set SVIT_DEPLOY_CACHE to a folder."
+    for command in (["path"], ["build", "--tensorrt-include", headers]):
+        assert cli(*command) == (4, "", f"error: {words}\n")
+
+
 def test_source_hash_sees_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     copy = tmp_path / "source"
     shutil.copytree(SOURCE, copy)

@@ -224,8 +224,7 @@ class DetectorGraph(AdapterGraph):
             x = graph.op("Relu", layers.linear(x, f"{name}.shared_fcs.{i}"))
         x = graph.widen(x)
         scores = graph.op("Softmax", layers.exact_linear(x, f"{name}.fc_cls"), axis=-1)
-        zero, one = graph.constant([0]), graph.constant([1])
-        scores = graph.op("Slice", scores, zero, graph.constant([classes]), one)  # no background
+        scores = graph.slice(scores, 0, classes)  # without the background
         deltas = graph.reshape(self.box_deltas(x, f"{name}.fc_reg"), -1, classes, 4)
         rows = true_rows(graph, graph.op("Greater", scores, number(graph, config.min_score)))
         row, label = column(graph, rows, 0), column(graph, rows, 1)

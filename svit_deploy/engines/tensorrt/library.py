@@ -1,7 +1,7 @@
 """TensorRT 10, TensorRT 11 and TensorRT-RTX behind one lookup: members by name, never by number.
 
 Enum values were renumbered between 10 and 11, and each release adds and removes names. So this
-package asks for a name and lives with its absence, and compares no versions.
+package asks for a name and lives with its absence; versions only tell which is too old.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from svit_deploy.environment import release
 from svit_deploy.errors import CapabilityError, UsageError
 
 ENTERPRISE, RTX = "tensorrt", "tensorrt-rtx"
@@ -20,7 +21,8 @@ INSTALL = {
     RTX: "run: pip install 'svit-deploy[tensorrt-rtx]'",
 }
 NAMES = {ENTERPRISE: "TensorRT", RTX: "TensorRT-RTX"}
-OLDEST = (10, 3)
+OLDEST = "10.3"
+"""The first TensorRT that works; so does every TensorRT-RTX."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,16 @@ def load_library(target: str) -> Library:
         raise CapabilityError(
             f"{TARGETS[target]} cannot be imported: {reason}", INSTALL[target]
         ) from error
-    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    if target == ENTERPRISE and numbers < OLDEST:
+    if is_too_old(target, version):
         raise CapabilityError(
-            f"TensorRT {version} is too old, {'.'.join(map(str, OLDEST))} is the first that works",
-            "upgrade TensorRT",
+            f"TensorRT {version} is too old, {OLDEST} is the first that works", "upgrade TensorRT"
         )
     return library
+
+
+def is_too_old(target: str, version: str) -> bool:
+    """Whether a library is older than `OLDEST`; one that does not tell its version is not."""
+    return target == ENTERPRISE and () < release(version) < release(OLDEST)
 
 
 def one_line(text: str, limit: int = 300) -> str:

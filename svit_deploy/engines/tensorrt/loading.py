@@ -15,7 +15,7 @@ from svit_deploy.engines.tensorrt.cuda import Cuda
 from svit_deploy.engines.tensorrt.library import ENTERPRISE, NAMES, RTX, Library, load_library
 from svit_deploy.engines.tensorrt.sidecar import BUILD_AGAIN, Sidecar, read_sidecar, sidecar_path
 from svit_deploy.errors import CapabilityError, InputError, SvitDeployError
-from svit_deploy.files import hash_file
+from svit_deploy.files import hash_file, reading
 from svit_deploy.plugins import library_path
 
 log = logging.getLogger(__name__)
@@ -140,15 +140,10 @@ def read_head(path: Path) -> bytes:
     """
     if not path.is_file():
         raise InputError(f"{path} is not a file", "give the path of an .engine file")
-    try:
-        with path.open("rb") as file:
-            head = file.read(4)
-            length = int.from_bytes(head, "little")
-            text = file.read(length) if 1 < length <= _MAX_JSON else b""
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror})", "check who may read it"
-        ) from None
+    with reading(path), path.open("rb") as file:
+        head = file.read(4)
+        length = int.from_bytes(head, "little")
+        text = file.read(length) if 1 < length <= _MAX_JSON else b""
     if not head:
         raise InputError(f"{path} is empty", "copy it again, or build it again")
     if text.startswith(b"{") and _is_json(text):

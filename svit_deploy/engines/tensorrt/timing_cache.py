@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from svit_deploy.errors import SvitDeployError
-from svit_deploy.files import write_file
-from svit_deploy.plugins import default_folder
+from svit_deploy.files import cache_folder, write_file
 
 SCHEMA_VERSION = 1
 
@@ -33,11 +32,11 @@ def default_path(build: Mapping[str, Any]) -> Path:
             plugins, settings, TensorRT's full version, GPU, driver.
 
     Raises:
-        RuntimeError: there is no home folder.
+        CapabilityError: there is no such folder.
     """
     content = json.dumps({"schema": SCHEMA_VERSION, **build}, sort_keys=True)
     key = hashlib.sha256(content.encode()).hexdigest()
-    return default_folder().with_name("timings") / f"{key}.cache"
+    return cache_folder("timings") / f"{key}.cache"
 
 
 class TimingCache:

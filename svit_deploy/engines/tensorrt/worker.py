@@ -148,7 +148,7 @@ def _choose_cache(
     }
     try:
         return TimingCache(default_path(content))
-    except RuntimeError as error:  # no home folder
+    except CapabilityError as error:
         log.warning("no timing cache: %s", error)
         return None
 

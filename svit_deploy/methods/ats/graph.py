@@ -1,56 +1,20 @@
-"""ATS: each image keeps the tokens that samples of its class attention fall on.
-
-Fayyaz et al., "Adaptive Token Sampling for Efficient Vision Transformers", ECCV 2022; the numbers
-are those of adaptivetokensampling/ATS @ 9271257a for one image at a time. (Its results for a
-batch depend on the batch, as padding takes part in the sampling.)
-
-The tokens of an image are sorted by significance, least first. Their cumulative significance is
-stretched to [0, 1], and samples at even distances, from its first value above 0 up to 1, each
-pick the token nearest to them. A token is kept if a sample lies between the two points half-way
-to its neighbours: its margin is how far the nearest sample is inside, or outside if negative,
-but no more than the difference in significance to a neighbour, whose place it could take.
-"""
+"""The ONNX graph of ATS."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from svit_deploy.config import ModelConfig, TokenMode
-from svit_deploy.errors import InputError
+from svit_deploy.config import TokenMode
 from svit_deploy.export.builder import FLOAT, INT64_MAX, GraphBuilder
 from svit_deploy.export.layers import attention
 from svit_deploy.export.names import block_name, decision_name, margin_name, threshold_name
 from svit_deploy.export.rows import gather_rows, true_positions
-from svit_deploy.export.tokens import Decided, Packed, attend_to_all, key_bias, pack
+from svit_deploy.export.tokens import TINY, Decided, Packed, attend_to_all, key_bias, pack
 from svit_deploy.export.vit import VitGraph
-from svit_deploy.methods.keys import Dims
-from svit_deploy.methods.method import Gates, Method
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from svit_deploy.models.presets import Arch
-    from svit_deploy.models.reference import Reference, Steps
-
-FAR = 2.0
-"""Beyond any sample, all of which lie in [0, 1]."""
-TINY = 1e-30
-
-
-@dataclass(frozen=True)
-class AtsSettings:
-    """What is chosen for a DeiT.
-
-    Attributes:
-        ats_blocks: the blocks that sample; by default as published.
-    """
-
-    ats_blocks: tuple[int, ...] = (3, 4, 5, 6, 7, 8, 9, 10, 11)
+from svit_deploy.methods.ats.settings import FAR
 
 
 class AtsGraph(VitGraph):
@@ -171,8 +135,7 @@ class AtsGraph(VitGraph):
 
 def first_rows(graph: GraphBuilder, packed: Packed) -> str:
     """The rows of the class tokens `[B]`: each is the first of its image."""
-    bounds = map(graph.constant, ([0], [-1], [0]))
-    return graph.op("Slice", packed.lengths, *bounds)
+    return graph.slice(packed.lengths, 0, -1, axis=0)
 
 
 def sampling_margin(graph: GraphBuilder, scores: str, alive: str) -> str:
@@ -187,7 +150,7 @@ def sampling_margin(graph: GraphBuilder, scores: str, alive: str) -> str:
         return graph.constant(value, np.float32)
 
     def tail(value: str) -> str:
-        return op("Slice", value, *map(graph.constant, ([1], [INT64_MAX], [1])))
+        return graph.slice(value, 1, INT64_MAX)
 
     alive, scores = tail(alive), tail(scores)  # [B, N]
     scores = op("Where", alive, scores, number(0))
@@ -211,7 +174,7 @@ def sampling_margin(graph: GraphBuilder, scores: str, alive: str) -> str:
 
     def beside(values: str, before: float, after: float) -> tuple[str, str]:
         """Of each two neighbours a value `[B, N - 1]` -> those left and right of each token."""
-        column = op("Slice", cdf, *map(graph.constant, ([0], [1], [1])))
+        column = graph.slice(cdf, 0, 1)
         ends = [op("Expand", number([[end]]), op("Shape", column)) for end in (before, after)]
         return (
             op("Concat", ends[0], values, axis=1),
@@ -219,7 +182,7 @@ def sampling_margin(graph: GraphBuilder, scores: str, alive: str) -> str:
         )
 
     def neighbours(value: str) -> tuple[str, str]:
-        first = op("Slice", value, *map(graph.constant, ([0], [-1], [1])))
+        first = graph.slice(value, 0, -1)
         return first, tail(value)
 
     low, high = neighbours(cdf)
@@ -247,92 +210,6 @@ def sampling_margin(graph: GraphBuilder, scores: str, alive: str) -> str:
     margin = op("Where", alone, number(FAR), margin)
     margin = op("Where", there, margin, number(-np.inf))
     margin = op("ScatterElements", margin, order, margin, axis=1)
-    first = op("Slice", margin, *map(graph.constant, ([0], [1], [1])))
+    first = graph.slice(margin, 0, 1)
     infinity = op("Expand", number([[np.inf]]), op("Shape", first))
     return op("Concat", infinity, margin, axis=1)
-
-
-class Ats(Method):
-    """On DeiT's weights, without parameters of its own."""
-
-    name, title, keys_of = "ats", "ATS", "deit"
-    modes = (TokenMode.DYNAMIC, TokenMode.MASKED, TokenMode.DENSE)
-    settings = AtsSettings
-    graph = AtsGraph
-    rule = "keep iff margin > threshold, margin = how far a sample is inside the token's reach"
-    removes = True
-    ranks_inside = True
-    margin_unit = 0.05  # of cumulative significance, which ends at 1
-
-    def told(self, args: Mapping[str, Any]) -> dict[str, Any] | None:
-        blocks = args.get("VIT.ATS_BLOCKS")
-        return {"ats_blocks": tuple(map(int, blocks))} if isinstance(blocks, list) else None
-
-    def gates(self, arch: Arch, dims: Dims, settings: AtsSettings) -> Gates:
-        return Gates(settings.ats_blocks, (False,) * len(settings.ats_blocks))
-
-    def places(self, config: ModelConfig) -> tuple[int, ...]:
-        return config.settings.ats_blocks
-
-    def check(self, config: ModelConfig) -> None:
-        if config.distilled and config.gate_blocks:
-            raise InputError(
-                "ATS could drop the distillation token, which the head reads",
-                "give a checkpoint without one, or use --tokens dense",
-            )
-
-    def forward(self, reference: Reference, images: Tensor) -> Steps:
-        import torch
-
-        from svit_deploy.models.reference import Passed
-
-        config = reference.config
-        gate_of = config.gate_of
-        x = reference.embed(images)
-        maps = [x]
-        values: dict[str, Tensor] = {}
-        alive = torch.ones(x.shape[:2], dtype=torch.bool)
-        for block in range(config.depth):
-            hidden = torch.zeros(alive.shape).masked_fill(~alive, -torch.inf)
-            y, weights, key_value = reference.attention(x, block, hidden)
-            if (gate := gate_of.get(block)) is not None:
-                length = key_value[1].transpose(1, 2).flatten(2).norm(dim=2)
-                score = weights[:, :, 0].sum(dim=1) * length
-                margin = torch.stack([sample(s, a) for s, a in zip(score, alive, strict=True)])
-                keep = yield gate, margin
-                alive = alive & keep
-                values |= {margin_name(gate): margin, decision_name(gate): alive}
-            x = torch.where(alive[..., None], reference.feed_forward(y, block), x)
-            maps.append(x.masked_fill(~alive[..., None], torch.nan))  # nothing is left of those
-        return Passed(reference.classify(x), maps, values)
-
-
-def sample(score: Tensor, alive: Tensor) -> Tensor:
-    """Margins `[S]` of one image's significances `[S]`; positive where a sample picks the token."""
-    import torch
-
-    margin = torch.full(score.shape, -torch.inf)
-    margin[0] = torch.inf
-    there = alive.clone()
-    there[0] = False
-    places = there.nonzero()[:, 0]
-    if len(places) < 2:
-        margin[places] = FAR
-        return margin
-    ranked, order = (score[places] / score[places].sum()).sort(stable=True)
-    cdf = ranked.cumsum(0)
-    cdf = (cdf - cdf.min()) / (cdf.max() - cdf.min())
-    count = len(score) - 1  # as many samples as the image had patches at first
-    start = cdf[cdf > 0].min()
-    samples = start + (1 - start) * torch.arange(count) / max(count - 1, 1)
-    nearest = (samples[:, None] - cdf[None, :]).abs().argmin(dim=1)
-    picked = torch.zeros(len(places), dtype=torch.bool)
-    picked[nearest] = True
-    half = (cdf[1:] + cdf[:-1]) / 2
-    far = torch.tensor([FAR])
-    left, right = torch.cat([-far, half]), torch.cat([half, far])
-    inside = torch.minimum(samples[:, None] - left, right - samples[:, None]).amax(dim=0).abs()
-    gap = torch.cat([torch.tensor([torch.inf]), ranked.diff(), torch.tensor([torch.inf])])
-    size = torch.minimum(inside, torch.minimum(gap[1:], gap[:-1])).clamp_min(TINY)
-    margin[places[order]] = torch.where(picked, size, -size)
-    return margin

@@ -1,0 +1,60 @@
+"""ATS: each image keeps the tokens that samples of its class attention fall on.
+
+Fayyaz et al., "Adaptive Token Sampling for Efficient Vision Transformers", ECCV 2022; the numbers
+are those of adaptivetokensampling/ATS @ 9271257a for one image at a time. (Its results for a
+batch depend on the batch, as padding takes part in the sampling.)
+
+The tokens of an image are sorted by significance, least first. Their cumulative significance is
+stretched to [0, 1], and samples at even distances, from its first value above 0 up to 1, each
+pick the token nearest to them. A token is kept if a sample lies between the two points half-way
+to its neighbours: its margin is how far the nearest sample is inside, or outside if negative,
+but no more than the difference in significance to a neighbour, whose place it could take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from svit_deploy.config import ModelConfig, TokenMode
+from svit_deploy.methods.ats.graph import AtsGraph
+from svit_deploy.methods.ats.settings import AtsSettings
+from svit_deploy.methods.keys import Dims
+from svit_deploy.methods.method import Gates, Method
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from svit_deploy.models.presets import Arch
+    from svit_deploy.models.reference import Reference, Steps
+
+
+class Ats(Method):
+    """On DeiT's weights, without parameters of its own."""
+
+    name, title, keys_of = "ats", "ATS", "deit"
+    modes = (TokenMode.DYNAMIC, TokenMode.MASKED, TokenMode.DENSE)
+    settings = AtsSettings
+    graph = AtsGraph
+    rule = "keep iff margin > threshold, margin = how far a sample is inside the token's reach"
+    removes = True
+    ranks_inside = True
+    margin_unit = 0.05  # of cumulative significance, which ends at 1
+
+    def told(self, args: Mapping[str, Any]) -> dict[str, Any] | None:
+        blocks = args.get("VIT.ATS_BLOCKS")
+        return {"ats_blocks": tuple(map(int, blocks))} if isinstance(blocks, list) else None
+
+    def gates(self, arch: Arch, dims: Dims, settings: AtsSettings) -> Gates:
+        return Gates(settings.ats_blocks, (False,) * len(settings.ats_blocks))
+
+    def places(self, config: ModelConfig) -> tuple[int, ...]:
+        return config.settings.ats_blocks
+
+    def check(self, config: ModelConfig) -> None:
+        self.refuse_distillation_token(config)
+
+    def forward(self, reference: Reference, images: Tensor) -> Steps:
+        from svit_deploy.methods.ats.reference import forward
+
+        return forward(reference, images)

@@ -1,0 +1,19 @@
+"""What is chosen for an ATS, and what its graph and its forward pass agree on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+FAR = 2.0
+"""Beyond any sample, all of which lie in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class AtsSettings:
+    """What is chosen for a DeiT.
+
+    Attributes:
+        ats_blocks: the blocks that sample; by default as published.
+    """
+
+    ats_blocks: tuple[int, ...] = (3, 4, 5, 6, 7, 8, 9, 10, 11)

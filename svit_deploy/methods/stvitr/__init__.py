@@ -1,0 +1,105 @@
+"""STViT-R: most of Swin's third stage runs on a few semantic tokens, then all tokens return.
+
+Chang et al., "Making Vision Transformers Efficient from A Token Sparsification View", CVPR 2023;
+the numbers are those of changsn/STViT-R @ b4a27a07.
+
+The third stage is made of units of six blocks: a Swin block; the semantic tokens, three by three
+out of each window, made by attention to a larger window around it; four more blocks of which the
+first two also look at the image tokens or stay inside a window; and the image tokens looking at
+the semantic ones. Nothing is selected: the graph is static and no decision is to be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from svit_deploy.config import ModelConfig, TokenMode
+from svit_deploy.errors import InputError
+from svit_deploy.methods.keys import Dims, Shape, Tensors, linear, norm
+from svit_deploy.methods.stvitr.graph import StvitRGraph
+from svit_deploy.methods.stvitr.settings import SEMANTIC, SIDE, UNIT, WINDOWS, StvitRSettings
+from svit_deploy.methods.swin import Swin, SwinDims
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from svit_deploy.models.presets import Arch
+    from svit_deploy.models.reference import Passed, Reference
+
+
+@dataclass(frozen=True)
+class StvitRDims(SwinDims):
+    """`has_global`: whether the first unit has semantic tokens of its own (`semantic_token2`)."""
+
+    has_global: bool = False
+
+
+class StvitR(Swin):
+    name, title = "stvitr", "STViT-R"
+    modes = (TokenMode.STATIC,)
+    settings = StvitRSettings
+    graph = StvitRGraph
+
+    def matches(self, keys: Collection[str]) -> bool:
+        return "layers.2.blocks.1.attn.kv.weight" in keys
+
+    def told(self, args: Any) -> dict[str, Any] | None:
+        return {"shortcut": bool(args["SHORTCUT"])} if "SHORTCUT" in args else None
+
+    def infer(self, tensors: Tensors) -> StvitRDims:
+        dims = super().infer(tensors)
+        has_global = "layers.2.semantic_token2" in tensors.arrays
+        return StvitRDims(**vars(dims), has_global=has_global)
+
+    def sketch(self, arch: Arch) -> StvitRDims:
+        return StvitRDims(**vars(super().sketch(arch)))
+
+    def stem_shapes(self, dims: Dims) -> dict[str, Shape]:
+        shapes: dict[str, Shape] = {}
+        sizes = {0: (dims.embed_dim // 2, 3), 2: (dims.embed_dim, dims.embed_dim // 2)}
+        for part, (outputs, inputs) in sizes.items():
+            name = f"patch_embed.proj.{part}"
+            shapes[f"{name}.c.weight"] = (outputs, inputs, 3, 3)
+            shapes |= norm(f"{name}.bn", outputs)
+            shapes |= {f"{name}.bn.running_mean": (outputs,), f"{name}.bn.running_var": (outputs,)}
+        return shapes
+
+    def shapes(self, dims: Dims) -> dict[str, Shape]:
+        assert isinstance(dims, StvitRDims)
+        own: dict[str, Shape] = {}
+        if dims.has_global:
+            own["layers.2.semantic_token2"] = (1, SEMANTIC, 4 * dims.embed_dim)
+        return super().shapes(dims) | own
+
+    def block_shapes(self, dims: SwinDims, stage: int, block: int) -> dict[str, Shape]:
+        shapes = super().block_shapes(dims, stage, block)
+        if stage != 2 or block % UNIT == 0:
+            return shapes
+        name, width = f"layers.{stage}.blocks.{block}", dims.embed_dim << stage
+        for gone in ("qkv.weight", "qkv.bias", "relative_position_bias_table"):
+            del shapes[f"{name}.attn.{gone}"]
+        shapes |= linear(f"{name}.attn.q", width, width)
+        shapes |= linear(f"{name}.attn.kv", 2 * width, width)
+        return shapes | {f"{name}.layer_scale_1": (width,), f"{name}.layer_scale_2": (width,)}
+
+    def check(self, config: ModelConfig) -> None:
+        super().check(config)
+        side = SIDE * 16
+        if config.image_size != (side, side) or config.settings.window != SIDE // WINDOWS:
+            raise InputError(
+                "STViT-R is defined for windows of 7x7 and images of "
+                f"{side}x{side}, not {config.image_size[0]}x{config.image_size[1]}",
+                f"use --image-size {side}",
+            )
+        if config.settings.depths[2] not in (UNIT, 2 * UNIT, 3 * UNIT):
+            raise InputError(
+                f"the third stage has {config.settings.depths[2]} blocks, not 6, 12 or 18",
+                "give a complete STViT-R checkpoint",
+            )
+
+    def forward(self, reference: Reference, images: Tensor) -> Passed:
+        from svit_deploy.methods.stvitr.reference import forward
+
+        return forward(reference, images)

@@ -1,0 +1,220 @@
+"""STViT-R's ONNX graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from svit_deploy.export.layers import attend_heads
+from svit_deploy.export.names import block_name
+from svit_deploy.export.tokens import Decided
+from svit_deploy.methods.stvitr.settings import (
+    AROUND,
+    BN_EPS,
+    SAMPLE,
+    SEMANTIC,
+    SIDE,
+    STRIDE,
+    UNIT,
+    WINDOWS,
+)
+from svit_deploy.methods.swin.graph import SwinGraph
+from svit_deploy.methods.swin.settings import Stage, stages
+
+
+class StvitRGraph(SwinGraph):
+    """Layer scales are multiplied into the layers before them."""
+
+    def stem(self, images: str, exact: bool) -> str:
+        """Two convolutions of stride 2; each batch norm is multiplied into its convolution."""
+        x, weights = images, self.layers.weights
+        shape = {"kernel_shape": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1)}
+        for part in (0, 2):
+            name = f"patch_embed.proj.{part}"
+            deviation = np.sqrt(weights[f"{name}.bn.running_var"] + np.float32(BN_EPS))
+            scale = weights[f"{name}.bn.weight"] / deviation
+            bias = weights[f"{name}.bn.bias"] - weights[f"{name}.bn.running_mean"] * scale
+            weight = weights[f"{name}.c.weight"] * scale[:, None, None, None]
+            x = self.graph.op("HardSwish", self.convolve(x, name, weight, bias, exact, **shape))
+        return x
+
+    def after_stem(self, rows: str) -> str:
+        return rows
+
+    def run(self, x: str) -> tuple[str, Sequence[Decided]]:
+        graph, number, semantic = self.graph, 0, ""
+        for stage in stages(self.config):
+            for block in range(stage.depth):
+                with graph.scope(f"block_{number}"):
+                    if stage.index and not block:
+                        x = self.merge_patches(x, stage)
+                    role = block % UNIT if stage.index == 2 else 0
+                    if role == 0:
+                        x = out = self.swin_block(x, stage, block)
+                    elif role == 5:
+                        x = out = self.look(x, semantic, stage, block, stage.tokens, SEMANTIC)
+                    elif role == 1:
+                        semantic = out = self.begin(x, stage, block)
+                    elif role == 2:
+                        semantic = out = self.look_around(semantic, x, stage, block)
+                    else:
+                        semantic = out = self.look_inside(semantic, stage, block, local=role == 3)
+                out = graph.rename(out, block_name(number))
+                x, semantic = (out, semantic) if role in (0, 5) else (x, out)
+                number += 1
+        return self.classify_mean(x, stage.tokens, stage.width), []
+
+    def begin(self, x: str, stage: Stage, block: int) -> str:
+        """The semantic tokens `[B * 36, C]` out of image tokens `[B * 196, C]`.
+
+        Keys and values are computed once for each image token, whatever windows it is in.
+        """
+        graph, layers, name, width = self.graph, self.layers, stage.block(block), stage.width
+        places, windows = sample_places(), WINDOWS**2
+        split = graph.reshape(x, -1, stage.tokens, width)
+        with graph.scope("attention"):
+            near = graph.op("Gather", split, graph.constant(places.reshape(SEMANTIC, -1)), axis=1)
+            pooled = graph.op("ReduceMax", near, graph.constant([2]), keepdims=0)
+            pooled = graph.reshape(pooled, -1, width)
+            normed = graph.narrow(layers.layer_norm(pooled, f"{name}.norm1", self.eps))
+            image = graph.narrow(layers.layer_norm(x, f"{name}.norm1", self.eps))
+            query = layers.linear(normed, f"{name}.attn.q")
+            own, others = (self.keys_values(rows, name) for rows in (normed, image))
+            joined = []
+            for mine, theirs in zip(own, others, strict=True):
+                mine = graph.reshape(mine, -1, windows, SAMPLE**2, width)
+                theirs = graph.reshape(theirs, -1, stage.tokens, width)
+                theirs = graph.op("Gather", theirs, graph.constant(around_places()), axis=1)
+                joined.append(graph.op("Concat", mine, theirs, axis=2))
+            key, value = joined
+            keys = SAMPLE**2 + AROUND**2
+            mixed = self.cross(query, key, value, stage, windows, SAMPLE**2, keys)
+            tokens = self.scaled(mixed, f"{name}.attn.proj", f"{name}.layer_scale_1")
+            if self.config.settings.shortcut:
+                tokens = graph.op("Add", pooled, tokens)
+            tokens = self.reorder(tokens, np.argsort(semantic_order()), SEMANTIC, width)
+        return self.feed(tokens, name)
+
+    def look_around(self, semantic: str, x: str, stage: Stage, block: int) -> str:
+        """Semantic tokens look at themselves and at all image tokens."""
+        graph, width = self.graph, stage.width
+        both = graph.op(
+            "Concat",
+            graph.reshape(semantic, -1, SEMANTIC, width),
+            graph.reshape(x, -1, stage.tokens, width),
+            axis=1,
+        )
+        if block < UNIT and "layers.2.semantic_token2" in self.layers.weights:
+            learnt = self.layers.narrow_weight("layers.2.semantic_token2")
+            semantic = graph.op("Add", graph.reshape(semantic, -1, SEMANTIC, width), learnt)
+            semantic = graph.reshape(semantic, -1, width)
+        tokens = SEMANTIC + stage.tokens
+        return self.look(semantic, graph.reshape(both, -1, width), stage, block, SEMANTIC, tokens)
+
+    def look_inside(self, semantic: str, stage: Stage, block: int, local: bool) -> str:
+        """Semantic tokens look at each other, all or those of their window."""
+        if not local:
+            return self.look(semantic, semantic, stage, block, SEMANTIC, SEMANTIC)
+        order = semantic_order()
+        semantic = self.reorder(semantic, order, SEMANTIC, stage.width)
+        found = self.look(semantic, semantic, stage, block, SAMPLE**2, SAMPLE**2)
+        return self.reorder(found, np.argsort(order), SEMANTIC, stage.width)
+
+    def look(self, x: str, at: str, stage: Stage, block: int, tokens: int, keys: int) -> str:
+        """A block whose `tokens` rows of each group look at `keys` rows of another value."""
+        graph, layers, name = self.graph, self.layers, stage.block(block)
+        with graph.scope("attention"):
+            normed = graph.narrow(layers.layer_norm(x, f"{name}.norm1", self.eps))
+            other = normed
+            if at != x:
+                other = graph.narrow(layers.layer_norm(at, f"{name}.norm1", self.eps))
+            query = layers.linear(normed, f"{name}.attn.q")
+            key, value = self.keys_values(other, name)
+            mixed = self.cross(query, key, value, stage, 1, tokens, keys)
+            x = graph.op("Add", x, self.scaled(mixed, f"{name}.attn.proj", f"{name}.layer_scale_1"))
+        return self.feed(x, name)
+
+    def keys_values(self, rows: str, name: str) -> tuple[str, str]:
+        """As two products of rows `[R, C]`."""
+        layers, found = self.layers, []
+        weights = np.split(layers.weights[f"{name}.attn.kv.weight"], 2)
+        biases = np.split(layers.weights[f"{name}.attn.kv.bias"], 2)
+        for part, weight, bias in zip("kv", weights, biases, strict=True):
+            names = f"{name}.attn.{part}.weight", f"{name}.attn.{part}.bias"
+            inputs = layers.narrow_weight(names[0], weight), layers.narrow_weight(names[1], bias)
+            found.append(self.graph.op("Gemm", rows, *inputs, transB=1))
+        return found[0], found[1]
+
+    def cross(
+        self, query: str, key: str, value: str, stage: Stage, windows: int, tokens: int, keys: int
+    ) -> str:
+        """Attention of `tokens` to `keys` in each of `windows`, rows in and rows out."""
+        graph, dim = self.graph, stage.width // stage.heads
+
+        def heads(rows: str, count: int, *order: int) -> str:
+            split = graph.reshape(rows, -1, windows, count, stage.heads, dim)
+            return graph.op("Transpose", split, perm=(0, 1, *order))
+
+        query, value = heads(query, tokens, 3, 2, 4), heads(value, keys, 3, 2, 4)
+        mixed = attend_heads(graph, query, heads(key, keys, 3, 4, 2), value, dim, None)
+        mixed = graph.op("Transpose", mixed, perm=(0, 1, 3, 2, 4))
+        return graph.reshape(mixed, -1, stage.width)
+
+    def scaled(self, x: str, name: str, scale: str) -> str:
+        """A linear layer and the layer scale after it, in one product."""
+        layers = self.layers
+        factor = layers.weights[scale]
+        weight = layers.weights[f"{name}.weight"] * factor[:, None]
+        bias = layers.weights[f"{name}.bias"] * factor
+        inputs = (
+            layers.narrow_weight(f"{name}.weight", weight),
+            layers.narrow_weight(f"{name}.bias", bias),
+        )
+        return self.graph.op("Gemm", x, *inputs, transB=1)
+
+    def feed(self, x: str, name: str) -> str:
+        """The second half of a block with layer scales."""
+        graph, layers = self.graph, self.layers
+        with graph.scope("mlp"):
+            normed = graph.narrow(layers.layer_norm(x, f"{name}.norm2", self.eps))
+            hidden = graph.op("Gelu", layers.linear(normed, f"{name}.mlp.fc1"))
+            return graph.op(
+                "Add", x, self.scaled(hidden, f"{name}.mlp.fc2", f"{name}.layer_scale_2")
+            )
+
+
+def sample_places() -> np.ndarray:
+    """Image tokens whose maximum starts each semantic token `[windows, 9, 9]`, window by window."""
+    inside = np.arange(SIDE // WINDOWS)
+    # Three bins of seven tokens: as adaptive pooling cuts them, three each, two apart.
+    bins = np.stack([inside[2 * i : 2 * i + 3] for i in range(SAMPLE)])
+    raster = np.arange(SIDE**2).reshape(SIDE, SIDE)
+    return np.stack(
+        [
+            np.stack(
+                [
+                    raster[np.ix_(row * 7 + bins[i], column * 7 + bins[j])].reshape(-1)
+                    for i in range(SAMPLE)
+                    for j in range(SAMPLE)
+                ]
+            )
+            for row in range(WINDOWS)
+            for column in range(WINDOWS)
+        ]
+    )
+
+
+def around_places() -> np.ndarray:
+    """Image tokens of the larger window around each window `[windows, 100]`."""
+    raster = np.arange(SIDE**2).reshape(SIDE, SIDE)
+    starts = range(0, SIDE - AROUND + 1, STRIDE)
+    return np.stack(
+        [raster[r : r + AROUND, c : c + AROUND].reshape(-1) for r in starts for c in starts]
+    )
+
+
+def semantic_order() -> np.ndarray:
+    """Places in the raster of the semantic tokens `[36]`, window by window."""
+    raster = np.arange(SEMANTIC).reshape(WINDOWS, SAMPLE, WINDOWS, SAMPLE)
+    return raster.transpose(0, 2, 1, 3).reshape(-1)
