@@ -125,6 +125,11 @@ class Bundle:
         """Raises UsageError for an image size that the graph does not run."""
         check_profiles(profiles, self.config.image_size)
 
+    @property
+    def is_parted(self) -> bool:
+        """Whether an engine computes a part of the graph, and another file the rest."""
+        return False
+
     def engine_graph(self, folder: Path) -> AbstractContextManager[Path]:
         """Lends the graph to build an engine of, for a copy of the bundle in `folder`."""
         return contextlib.nullcontext(folder / MODEL)

@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,16 +162,15 @@ def test_package_itself_needs_none_of_them():
     "error", [ImportError("cannot load"), OSError("libtorch.so: no such file")]
 )
 def test_broken_torch(error, monkeypatch):
-    import builtins
+    import importlib
 
     from svit_deploy.errors import CapabilityError
     from svit_deploy.packages import require_torch
 
-    def fail(name: str, *args: Any, real: Callable[..., Any] = builtins.__import__) -> Any:
-        if name == "torch":
-            raise error
-        return real(name, *args)
+    def fail(name: str) -> None:
+        assert name == "torch"
+        raise error
 
-    monkeypatch.setattr(builtins, "__import__", fail)
+    monkeypatch.setattr(importlib, "import_module", fail)
     with pytest.raises(CapabilityError, match="broken"):
         require_torch("export", "something")

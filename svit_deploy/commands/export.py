@@ -201,6 +201,8 @@ def _summary(bundle: Bundle) -> Iterator[tuple[str, str]]:
     )
     if bundle.engine_path is not None:
         yield "engine", _engine(bundle)
+    if bundle.is_parted:
+        yield "heads", "heads.onnx, which runs in ONNX Runtime behind the engine"
     yield "done", str(bundle.path)
 
 

@@ -72,7 +72,6 @@ class DetectionBundle(Bundle):
 
     @property
     def is_parted(self) -> bool:
-        """Whether an engine computes a part of the graph, and `heads.onnx` the rest."""
         return self.engine_path is not None and self.task is Task.DETECT
 
     def profile(self, batch: BatchRange) -> Profile:

@@ -127,6 +127,33 @@ def test_a_wrong_engine_is_refused(on_fake: Any, monkeypatch: pytest.MonkeyPatch
     assert api.verify(bundle.path, threads=1).passed
 
 
+def test_an_engine_that_turns_a_decision_is_held_to_its_graph(
+    on_fake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A coin toss in every image must not hide what the engine does behind it."""
+    bundle = on_fake("detect", "masked", precision="fp16")
+
+    class Tossed(DetectorParts):
+        def run(self, feeds: Any, outputs: Any = None) -> dict[str, np.ndarray]:
+            found = super().run(feeds, outputs)
+            keep, margin = found[names.KEEP_MASK].copy(), found[names.MARGIN].copy()
+            for image in range(len(keep)):
+                token = np.abs(margin[image, -1]).argmin()
+                keep[image, -1, token] ^= True
+                margin[image, -1, token] = 1e-3 if keep[image, -1, token] else -1e-3
+            return found | {names.KEEP_MASK: keep, names.MARGIN: margin} | self.wrong(found)
+
+        def wrong(self, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            return {"boxes": found["boxes"] + np.float32(5)}
+
+    monkeypatch.setattr(DetectionBundle, "complete", lambda b, e: Tossed(e, b.path / HEADS))
+    report = api.verify(bundle.path, threads=1)
+    checks = {check.name: check.passed for check in report.checks}
+    assert checks["gate decisions"] and checks["detections"]
+    assert not checks["engine follows its graph"]
+    assert any("2 of 2 images turned a decision" in note for note in report.notes)
+
+
 def test_both_parts_compute_what_the_whole_does(golden: Any, export: Any, tmp_path: Path) -> None:
     bundle = export("detect", batch="1:1:2")
     folder = tmp_path / "parts"
@@ -225,17 +252,18 @@ def test_plugins_stand_for_the_same_row_moves(golden: Any, export: Any) -> None:
 
 
 @RTX
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize(
-    ("task", "mode", "size"),
+    ("task", "mode", "precision", "size"),
     [
-        ("backbone", "budget", SIZES),
-        ("backbone", "dense", SIZES),
-        ("backbone", "budget", "96x128"),
-        ("detect", "budget", SIZES),
+        ("backbone", "budget", "fp32", SIZES),
+        ("backbone", "budget", "fp16", SIZES),
+        ("backbone", "dense", "fp32", SIZES),
+        ("backbone", "dense", "fp16", SIZES),
+        ("backbone", "budget", "fp16", "96x128"),
+        ("detect", "budget", "fp16", SIZES),
     ],
 )
-def test_real_builds(export: Any, task: str, mode: str, size: str, precision: str) -> None:
+def test_real_builds(export: Any, task: str, mode: str, precision: str, size: str) -> None:
     bundle = export(
         task,
         mode,

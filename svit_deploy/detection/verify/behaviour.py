@@ -8,10 +8,16 @@ import numpy as np
 
 from svit_deploy.compare import token_error
 from svit_deploy.detection.bundle import DetectionBundle
-from svit_deploy.detection.matching import match
 from svit_deploy.detection.preprocess import Prepared, feeds_of
 from svit_deploy.detection.verify.expected import DetectionExpectations
-from svit_deploy.detection.verify.observed import Seen, observe, read_outputs, shipped, shown
+from svit_deploy.detection.verify.observed import (
+    Seen,
+    compare_results,
+    observe,
+    read_outputs,
+    shipped,
+    shown,
+)
 from svit_deploy.detection.verify.report import DetectionReport
 from svit_deploy.export import names
 from svit_deploy.graph_edit import set_scalars
@@ -75,7 +81,8 @@ class BehaviourCheck:
             seen = observe(self.bundle, self.subject, engine, image)
         with self.subject.file() as engine:
             plain = observe(self.bundle, self.subject, engine, image)
-        self.report.check("alike without its gates in view", *self.compare_results(plain, seen))
+        result = compare_results(plain, seen, self.bundle.config, self.report.limits)
+        self.report.check("alike without its gates in view", *result)
 
     def extremes(self, image: Prepared, expectations: DetectionExpectations) -> None:
         """Every token kept, then none: thresholds at the ends of the float32 range."""
@@ -111,22 +118,4 @@ class BehaviourCheck:
         _, ok, detail = self.subject.compare_decisions(actual.decided, expected.decided)
         if not ok or (actual.keep_mask != expected.keep_mask).any():
             return ok, detail
-        return self.compare_results(actual, expected)
-
-    def compare_results(self, actual: Seen, expected: Seen) -> tuple[bool, str]:
-        """Whether two runs of one image find the same, as far as both show it."""
-        words = []
-        if actual.features is not None and expected.features is not None:
-            pairs = zip(actual.features, expected.features, strict=True)
-            error, limit = max(token_error(a.T, b.T) for a, b in pairs), self.report.limits.features
-            if not error <= limit:
-                return False, f"features differ by {error:.2g} (limit {limit:.2g})"
-            words.append(f"features within {error:.2g}")
-        ok = True
-        if actual.detections is not None and expected.detections is not None:
-            result = match(actual.detections, expected.detections)
-            lone = len(result.extra) + len(result.missing)
-            words.append(f"{len(result.pairs)} detections matched, {lone} without a partner")
-            allowed = 2 * self.report.limits.unmatched * max(len(expected.detections), 1)
-            ok = lone <= max(allowed, 1)
-        return ok, ", ".join(words)
+        return compare_results(actual, expected, self.bundle.config, self.report.limits)

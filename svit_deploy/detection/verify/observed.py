@@ -7,14 +7,16 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from svit_deploy.compare import effective_keep
+from svit_deploy.compare import effective_keep, token_error
 from svit_deploy.detection.bundle import DetectionBundle, subsample
-from svit_deploy.detection.config import STRIDES, Task
+from svit_deploy.detection.config import STRIDES, AdapterConfig, Task
 from svit_deploy.detection.postprocess import Detections, split_images
 from svit_deploy.detection.preprocess import Prepared, feeds_of
+from svit_deploy.detection.verify.detections import compare_detections, faults, in_words
+from svit_deploy.detection.verify.limits import DetectionLimits
 from svit_deploy.engines.base import Engine
 from svit_deploy.export import names
-from svit_deploy.graph_edit import add_outputs
+from svit_deploy.graph_edit import add_outputs, force_values
 from svit_deploy.verify.subject import Observed, Subject
 
 
@@ -56,6 +58,22 @@ def shipped(subject: Subject) -> Engine:
     if subject.shows_gates and whole:
         return subject.file()
     return subject.engine(shown(subject))
+
+
+def guided(subject: Subject) -> onnx.ModelProto:
+    """The graph with its decisions for inputs, its margins and its feature maps in view."""
+    shape: tuple[int | str, ...] = ("batch", "tokens")
+    decisions = {names.decision_name(gate): shape for gate in subject.gates}
+    model = add_outputs(force_values(subject.model, decisions), subject.bundle.features)
+    return add_outputs(model, [names.margin_name(gate) for gate in subject.gates])
+
+
+def masks_for(keep_mask: np.ndarray) -> dict[str, np.ndarray]:
+    """Keep masks `[B, G, N]` as they are fed to it."""
+    return {
+        names.decision_name(gate): np.ascontiguousarray(keep_mask[:, gate])
+        for gate in range(keep_mask.shape[1])
+    }
 
 
 def observe(bundle: DetectionBundle, subject: Subject, engine: Engine, image: Prepared) -> Seen:
@@ -101,3 +119,21 @@ def read_outputs(
             )
         )
     return seen
+
+
+def compare_results(
+    actual: Seen, expected: Seen, config: AdapterConfig, limits: DetectionLimits
+) -> tuple[bool, str]:
+    """Whether two runs of one image on the same masks find the same, as far as both show it."""
+    words, wrong = [], []
+    if actual.features is not None and expected.features is not None:
+        pairs = zip(actual.features, expected.features, strict=True)
+        error = max(token_error(a.T, b.T) for a, b in pairs)
+        words.append(f"features within {error:.2g}, limit {limits.features:.2g}")
+        if not error <= limits.features:
+            wrong.append(f"features differ by {error:.2g} (limit {limits.features:.2g})")
+    if actual.detections is not None and expected.detections is not None:
+        found = compare_detections([(actual.detections, expected.detections)], config, limits)
+        words.append(in_words(found, limits))
+        wrong += faults(found, limits, config)
+    return not wrong, ", ".join(wrong or words)

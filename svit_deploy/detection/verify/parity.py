@@ -1,4 +1,4 @@
-"""Every stage of a detection model by itself, then the file as it is."""
+"""A detection model beside its reference: every stage by itself, then the file as it is."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnx
 
 from svit_deploy.compare import (
     GateFlips,
@@ -16,20 +15,28 @@ from svit_deploy.compare import (
     rms,
     token_error,
 )
-from svit_deploy.detection.bundle import DetectionBundle, subsample
+from svit_deploy.detection.bundle import DetectionBundle
 from svit_deploy.detection.config import Task
-from svit_deploy.detection.postprocess import Detections, split_images
+from svit_deploy.detection.postprocess import Detections
 from svit_deploy.detection.preprocess import Prepared, feeds_of
 from svit_deploy.detection.verify.detections import compare_detections, faults, in_words
 from svit_deploy.detection.verify.expected import DetectionExpectations, Expectation
-from svit_deploy.detection.verify.observed import Seen, decisions_of, observe, shipped
+from svit_deploy.detection.verify.observed import (
+    Seen,
+    compare_results,
+    decisions_of,
+    guided,
+    masks_for,
+    observe,
+    read_outputs,
+    shipped,
+)
 from svit_deploy.detection.verify.report import Comparison, DetectionReport
+from svit_deploy.detection.verify.stages import Stages
 from svit_deploy.engines.base import Engine
-from svit_deploy.export import names
-from svit_deploy.graph_edit import FED, add_outputs, feed_values, force_values
 from svit_deploy.progress import Progress
 from svit_deploy.verify.parity import Parity
-from svit_deploy.verify.report import GateResult, Stage
+from svit_deploy.verify.report import GateResult
 from svit_deploy.verify.subject import Subject
 
 
@@ -45,30 +52,11 @@ class DetectionParity:
     ) -> None:
         self.bundle, self.subject, self.expectations = bundle, subject, expectations
         self.report, self.limits, self.gates = report, report.limits, subject.gates
-        self.errors: dict[str, float] = {}
 
     def check_file(self) -> None:
         """What can be said without running: settings, random operators, thresholds."""
         expectations: Any = self.expectations  # its `differences` are all that is asked for
         Parity(self.subject, expectations).check_file()
-
-    def staged(self) -> onnx.ModelProto:
-        """The graph with the reference's keep masks and, if known, its values as inputs."""
-        shape: tuple[int | str, ...] = ("batch", "tokens")
-        decisions = {names.decision_name(gate): shape for gate in self.gates}
-        model = force_values(self.subject.model, decisions)
-        model = add_outputs(model, [names.margin_name(gate) for gate in self.gates])
-        model = add_outputs(model, self.bundle.features)
-        if self.expectations.has_stages:
-            width = self.bundle.config.embed_dim
-            model = feed_values(model, dict.fromkeys(self.bundle.stages, ("rows", width)))
-            if self.bundle.task is Task.DETECT:
-                maps = {
-                    name: ("batch", width, f"rows_{name}", f"columns_{name}")
-                    for name in self.bundle.features
-                }
-                model = feed_values(model, maps)
-        return model
 
     def compare(self, progress: Progress) -> list[tuple[Prepared, Detections, Detections]]:
         """Runs every image, staged and as shipped, beside the reference.
@@ -79,13 +67,14 @@ class DetectionParity:
         seen: list[Seen] = []
         expected: list[Expectation] = []
         alone: list[tuple[Detections, Detections]] = []
-        with self.subject.engine(self.staged()) as staged, shipped(self.subject) as file:
+        stages = Stages(self.bundle, self.subject, self.report, self.expectations.has_stages)
+        with self.subject.engine(stages.graph()) as staged, shipped(self.subject) as file:
             self.report.engine = file.description
             for number, part in enumerate(self.expectations.each()):
                 progress.update(
                     "comparing with the reference", 0.8 * number / self.expectations.count
                 )
-                found = self.run_staged(staged, part)
+                found = stages.run(staged, part)
                 if found is not None and part.detections is not None:
                     alone.append((found, part.detections))
                 seen.append(observe(self.bundle, self.subject, file, part.image))
@@ -95,20 +84,52 @@ class DetectionParity:
                 expected.append(slim)
         squares = [[rms(part.margin[0, gate]) ** 2 for part in expected] for gate in self.gates]
         self.subject.scales = np.array([max(1.0, np.mean(s) ** 0.5) for s in squares])
-        self.judge_stages()
+        stages.judge()
         if alone:
             self.judge_detections("heads by themselves", alone)
         same = self.judge_gates(seen, expected)
-        self.judge_features(seen, expected, same)
-        results = [
-            (theirs.image, mine.detections, theirs.detections)
-            for mine, theirs in zip(seen, expected, strict=True)
-            if mine.detections is not None and theirs.detections is not None
-        ]
-        if self.bundle.task is Task.DETECT:
-            pairs = [results[i][1:] for i, equal in enumerate(same) if equal]
-            self.report.comparison = self.judge_detections("detections", pairs)
-        return results
+        guided = self.run_guided(seen, expected, same)
+        self.judge_features(guided, expected)
+        if self.bundle.task is not Task.DETECT:
+            return []
+        self.report.comparison = self.judge_detections("detections", _pairs(guided, expected))
+        results = zip(expected, _pairs(seen, expected), strict=True)
+        return [(theirs.image, *pair) for theirs, pair in results]
+
+    def run_guided(
+        self, seen: Sequence[Seen], expected: Sequence[Expectation], same: Sequence[bool]
+    ) -> list[Seen]:
+        """What was seen; of images that turned a decision, a run of the graph without that turn.
+
+        A coin toss changes what is computed from there on, and no limit could tell it from a fault.
+        An engine is then compared with its own graph on the engine's masks.
+        """
+        if all(same):
+            return list(seen)
+        turned = len(same) - sum(same)
+        self.report.notes.append(
+            f"{turned} of {len(same)} images turned a decision; their features and detections are "
+            "those of the graph on the reference's keep masks"
+        )
+        result, differ = list(seen), []
+        with self.subject.engine(guided(self.subject)) as engine:
+            for i, (mine, theirs) in enumerate(zip(seen, expected, strict=True)):
+                if same[i]:
+                    continue
+                result[i] = self.observe_guided(engine, theirs.image, theirs.keep_mask)
+                if self.subject.runs_engine:
+                    own = self.observe_guided(engine, theirs.image, mine.keep_mask)
+                    ok, detail = compare_results(mine, own, self.bundle.config, self.limits)
+                    differ += [] if ok else [f"image {i}: {detail}"]
+        if self.subject.runs_engine:
+            detail = differ[0] if differ else f"in all {turned} images that turned a decision"
+            self.report.check("engine follows its graph", not differ, detail)
+        return result
+
+    def observe_guided(self, engine: Engine, image: Prepared, keep_mask: np.ndarray) -> Seen:
+        """One image on given keep masks `[1, G, N]`."""
+        outputs = engine.run(feeds_of([image], self.bundle.inputs) | masks_for(keep_mask))
+        return read_outputs(self.bundle, self.subject, outputs, [image])[0]
 
     def judge_detections(
         self, name: str, pairs: Sequence[tuple[Detections, Detections]]
@@ -117,62 +138,6 @@ class DetectionParity:
         wrong = faults(found, self.limits, self.bundle.config)
         self.report.check(name, not wrong, ", ".join(wrong) or in_words(found, self.limits))
         return found
-
-    def run_staged(self, engine: Engine, part: Expectation) -> Detections | None:
-        """Adds the errors of one image's stages; returns what its heads make of the reference's."""
-        feeds = feeds_of([part.image], self.bundle.inputs)
-        for gate in self.gates:
-            mask = np.ascontiguousarray(part.keep_mask[:, gate])
-            feeds[names.decision_name(gate)] = mask
-        feeds |= {name + FED: rows for name, rows in part.stages.items()}
-        if part.stages and self.bundle.task is Task.DETECT:
-            feeds |= {n + FED: m for n, m in zip(self.bundle.features, part.maps, strict=True)}
-        outputs = engine.run(feeds)
-        for gate in self.gates:
-            name = names.margin_name(gate)
-            self.add(name, margin_error(outputs[name], part.margin[:, gate]))
-        for name, rows in part.stages.items():
-            self.add(name, token_error(outputs[name], rows))
-        maps = subsample([outputs[name][0] for name in self.bundle.features], part.image.size)
-        for name, mine, theirs in zip(self.bundle.features, maps, part.features, strict=True):
-            self.add(name, token_error(mine.T, theirs.T))
-        if self.bundle.task is not Task.DETECT or not part.stages:
-            return None
-        return split_images(outputs, 1)[0]
-
-    def add(self, name: str, error: float) -> None:
-        self.errors[name] = max(self.errors.get(name, 0.0), error)
-
-    def judge_stages(self) -> None:
-        """Lists the stages in the order they run and names the first that differs."""
-        limits, config, scales = self.limits, self.bundle.config, self.subject.scales
-        alone = self.expectations.has_stages
-        gate_of = {names.block_name(b): gate for gate, b in enumerate(config.gate_blocks)}
-        stages = []
-
-        def add(label: str, name: str, limit: float) -> None:
-            if name in self.errors:
-                stages.append(Stage(label, self.errors[name], float(limit)))
-
-        for name in self.bundle.stages:
-            if (gate := gate_of.get(name)) is not None:
-                margin = limits.margin if alone else limits.rounding
-                add(f"gate {gate}", names.margin_name(gate), margin * scales[gate])
-            limit = limits.block if name.startswith("block") else limits.stage
-            add(_label(name), name, limits.embedding if name == names.EMBEDDING else limit)
-        for name in self.bundle.features:
-            add(f"features of {_label(name)}", name, limits.stage if alone else limits.features)
-        self.report.stages += stages
-        wrong = [stage for stage in stages if not stage.error <= stage.limit]
-        detail = f"largest error is {max(s.error / s.limit for s in stages):.0%} of its limit"
-        if wrong:
-            rest = f" of {len(wrong)}" if len(wrong) > 1 else ""
-            detail = (
-                f"{wrong[0].name} is the first{rest} to differ from the reference, by "
-                f"{wrong[0].error:.2g} (limit {wrong[0].limit:.2g})"
-            )
-        name = "every stage by itself" if alone else "gates and features, masks given"
-        self.report.check(name, not wrong, detail)
 
     def judge_gates(self, seen: list[Seen], expected: list[Expectation]) -> list[bool]:
         """The decisions of the file as it is; tells which images have the reference's masks."""
@@ -269,35 +234,42 @@ class DetectionParity:
         rows = self.bundle.rows_for(image.size[0] * image.size[1] // patch**2)
         return np.array(rows) if rows else None
 
-    def judge_features(
-        self, seen: list[Seen], expected: list[Expectation], same: list[bool]
-    ) -> None:
-        """The feature maps of the file as it is, where its masks are the reference's."""
-        if seen[0].features is None:
+    def judge_features(self, guided: list[Seen], expected: list[Expectation]) -> None:
+        """The feature maps of the whole model."""
+        shown = [
+            (mine.features, theirs.features)
+            for mine, theirs in zip(guided, expected, strict=True)
+            if mine.features is not None
+        ]
+        if len(shown) < len(guided):
             self.report.notes.append(
                 "a detector's engine does not show its feature maps; its decisions and its "
                 "detections are compared"
             )
+        if not shown:
             return
         errors = dict.fromkeys(self.bundle.features, 0.0)
-        for mine, theirs, equal in zip(seen, expected, same, strict=True):
-            if not equal or mine.features is None:
-                continue
-            for name, a, b in zip(errors, mine.features, theirs.features, strict=True):
+        for actual, wanted in shown:
+            for name, a, b in zip(errors, actual, wanted, strict=True):
                 errors[name] = max(errors[name], token_error(a.T, b.T))
         self.report.features = errors
         worst, limit = max(errors, key=lambda name: errors[name]), self.limits.features
         self.report.check(
             "features",
             errors[worst] <= limit,
-            f"largest error {errors[worst]:.2g} ({worst}), limit {limit:.2g}, in {sum(same)} of "
-            f"{len(same)} images with identical masks",
+            f"largest error {errors[worst]:.2g} ({worst}), limit {limit:.2g}",
         )
 
 
-def _label(name: str) -> str:
-    """`block_3.out` -> `block 3`"""
-    return name.removesuffix(".out").replace("_", " ")
+def _pairs(
+    seen: Sequence[Seen], expected: Sequence[Expectation]
+) -> list[tuple[Detections, Detections]]:
+    """The detections of both sides, image by image."""
+    pairs = []
+    for mine, theirs in zip(seen, expected, strict=True):
+        assert mine.detections is not None and theirs.detections is not None
+        pairs.append((mine.detections, theirs.detections))
+    return pairs
 
 
 def _drift(mine: Seen, theirs: Expectation) -> np.ndarray:
