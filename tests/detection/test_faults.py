@@ -70,7 +70,7 @@ def exchange_sides(monkeypatch: pytest.MonkeyPatch, model: Model) -> Model:
 
     def exchanged(graph: Any, *arguments: Any) -> Any:
         geometry = make(graph, *arguments)
-        pixel = graph.op("Gather", geometry.pixel, graph.constant([1, 0]), axis=2)
+        pixel = graph.op("Gather", geometry.pixel, graph.constant([1, 0]), axis=1)
         return replace(geometry, pixel=pixel)
 
     monkeypatch.setattr(backbone, "make_geometry", exchanged)

@@ -12,11 +12,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from svit_deploy.detection.graph.maps import Dim, MapSize, centres, vector
+from svit_deploy.detection.graph.maps import (
+    Dim,
+    MapSize,
+    centres,
+    linear_on_columns,
+    to_columns,
+    vector,
+)
 from svit_deploy.export.builder import FLOAT, GraphBuilder
 from svit_deploy.export.layers import Layers
 
 NORM_EPS = 1e-6
+OFFSETS, SHARES = "sampling_offsets", "attention_weights"
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class Geometry:
         queries, sources: how many tokens each side has per image.
         maps: the sizes of the maps that make up the source, in their order.
         centres: `[queries, 2]`, the queries' own places in [-1, 1].
-        pixel: `[levels * points, 1, 2]`, the length of a pixel there, for each sample.
+        pixel: `[levels * points, 2, 1]`, width and height of a pixel there, for each sample.
     """
 
     queries: Dim
@@ -50,7 +58,7 @@ def make_geometry(
     sides = vector(graph, [side for size in source_maps for side in (size.columns, size.rows)])
     sides = graph.op("Cast", sides, to=FLOAT)
     pixels = graph.op("Div", graph.constant(2, np.float32), sides)
-    pixels = graph.reshape(pixels, len(source_maps), 1, 2)
+    pixels = graph.reshape(pixels, len(source_maps), 2, 1)
     levels = graph.constant(np.repeat(np.arange(len(source_maps)), points))
     pixel = graph.op("Gather", pixels, levels, axis=0)
     return Geometry(queries, sources, tuple(source_maps), joined, pixel)
@@ -86,9 +94,8 @@ class DeformableAttention:
         graph, layers = self.layers.graph, self.layers
         query = layers.layer_norm(queries, f"{name}.query_norm", NORM_EPS)
         normed = graph.narrow(layers.layer_norm(source, f"{name}.feat_norm", NORM_EPS))
-        values = self.values(normed, name, geometry)
-        places = self.places(query, name, geometry)
-        shares = self.shares(query, name, geometry)
+        values = self.values(normed, f"{name}.attn.value_proj", geometry)
+        places, shares = self.samples(query, f"{name}.attn", geometry)
         parts = []
         for value, place, share in zip(values, places, shares, strict=True):
             sampled = graph.op(
@@ -100,50 +107,55 @@ class DeformableAttention:
         for part in parts[1:]:
             total = graph.op("Add", total, part)
         total = graph.reshape(total, -1, self.width, geometry.queries)
-        rows = graph.reshape(graph.op("Transpose", total, perm=(0, 2, 1)), -1, self.width)
-        return self.project(graph.narrow(rows), f"{name}.attn.output_proj", gain)
+        return self.project(graph.narrow(total), f"{name}.attn.output_proj", gain)
 
     def values(self, source: str, name: str, geometry: Geometry) -> list[str]:
         """One map `[B * heads, D, rows, columns]` per level."""
-        graph = self.layers.graph
-        value = graph.widen(self.layers.linear(source, f"{name}.attn.value_proj"))
-        value = graph.reshape(value, -1, geometry.sources, self.width)
-        value = graph.op("Transpose", value, perm=(0, 2, 1))
+        graph, layers = self.layers.graph, self.layers
+        weight, bias = (layers.weights[f"{name}.{part}"] for part in ("weight", "bias"))
+        columns = to_columns(graph, source, geometry.sources, weight.shape[1])
+        value = graph.widen(linear_on_columns(layers, columns, name, weight, bias))
         cells = [size.cells for size in geometry.maps]
         return [
             graph.reshape(part, -1, self.width // self.heads, size.rows, size.columns)
             for part, size in zip(split(graph, value, cells, axis=2), geometry.maps, strict=True)
         ]
 
-    def places(self, query: str, name: str, geometry: Geometry) -> list[str]:
-        """Where to sample, one `[B * heads, points, Q, 2]` per level."""
-        graph = self.layers.graph
-        samples = len(geometry.maps) * self.points
-        offsets = self.layers.exact_linear(query, f"{name}.attn.sampling_offsets")
-        offsets = graph.reshape(offsets, -1, geometry.queries, self.heads, samples, 2)
-        offsets = graph.op("Transpose", offsets, perm=(0, 2, 3, 1, 4))
-        offsets = graph.reshape(offsets, -1, samples, geometry.queries, 2)
-        places = graph.op("Add", graph.op("Mul", offsets, geometry.pixel), geometry.centres)
-        return split(graph, places, [self.points] * len(geometry.maps), axis=1)
+    def samples(self, query: str, name: str, geometry: Geometry) -> tuple[list[str], list[str]]:
+        """Where each level is sampled, and the weight of each sample.
 
-    def shares(self, query: str, name: str, geometry: Geometry) -> list[str]:
-        """The weight of each sample, one `[B * heads, 1, points, Q]` per level."""
-        graph = self.layers.graph
+        Returns:
+            `[B * heads, points, Q, 2]` and `[B * heads, 1, points, Q]` per level.
+        """
+        graph, layers, queries = self.layers.graph, self.layers, geometry.queries
+        weight, bias = (
+            np.concatenate(
+                [layers.weights[f"{name}.{layer}.{part}"] for layer in (OFFSETS, SHARES)]
+            )
+            for part in ("weight", "bias")
+        )
+        columns = to_columns(graph, query, queries, weight.shape[1])
+        columns = linear_on_columns(layers, columns, f"{name}.samples", weight, bias, exact=True)
         samples = len(geometry.maps) * self.points
-        share = self.layers.exact_linear(query, f"{name}.attn.attention_weights")
-        share = graph.reshape(share, -1, geometry.queries, self.heads, samples)
-        share = graph.op("Transpose", graph.op("Softmax", share, axis=-1), perm=(0, 2, 3, 1))
-        share = graph.reshape(share, -1, 1, samples, geometry.queries)
-        return split(graph, share, [self.points] * len(geometry.maps), axis=2)
+        sizes = [self.heads * samples * 2, self.heads * samples]
+        offsets, share = split(graph, columns, sizes, axis=1)
+        offsets = graph.reshape(offsets, -1, samples, 2, queries)
+        offsets = graph.op("Mul", offsets, geometry.pixel)
+        offsets = graph.op("Transpose", offsets, perm=(0, 1, 3, 2))
+        places = graph.op("Add", offsets, geometry.centres)
+        share = graph.op("Softmax", graph.reshape(share, -1, 1, samples, queries), axis=2)
+        points = [self.points] * len(geometry.maps)
+        return split(graph, places, points, axis=1), split(graph, share, points, axis=2)
 
-    def project(self, rows: str, name: str, gain: np.ndarray | None) -> str:
-        if gain is None:
-            return self.layers.linear(rows, name)
+    def project(self, columns: str, name: str, gain: np.ndarray | None) -> str:
+        """The output's projection: `[B, D * heads, Q]` -> rows `[B * Q, C]`."""
         layers, weights = self.layers, self.layers.weights
-        weight = weights[f"{name}.weight"] * gain[:, None]
-        weight = layers.narrow_weight(f"{name}.gained.weight", weight)
-        bias = layers.narrow_weight(f"{name}.gained.bias", weights[f"{name}.bias"] * gain)
-        return layers.graph.op("Gemm", rows, weight, bias, transB=1)
+        weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+        if gain is not None:
+            name, weight, bias = f"{name}.gained", weight * gain[:, None], bias * gain
+        columns = linear_on_columns(layers, columns, name, weight, bias)
+        rows = layers.graph.op("Transpose", columns, perm=(0, 2, 1))
+        return layers.graph.reshape(rows, -1, len(weight))
 
 
 def split(graph: GraphBuilder, value: str, lengths: Sequence[Dim], axis: int) -> list[str]:

@@ -47,17 +47,43 @@ def map_size(graph: GraphBuilder, rows: Dim, columns: Dim) -> MapSize:
     return MapSize(rows, columns, product(graph, rows, columns))
 
 
+def to_columns(graph: GraphBuilder, rows: str, length: Dim, channels: int) -> str:
+    """Token rows `[B * length, C]` -> `[B, C, length]`."""
+    tokens = graph.reshape(rows, -1, length, channels)
+    return graph.op("Transpose", tokens, perm=(0, 2, 1))
+
+
 def to_map(graph: GraphBuilder, rows: str, size: MapSize, channels: int) -> str:
     """Token rows `[B * cells, C]` -> `[B, C, rows, columns]`."""
-    tokens = graph.reshape(rows, -1, size.cells, channels)
-    turned = graph.op("Transpose", tokens, perm=(0, 2, 1))
-    return graph.reshape(turned, -1, channels, size.rows, size.columns)
+    columns = to_columns(graph, rows, size.cells, channels)
+    return graph.reshape(columns, -1, channels, size.rows, size.columns)
 
 
 def to_rows(graph: GraphBuilder, feature_map: str, cells: Dim, channels: int) -> str:
     """`[B, C, ...]` with `cells` places -> token rows `[B * cells, C]`."""
     flat = graph.reshape(feature_map, -1, channels, cells)
     return graph.reshape(graph.op("Transpose", flat, perm=(0, 2, 1)), -1, channels)
+
+
+def linear_on_columns(
+    layers: Layers,
+    columns: str,
+    name: str,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    exact: bool = False,
+) -> str:
+    """A linear layer `[B, I, length]` -> `[B, O, length]`, in float32 if `exact`.
+
+    On thousands of tokens ONNX Runtime multiplies a quarter faster with the weight in front, and
+    takes rows turned by `to_columns` as they are.
+
+    Args:
+        weight, bias: `[O, I]`, `[O]`.
+    """
+    graph, store = layers.graph, layers.graph.weight if exact else layers.narrow_weight
+    product = graph.op("MatMul", store(f"{name}.weight", weight), columns)
+    return graph.op("Add", product, store(f"{name}.column", bias[:, None]))
 
 
 def centres(graph: GraphBuilder, size: MapSize) -> str:

@@ -9,7 +9,16 @@ import numpy as np
 
 from svit_deploy.detection.config import AdapterConfig
 from svit_deploy.detection.graph.deformable import NORM_EPS, split
-from svit_deploy.detection.graph.maps import Dim, MapSize, conv, map_op, to_map, to_rows
+from svit_deploy.detection.graph.maps import (
+    Dim,
+    MapSize,
+    conv,
+    linear_on_columns,
+    map_op,
+    to_columns,
+    to_map,
+    to_rows,
+)
 from svit_deploy.export.builder import GraphBuilder
 from svit_deploy.export.layers import Layers
 
@@ -78,9 +87,11 @@ class Pyramid:
         """An extractor's network on pyramid rows, a 3x3 convolution inside."""
         graph, layers, hidden = self.graph, self.layers, self.config.ffn_dim
         normed = graph.narrow(layers.layer_norm(c, f"{name}.ffn_norm", NORM_EPS))
-        rows = layers.linear(normed, f"{name}.ffn.fc1")
+        columns = to_columns(graph, normed, self.length, self.config.embed_dim)
+        weight, bias = (layers.weights[f"{name}.ffn.fc1.{p}"] for p in ("weight", "bias"))
+        columns = linear_on_columns(layers, columns, f"{name}.ffn.fc1", weight, bias)
         parts = []
-        for part, size in zip(self.split(rows, hidden), self.maps, strict=True):
+        for part, size in zip(self.split(columns, hidden), self.maps, strict=True):
             weight, bias = (
                 layers.weights[f"{name}.ffn.dwconv.dwconv.{p}"] for p in ("weight", "bias")
             )
@@ -89,12 +100,10 @@ class Pyramid:
         rows = to_rows(graph, graph.op("Concat", *parts, axis=2), self.length, hidden)
         return layers.linear(graph.op("Gelu", rows), f"{name}.ffn.fc2")
 
-    def split(self, rows: str, channels: int) -> list[str]:
-        """Pyramid rows -> maps `[B, channels, h, w]` of strides 8, 16, 32."""
+    def split(self, columns: str, channels: int) -> list[str]:
+        """`[B, channels, 21N/4]` -> maps `[B, channels, h, w]` of strides 8, 16, 32."""
         graph = self.graph
-        tokens = graph.reshape(rows, -1, self.length, channels)
-        turned = graph.op("Transpose", tokens, perm=(0, 2, 1))
-        parts = split(graph, turned, [size.cells for size in self.maps], axis=2)
+        parts = split(graph, columns, [size.cells for size in self.maps], axis=2)
         return [
             graph.reshape(part, -1, channels, size.rows, size.columns)
             for part, size in zip(parts, self.maps, strict=True)
@@ -103,7 +112,8 @@ class Pyramid:
     def join(self, finest: str, c: str, x: str) -> list[str]:
         """Both branches added and normed: maps of strides 4, 8, 16, 32."""
         config, graph, layers = self.config, self.graph, self.layers
-        maps = self.split(c, config.embed_dim)
+        columns = to_columns(graph, c, self.length, config.embed_dim)
+        maps = self.split(columns, config.embed_dim)
         tokens = to_map(graph, x, self.maps[1], config.embed_dim)
 
         def channelwise(op: str, value: str, array: np.ndarray) -> str:
