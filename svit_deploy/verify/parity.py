@@ -6,7 +6,6 @@ import dataclasses
 
 import numpy as np
 import onnx
-from onnx.helper import np_dtype_to_tensor_dtype
 
 from svit_deploy.compare import (
     effective_keep,
@@ -20,10 +19,11 @@ from svit_deploy.config import TokenMode
 from svit_deploy.engines.base import Engine
 from svit_deploy.errors import InputError
 from svit_deploy.export import names
-from svit_deploy.graph_edit import FED, add_outputs, feed_values, force_values, read_scalar
+from svit_deploy.graph_edit import FED, add_outputs, feed_values, read_scalar
 from svit_deploy.onnx_file import random_operators
 from svit_deploy.progress import Progress
 from svit_deploy.verify.expected import Expectations, Expected
+from svit_deploy.verify.guided import decided, forced, guided_logits
 from svit_deploy.verify.report import GateResult, Stage
 from svit_deploy.verify.subject import Observed, Subject
 
@@ -77,7 +77,8 @@ class Parity:
                 for stage, error in self.stage_errors(staged, part).items():
                     errors[stage] = max(errors.get(stage, 0.0), error)
                 actual.append(subject.observe(shipped, part.inputs))
-                expected.append(dataclasses.replace(part, features=[], values={}))
+                chosen = {name: part.values[name] for name in decided(subject)}
+                expected.append(dataclasses.replace(part, features=[], values=chosen))
         whole = Observed.concatenate(
             [
                 Observed(
@@ -90,9 +91,12 @@ class Parity:
         unit = subject.method.margin_unit
         subject.scales = np.array([unit or max(1.0, rms(finite[:, g])) for g in self.gates])
         self.judge_stages(errors)
-        self.judge_decisions(Observed.concatenate(actual), whole)
-        self.judge_budget(Observed.concatenate(actual))
-        self.judge_logits(Observed.concatenate(actual), whole)
+        shown = Observed.concatenate(actual)
+        self.judge_decisions(shown, whole)
+        self.judge_budget(shown)
+        self.judge_logits(
+            shown.logits, guided_logits(subject, shown, whole, expected), whole.logits
+        )
         return expected[0]
 
     @property
@@ -102,14 +106,8 @@ class Parity:
 
     def staged(self) -> onnx.ModelProto:
         """The graph with the reference's decisions and, if known, feature maps for inputs."""
-        model, values = self.subject.model, self.subject.values
-        decided = {name: value for name, value in values.items() if value[0] is not np.float32}
-        model = force_values(
-            model,
-            {name: ("batch", *shape) for name, (_, shape) in decided.items()},
-            {name: np_dtype_to_tensor_dtype(np.dtype(kind)) for name, (kind, _) in decided.items()},
-        )
-        model = add_outputs(model, [name for name in values if name not in decided])
+        values, chosen = self.subject.values, decided(self.subject)
+        model = add_outputs(forced(self.subject), [name for name in values if name not in chosen])
         if not self.expectations.has_features:
             return model
         shapes = {name: (f"{name}.rows", f"{name}.width") for name in self.subject.bundle.stages}
@@ -229,31 +227,36 @@ class Parity:
                 f"{', '.join(gates)}); the reference was given the same budgets"
             )
 
-    def judge_logits(self, actual: Observed, expected: Observed) -> None:
-        """Logits and classes of the file as it is, where its masks are the reference's."""
-        broken = ~np.isfinite(actual.logits).all(axis=1)
-        same = ~(actual.decisions != expected.decisions).any(axis=(1, 2))
-        error = logits_error(actual.logits[same], expected.logits[same])
+    def judge_logits(self, shown: np.ndarray, actual: np.ndarray, expected: np.ndarray) -> None:
+        """Logits and classes of the whole model.
+
+        Args:
+            shown, actual, expected: `[n, classes]`, of the file as it is, the same on the
+                reference's decisions, and of the reference.
+        """
+        broken = ~np.isfinite(shown).all(axis=1)
+        error = logits_error(actual, expected)
         self.report.logits_error = error
         self.check(
             "logits",
             error <= self.limits.logits and not broken.any(),
             f"NaN or infinity in {broken.sum()} of {len(broken)} images"
             if broken.any()
-            else f"error {error:.2g}, limit {self.limits.logits:.2g}, "
-            f"{int(same.sum())} of {len(same)} images with identical masks",
+            else f"error {error:.2g}, limit {self.limits.logits:.2g}",
         )
-        top1, expected_top1 = actual.logits.argmax(1), expected.logits.argmax(1)
-        agree = top1 == expected_top1
+        top1, expected_top1 = shown.argmax(1), expected.argmax(1)
+        agree = actual.argmax(1) == expected_top1
         # Two classes within rounding of each other are a coin toss too.
-        ranked = np.sort(expected.logits, axis=1)
+        ranked = np.sort(expected, axis=1)
         lead = ranked[:, -1] - ranked[:, -2] if ranked.shape[1] > 1 else np.inf
-        clear = same & (lead > 2 * self.limits.logits * max(1.0, rms(expected.logits)))
+        clear = np.broadcast_to(
+            lead > 2 * self.limits.logits * max(1.0, rms(expected)), agree.shape
+        )
         self.check(
             "top-1 agreement",
             bool(agree[clear].mean() >= self.limits.top1) if clear.any() else True,
-            f"{agree.mean():.2%} of {len(agree)} images, {agree[clear].sum()} of "
-            f"{clear.sum()} with identical masks and a clear winner",
+            f"{(top1 == expected_top1).mean():.2%} of {len(agree)} images, {agree[clear].sum()} "
+            f"of {clear.sum()} with a clear winner",
         )
         labels = self.expectations.labels
         if labels is not None:

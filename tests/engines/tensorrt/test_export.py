@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import shutil
 
+import numpy as np
 import pytest
 
 from svit_deploy import api
-from svit_deploy.bundle import open_bundle
+from svit_deploy.bundle import Bundle, open_bundle
 from svit_deploy.cli import main
+from svit_deploy.engines.batches import Batches
 from svit_deploy.engines.tensorrt.sidecar import read_sidecar
 from svit_deploy.errors import CapabilityError, InputError, UsageError
 from svit_deploy.verify import Recomputed, Recorded, VerifySettings, verify_bundle
@@ -141,6 +143,29 @@ def test_verify_runs_the_engine(engine_bundle, golden, monkeypatch, precision):
     on_cpu = verify_bundle(bundle, Recorded(bundle), VerifySettings(provider="cpu"))
     assert on_cpu.passed
     assert on_cpu.engine["runtime"] == "onnxruntime"
+
+
+def test_an_engine_that_turns_a_decision_is_held_to_its_graph(engine_bundle, monkeypatch):
+    """A coin toss in every image must not hide what the engine does behind it."""
+    bundle = engine_bundle(tokens="masked", budget=None, precision="fp16", batch="1:2:4")
+    install(monkeypatch, Device())
+
+    class Tossed(Batches):
+        def run(self, feeds, outputs=None):
+            found = super().run(feeds, outputs)
+            keep, margin = found["keep_mask"].copy(), found["margin"].copy()
+            for image in range(len(keep)):
+                token = np.abs(margin[image, -1]).argmin()
+                keep[image, -1, token] ^= True
+                margin[image, -1, token] = 1e-3 if keep[image, -1, token] else -1e-3
+            logits = found["logits"] + np.float32(1)
+            return found | {"keep_mask": keep, "margin": margin, "logits": logits}
+
+    monkeypatch.setattr(Bundle, "complete", lambda bundle, engine: Tossed(engine, 1, 4))
+    report = verify_bundle(bundle, Recorded(bundle))
+    checks = {check.name: check.passed for check in report.checks}
+    assert checks["gate decisions"] and checks["logits"]
+    assert not checks["engine follows its graph"]
 
 
 def test_an_engine_of_another_model_is_refused(engine_bundle, monkeypatch):
