@@ -9,7 +9,7 @@ demo: $(VENV)/installed  ## checkpoint -> ONNX -> verified -> measured, on the t
 	$(BIN)/svit-deploy quickstart -o quickstart --force
 
 test: $(VENV)/installed lint  ## linters, type checker, tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
