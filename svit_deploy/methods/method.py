@@ -197,7 +197,7 @@ class Method:
             raise InputError(
                 f"neither the weights nor the training's arguments tell {' and '.join(missing)} "
                 f"of this {self.title}",
-                f"give {examples}",
+                f"give {examples}, or the same in an architecture file",
             )
         return self.settings(**given) if self.settings else None
 
