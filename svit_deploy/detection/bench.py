@@ -42,7 +42,7 @@ def detection_target(
     def load_whole(model: Path | bytes) -> Engine:
         return WholeImages(load(model), size)
 
-    tokens = size[0] * size[1] // bundle.config.patch_size**2
+    tokens = bundle.config.tokens_of(size)
     return BenchTarget(
         label=bundle.name,
         engine_factory=lambda: load_whole(bundle.model_path),

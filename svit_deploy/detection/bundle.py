@@ -21,7 +21,7 @@ from svit_deploy.detection.graph.backbone import (
     rows_within,
 )
 from svit_deploy.detection.graph.detector import IMAGE_SIZES, SCALE_FACTORS
-from svit_deploy.detection.parts import HEADS, DetectorParts, parted
+from svit_deploy.detection.parts import HEADS, DetectorParts, engine_graph
 from svit_deploy.detection.postprocess import BOXES, LABELS, MASKS, OUTPUTS, SCORES, Detections
 from svit_deploy.detection.preprocess import Prepared
 from svit_deploy.engines.base import Engine
@@ -81,7 +81,7 @@ class DetectionBundle(Bundle):
         self.sizes.check_profiles(profiles)
 
     def engine_graph(self, folder: Path) -> AbstractContextManager[Path]:
-        return parted(folder) if self.task is Task.DETECT else super().engine_graph(folder)
+        return engine_graph(folder, self.task)
 
     def complete(self, engine: Engine) -> Engine:
         return DetectorParts(engine, self.path / HEADS) if self.is_parted else engine
@@ -208,8 +208,8 @@ def subsample(features: Sequence[np.ndarray], size: tuple[int, int]) -> tuple[np
 
 def _wanted(bundle: DetectionBundle, size: tuple[int, int]) -> dict[str, Any]:
     """Type and shape of each array of a sample; -1 is any length."""
-    config, patch = bundle.config, bundle.config.patch_size
-    gates = (config.num_gates, (size[0] // patch) * (size[1] // patch))
+    config = bundle.config
+    gates = (config.num_gates, config.tokens_of(size))
     wanted: dict[str, Any] = {
         "pixels": (np.float32, (3, *size)),
         "geometry": (np.float64, (4,)),

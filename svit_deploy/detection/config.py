@@ -90,6 +90,10 @@ class AdapterConfig(ModelConfig):
     def has_heads(self) -> bool:
         return self.fpn_dim > 0
 
+    def tokens_of(self, size: tuple[int, int]) -> int:
+        """Tokens of an image of (height, width)."""
+        return (size[0] // self.patch_size) * (size[1] // self.patch_size)
+
 
 @dataclass(frozen=True)
 class SizeRange:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -21,7 +20,7 @@ from svit_deploy.detection.config import AdapterConfig, Task
 from svit_deploy.detection.graph.backbone import AdapterGraph, rows_within
 from svit_deploy.detection.graph.detector import DetectorGraph
 from svit_deploy.detection.model import load_detector
-from svit_deploy.detection.parts import parted
+from svit_deploy.detection.parts import engine_graph
 from svit_deploy.detection.preprocess import Prepared, as_prepared, prepare_all
 from svit_deploy.detection.settings import DetectionSettings, budget_shares
 from svit_deploy.errors import UsageError
@@ -133,8 +132,7 @@ def _engine(
         settings.sizes.profile(batch) for batch in settings.buckets or (settings.batch,)
     ]
     settings.sizes.check_profiles(profiles)
-    whole = contextlib.nullcontext(folder / MODEL)
-    with parted(folder) if settings.task is Task.DETECT else whole as graph:
+    with engine_graph(folder, settings.task) as graph:
         sidecar = add_engine(
             graph,
             options,
@@ -173,7 +171,7 @@ def compute_sample(model: Model, image: Prepared, shares: Sequence[float]) -> Sa
     from svit_deploy.models.reference import keep_above, keep_budget
 
     config = _config(model)
-    tokens = image.size[0] * image.size[1] // config.patch_size**2
+    tokens = config.tokens_of(image.size)
     rows = [rows_within(share, tokens) for share in shares]
     rule = keep_budget(keep_above(config.thresholds), rows)
     detections = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import onnx
 import onnx.utils
 
 from svit_deploy.bundle import MODEL
+from svit_deploy.detection.config import Task
 from svit_deploy.detection.graph.detector import IMAGE_SIZES, SCALE_FACTORS, cut_names
 from svit_deploy.detection.postprocess import OUTPUTS
 from svit_deploy.engines.base import Engine, RunTimes, TensorSpec, check_feeds, check_outputs
@@ -44,6 +46,11 @@ def parted(folder: Path) -> Iterator[Path]:
     onnx.save(_cut(model, [names.INPUT], [*cut_names(), *shown]), front)
     yield front
     front.unlink()
+
+
+def engine_graph(folder: Path, task: Task) -> AbstractContextManager[Path]:
+    """Lends what of a bundle's graph an engine computes: all of a backbone."""
+    return parted(folder) if task is Task.DETECT else contextlib.nullcontext(folder / MODEL)
 
 
 def _cut(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:

@@ -123,7 +123,7 @@ class RecomputedDetections(DetectionExpectations):
         config = self.model.config
         assert isinstance(config, AdapterConfig)
         decide = {None: keep_above(config.thresholds), "all": keep_all, "none": keep_none}[keep]
-        cells = image.size[0] * image.size[1] // config.patch_size**2
+        cells = config.tokens_of(image.size)
         rule = keep_budget(decide, self.bundle.rows_for(cells))
         detections = None
         if self.bundle.task is Task.DETECT:

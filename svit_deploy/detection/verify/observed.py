@@ -46,10 +46,9 @@ def decisions_of(keep_mask: np.ndarray, margin: np.ndarray) -> Observed:
     return Observed(np.empty((len(keep_mask), 0), np.float32), keep_mask, margin)
 
 
-def shown(subject: Subject, model: onnx.ModelProto | None = None) -> onnx.ModelProto:
+def shown(subject: Subject) -> onnx.ModelProto:
     """The graph with its gates and its feature maps in view."""
-    model = subject.observable(model or subject.model)
-    return add_outputs(model, subject.bundle.features)
+    return add_outputs(subject.observable(subject.model), subject.bundle.features)
 
 
 def shipped(subject: Subject) -> Engine:
@@ -89,7 +88,7 @@ def read_outputs(
     images: list[Prepared],
 ) -> list[Seen]:
     """A batch's outputs, image by image."""
-    cells = images[0].size[0] * images[0].size[1] // bundle.config.patch_size**2
+    cells = bundle.config.tokens_of(images[0].size)
     gates = subject.gates
     if not gates or not {names.MARGIN, names.margin_name(0)} & set(outputs):
         margin = np.zeros((len(images), 0, cells), np.float32)

@@ -88,11 +88,11 @@ class DetectionParity:
         if alone:
             self.judge_detections("heads by themselves", alone)
         same = self.judge_gates(seen, expected)
-        guided = self.run_guided(seen, expected, same)
-        self.judge_features(guided, expected)
+        unturned = self.run_guided(seen, expected, same)
+        self.judge_features(unturned, expected)
         if self.bundle.task is not Task.DETECT:
             return []
-        self.report.comparison = self.judge_detections("detections", _pairs(guided, expected))
+        self.report.comparison = self.judge_detections("detections", _pairs(unturned, expected))
         results = zip(expected, _pairs(seen, expected), strict=True)
         return [(theirs.image, *pair) for theirs, pair in results]
 
@@ -166,11 +166,10 @@ class DetectionParity:
                 beyond = np.maximum(decision.sum(2) - rows, 0)
                 miscounted += [g for g in self.gates if (beyond != mine.overflow)[:, g].any()]
         wrong = sorted(set(dishonest))
-        rule = "margin > threshold, within the budget if there is one"
         check(
             "keep mask follows the margins",
             not wrong,
-            f"gate {wrong[0]} does not keep by {rule}" if wrong else rule,
+            f"gate {wrong[0]} does not keep by {subject.rule}" if wrong else subject.rule,
         )
         total = [_sum(of_gate) for of_gate in zip(*flips, strict=True)]
         check("few decisions turn", *subject.count_turned(total))
@@ -230,18 +229,17 @@ class DetectionParity:
 
     def rows(self, image: Prepared) -> np.ndarray | None:
         """Tokens that each gate's budget lets through, of an image of this size."""
-        patch = self.bundle.config.patch_size
-        rows = self.bundle.rows_for(image.size[0] * image.size[1] // patch**2)
+        rows = self.bundle.rows_for(self.bundle.config.tokens_of(image.size))
         return np.array(rows) if rows else None
 
-    def judge_features(self, guided: list[Seen], expected: list[Expectation]) -> None:
+    def judge_features(self, unturned: list[Seen], expected: list[Expectation]) -> None:
         """The feature maps of the whole model."""
         shown = [
             (mine.features, theirs.features)
-            for mine, theirs in zip(guided, expected, strict=True)
+            for mine, theirs in zip(unturned, expected, strict=True)
             if mine.features is not None
         ]
-        if len(shown) < len(guided):
+        if len(shown) < len(unturned):
             self.report.notes.append(
                 "a detector's engine does not show its feature maps; its decisions and its "
                 "detections are compared"
