@@ -28,7 +28,7 @@ from svit_deploy.detection.config import AdapterConfig
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.images import load_images, read_picture
 from svit_deploy.progress import show_progress
-from svit_deploy.targets import Inputs
+from svit_deploy.bench.targets import Inputs
 
 ARCH, RATIOS = "svit_adapter_s", "0.7,0.49,0.343"
 SKIMAGE = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "motorcycle_left.png")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from svit_deploy.models import Model
-from svit_deploy.models.positions import interpolate_positions
+from svit_deploy.model.positions import interpolate_positions
 
 
 class NaiveSvit(nn.Module):

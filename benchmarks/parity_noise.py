@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from svit_deploy.config import TokenMode
-from svit_deploy.environment import cpu_model, installed_versions
+from svit_deploy.model.config import TokenMode
+from svit_deploy.machine.environment import cpu_model, installed_versions
 from svit_deploy.errors import UsageError
 from svit_deploy.export.onnx import ExportSettings, export_model
 from svit_deploy.images import ImageSet, load_images, synthetic_images

@@ -20,11 +20,11 @@ from rich.console import Console
 
 from svit_deploy.bench import BenchSettings, BenchTarget, render, run_bench
 from svit_deploy.bundle import open_bundle
-from svit_deploy.config import ModelConfig
+from svit_deploy.model.config import ModelConfig
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
-from svit_deploy.export import names
-from svit_deploy.graph_edit import copy_model, force_values
-from svit_deploy.targets import ForcedKeep
+from svit_deploy import names
+from svit_deploy.graph.edit import copy_model, force_values
+from svit_deploy.bench.targets import ForcedKeep
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from rich.console import Console
 from svit_deploy import api
 from svit_deploy.bench import BenchReport, BenchSettings, render
 from svit_deploy.bundle import open_bundle
-from svit_deploy.config import ModelConfig
+from svit_deploy.model.config import ModelConfig
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.images import load_images, synthetic_images
 from svit_deploy.models import load_model, without_gates

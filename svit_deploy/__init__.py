@@ -3,4 +3,4 @@
 The command line's verbs are functions in `svit_deploy.api`.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -15,9 +15,9 @@ from svit_deploy import __version__
 from svit_deploy.commands.bench import bench
 from svit_deploy.commands.common import Invocation, configure_logging, restore_logging
 from svit_deploy.commands.export import export
-from svit_deploy.commands.others import doctor, init, inspect, quickstart, visualize
+from svit_deploy.commands.others import doctor, init, inspect, quickstart
 from svit_deploy.commands.plugins import plugins
-from svit_deploy.commands.predict import predict
+from svit_deploy.commands.predict import predict, visualize
 from svit_deploy.commands.verify import verify
 from svit_deploy.errors import (
     EXIT_CAPABILITY,
@@ -56,10 +56,14 @@ def _print_version(wanted: bool) -> None:
 def configure(
     context: typer.Context,
     verbose: Annotated[
-        bool, typer.Option("-v", "--verbose", help="Say more; show a bug's traceback.")
+        bool, typer.Option("-v", "--verbose", help="Show details, and a bug's traceback.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only warnings and errors.")] = False,
-    no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress bars.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("-q", "--quiet", help="Show only warnings and errors.")
+    ] = False,
+    no_progress: Annotated[
+        bool, typer.Option("--no-progress", help="Show no progress bars.")
+    ] = False,
     version: Annotated[
         bool,
         typer.Option(

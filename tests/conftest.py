@@ -18,10 +18,13 @@ import numpy as np
 import pytest
 
 from svit_deploy.bundle import Bundle
-from svit_deploy.config import TokenMode
-from svit_deploy.export.onnx import ExportSettings, export_model, without_gates
+from svit_deploy.export.pipeline import export_model
+from svit_deploy.export.settings import ExportSettings
 from svit_deploy.images import ImageSet, load_images
-from svit_deploy.models import Model, load_model
+from svit_deploy.images.prepared import Prepared
+from svit_deploy.loading.load import load_model
+from svit_deploy.model.config import TokenMode
+from svit_deploy.model.model import Model, without_gates
 
 TESTS = Path(__file__).parent
 GOLDEN = TESTS / "data" / "golden"
@@ -49,6 +52,10 @@ class Golden:
     @property
     def images(self) -> ImageSet:
         return as_images(self.inputs)
+
+    @property
+    def prepared(self) -> list[Prepared]:
+        return [Prepared.whole(pixels) for pixels in self.inputs]
 
     @property
     def dense(self) -> Model:
@@ -87,6 +94,47 @@ def load_golden(name: str) -> Golden:
 def golden() -> Callable[[str], Golden]:
     """A golden by name."""
     return load_golden
+
+
+@dataclass(frozen=True)
+class DetectionGolden:
+    """A checkpoint, its models, and what the official code computes: the arrays of io.npz."""
+
+    name: str
+    meta: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+    backbone: Model
+    detector: Model | None
+
+    @property
+    def path(self) -> Path:
+        return GOLDEN / self.name / "checkpoint.pth"
+
+    def features(self, size: str) -> list[np.ndarray]:
+        """The four maps of an image of a size, such as `96x128`."""
+        return [self.arrays[f"f{i}_{size}"] for i in (1, 2, 3, 4)]
+
+
+@cache
+def load_detection_golden(name: str) -> DetectionGolden:
+    pytest.importorskip("torch")
+    folder, heads = GOLDEN / name, {"num_heads": "6"}
+    path, whole = folder / "checkpoint.pth", name == "svit_mask_rcnn"
+    with np.load(folder / "io.npz") as io:
+        arrays = {key: io[key] for key in io.files}
+    return DetectionGolden(
+        name,
+        json.loads((folder / "meta.json").read_text()),
+        arrays,
+        load_model(path, task="backbone", overrides=heads),
+        load_model(path, task="detect", overrides=heads) if whole else None,
+    )
+
+
+@pytest.fixture(scope="session")
+def detection_golden() -> Callable[[str], DetectionGolden]:
+    """A golden of a backbone for detection, or of a whole detector, by name."""
+    return load_detection_golden
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from svit_deploy.compare import (
     margin_error,
     token_error,
 )
-from svit_deploy.config import ModelConfig
+from svit_deploy.model.config import ModelConfig
 
 
 def svit(tokens: int, *class_token: bool) -> ModelConfig:

@@ -26,16 +26,16 @@ from torch.nn import functional as F
 
 from svit_deploy.bundle import MANIFEST, MODEL, REFERENCE, open_bundle
 from svit_deploy.compare import keep_ratios, kept_counts
-from svit_deploy.config import TokenMode
+from svit_deploy.model.config import TokenMode
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.errors import ExportError, InputError, UsageError
-from svit_deploy.export import names
+from svit_deploy import names
 from svit_deploy.export import onnx as onnx_export
 from svit_deploy.export.onnx import ExportSettings, build_graph, export_model
-from svit_deploy.graph_edit import set_scalars
+from svit_deploy.graph.edit import set_scalars
 from svit_deploy.methods import METHODS
 from svit_deploy.models.reference import Reference, keep_above, keep_all, keep_budget, keep_none
-from svit_deploy.onnx_file import custom_domains, random_operators, read_metadata
+from svit_deploy.io.onnx_file import custom_domains, random_operators, read_metadata
 
 ROOT = Path(__file__).parent.parent
 GATED = ("svit_cls", "svit_cls_224", "svit_cls_empty_gate")
@@ -398,7 +398,7 @@ def test_the_recorded_reference_is_the_official_one(golden, export):
 EXPORT_SCRIPT = """
 import sys
 from pathlib import Path
-from svit_deploy.config import TokenMode
+from svit_deploy.model.config import TokenMode
 from svit_deploy.methods import METHODS
 from svit_deploy.export.onnx import ExportSettings, export_onnx
 checkpoint, *outputs = map(Path, sys.argv[1:])

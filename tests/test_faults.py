@@ -15,7 +15,7 @@ import onnx
 import pytest
 
 from svit_deploy.bundle import MANIFEST, MODEL, hash_file, open_bundle
-from svit_deploy.config import Preprocess, TokenMode
+from svit_deploy.model.config import Preprocess, TokenMode
 from svit_deploy.errors import ExportError
 from svit_deploy.export import onnx as onnx_export
 from svit_deploy.export import tokens, vit

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from svit_deploy.stats import (
+from svit_deploy.bench.stats import (
     MIN_BLOCKS,
     fit_latency,
     percentile_floor,

@@ -15,10 +15,10 @@ from svit_deploy.bench.inputs import Inputs
 from svit_deploy.bench.settings import KEEP, WORST_CASE, BenchSettings, BenchTarget
 from svit_deploy.bench.variants import SWEEP, ForcedKeep
 from svit_deploy.bundle import open_bundle
-from svit_deploy.config import Preprocess
+from svit_deploy.model.config import Preprocess
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.images import load_images, synthetic_images
-from svit_deploy.targets import bench_targets, check_targets, image_input, relabel
+from svit_deploy.bench.targets import bench_targets, check_targets, image_input, relabel
 
 pytest.importorskip("torch")
 

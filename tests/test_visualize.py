@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from svit_deploy import visualize
+from svit_deploy.images import overlay as visualize
 from svit_deploy.errors import InputError
-from svit_deploy.visualize import check_output, overlay, survival_map, write_token_maps
+from svit_deploy.images.overlay import check_output, overlay, survival_map, write_token_maps
 
 DARKEST, BRIGHTEST = (0x44, 0x01, 0x54), (0xFD, 0xE7, 0x25)  # viridis(0), viridis(1)
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from svit_deploy.bench.report import KeptTokens, Sweep, SweepPoint, Tercile
+from svit_deploy.bench.stats import fit_latency
 from svit_deploy.bench.timing import Lane
-from svit_deploy.stats import fit_latency
 
 
 def keep_masks(lane: Lane, keep_output: str | None, index: np.ndarray) -> np.ndarray | None:

@@ -7,21 +7,21 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from svit_deploy.bench.inputs import Inputs
+from svit_deploy import names
+from svit_deploy.bench.inputs import Inputs, bench_size
 from svit_deploy.bench.settings import BenchSettings, BenchTarget
+from svit_deploy.bench.whole import of_images_alone
 from svit_deploy.bundle import MANIFEST, Bundle, open_bundle
-from svit_deploy.config import Preprocess, TokenMode
-from svit_deploy.detection.bench import WholeImages, bench_inputs, bench_size
-from svit_deploy.detection.bundle import DetectionBundle
 from svit_deploy.engines.base import Engine
 from svit_deploy.engines.tensorrt.inspector import LayerCounts, attention_note
 from svit_deploy.engines.tensorrt.loading import read_head
 from svit_deploy.engines.tensorrt.runner import TensorRTEngine
 from svit_deploy.engines.tensorrt.sidecar import read_sidecar, sidecar_path
 from svit_deploy.errors import InputError, UsageError
-from svit_deploy.export import names
-from svit_deploy.files import hash_file
-from svit_deploy.profiles import Profile, choose_profile
+from svit_deploy.io.files import hash_file
+from svit_deploy.model.config import Preprocess, TokenMode
+from svit_deploy.model.profiles import Profile, choose_profile
+from svit_deploy.model.sizes import Size
 
 log = logging.getLogger(__name__)
 
@@ -32,16 +32,18 @@ def engine_targets(
     """An engine, alone or of a bundle: one target, or one with CUDA graphs and one without.
 
     Raises:
-        InputError: no engine, or not the one its sidecar tells.
-        UsageError: noise where content decides, no images, or a batch size that no profile serves.
+        InputError: no engine, not the one its sidecar tells, or an image size that its bundle's
+            graph does not run.
+        UsageError: noise where content decides, no images, or a batch or an image size that no
+            profile serves.
         CapabilityError: a foreign engine that cannot be opened here to see what it takes.
     """
 
     def load(cuda_graph: str) -> Engine:
         engine = open_engine(cuda_graph)
-        if isinstance(bundle, DetectionBundle):
-            return WholeImages(bundle.complete(engine), image_size)
-        return engine
+        if bundle is None:
+            return engine
+        return of_images_alone(bundle.with_rest(engine), bundle.task)
 
     def open_engine(cuda_graph: str) -> TensorRTEngine:
         plugins = settings.plugin_library
@@ -61,25 +63,23 @@ def engine_targets(
             profiles, input_name = engine.profiles, engine.inputs()[0].name
     else:
         profiles, input_name = sidecar.profiles, names.INPUT
-    image_size = profiles[0].opt[2:]
-    if isinstance(bundle, DetectionBundle):
-        image_size = bench_size(bundle, settings)
-    _check_batches(settings.batches, image_size, profiles, label)
+    size = settings.image_size or profiles[0].opt[2:]
+    if bundle is not None:
+        size = bench_size(bundle, settings)
+    _check_shapes(settings.batches, size, profiles, label)
     dynamic = sidecar is not None and sidecar.tokens == TokenMode.DYNAMIC.value
     if dynamic:
         inputs.refuse_noise(label)
-    if isinstance(bundle, DetectionBundle):
-        arrays, provenance = bench_inputs(bundle, inputs, image_size, path)
-    elif bundle is not None:
-        arrays, provenance = inputs.of_bundle(bundle, path)
+    if bundle is not None:
+        arrays, provenance = inputs.of_bundle(bundle, size, path)
     else:
         inputs.need_some(path.name, dynamic)
         log.info("%s does not tell its preprocessing, ImageNet's is used", path.name)
-        arrays = inputs.prepare(Preprocess(), image_size)
+        arrays = inputs.prepare(Preprocess(), size)
         provenance = inputs.provenance(path.name, hash_file(path), path.stat().st_size)
     outputs: tuple[str, ...] | None = None if sidecar is None else (names.LOGITS,)
     if bundle is not None:
-        outputs = bundle.task_outputs
+        outputs = bundle.task.outputs()
     shows_gates = bundle is None or bundle.has_gate_outputs
     both = settings.cuda_graph == "both"
     return [
@@ -112,14 +112,20 @@ def bundle_around(engine: Path) -> Bundle | None:
     return bundle if own is not None and own.name == engine.name else None
 
 
-def _check_batches(
-    batches: Sequence[int], image_size: tuple[int, ...], profiles: Sequence[Profile], label: str
+def _check_shapes(
+    batches: Sequence[int], size: Size, profiles: Sequence[Profile], label: str
 ) -> None:
-    """Raises UsageError for a batch size that no profile serves."""
-    for size in batches:
-        if choose_profile(profiles, (size, 3, *image_size)) is None:
+    """Raises UsageError for an image size or a batch size that no profile serves."""
+    built = ", ".join(map(str, profiles))
+    if not any(profile.covers((profile.opt[0], 3, *size)) for profile in profiles):
+        raise UsageError(
+            f"{label} was not built for images of {size[0]}x{size[1]} pixels, only for {built}",
+            "bench another --image-size, or build the engine again with other shapes",
+        )
+    for batch in batches:
+        if choose_profile(profiles, (batch, 3, *size)) is None:
             raise UsageError(
-                f"{label} was not built for batch {size}, only for {', '.join(map(str, profiles))}",
+                f"{label} was not built for batch {batch}, only for {built}",
                 "bench another batch size, or build the engine again with a wider --batch",
             )
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from svit_deploy.bench.stats import LatencySummary, summarise
 from svit_deploy.engines.base import RunTimes
-from svit_deploy.stats import LatencySummary, summarise
 
 ENQUEUE_BOUND = 0.8
 """Enqueue time over GPU time from which on trtexec, too, warns."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from svit_deploy.bench.settings import Provenance
+from svit_deploy.bench.settings import BenchSettings, Provenance
 from svit_deploy.bundle import Bundle
-from svit_deploy.config import Preprocess
-from svit_deploy.errors import UsageError
+from svit_deploy.bundle.manifest import UNNAMED
+from svit_deploy.errors import InputError, UsageError
+from svit_deploy.export.settings import images_of
 from svit_deploy.images import ImageSet
+from svit_deploy.model.config import ModelConfig, Preprocess
+from svit_deploy.model.sizes import Size, SizeRange
+from svit_deploy.progress import Progress
+from svit_deploy.tasks import Task
+from svit_deploy.tasks.samples import prepare_all
 
 
 @dataclass(frozen=True)
@@ -27,20 +33,47 @@ class Inputs:
     noise: bool = False
     allow_noise: bool = False
     count: int = 32
-    _made: dict[Any, np.ndarray] = field(default_factory=dict, repr=False)
+    _made: dict[Hashable, np.ndarray] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if self.noise and self.images is not None:
             raise UsageError("--random and --images exclude each other", "leave one out")
 
-    def prepare(self, preprocess: Preprocess, image_size: tuple[int, int]) -> np.ndarray:
-        """The pictures or noise `[n, 3, H, W]`, in memory once for models that want the same."""
-        key = (preprocess, image_size)
+    @classmethod
+    def load(cls, settings: BenchSettings, progress: Progress) -> Inputs:
+        """The images that the settings ask for, in memory."""
+        images = images_of(settings.images, settings.max_images, progress)
+        count = max(32, *settings.batches)
+        return cls(images, settings.noise, settings.allow_noise, count)
+
+    def prepare_for(self, task: Task, config: ModelConfig, sizes: SizeRange) -> np.ndarray:
+        """Pictures as the task's models get them, or noise, `[n, 3, H, W]`, all of one size.
+
+        In memory once for models that want the same.
+        """
+
+        def prepare(images: ImageSet) -> np.ndarray:
+            prepared = np.empty((len(images), 3, *sizes.opt), np.float32)
+            for i, image in enumerate(prepare_all(images, task, config, sizes)):
+                prepared[i] = image.pixels
+            return prepared
+
+        return self._once((task.name, config.preprocess, config.task), sizes.opt, prepare)
+
+    def prepare(self, preprocess: Preprocess, size: Size) -> np.ndarray:
+        """The same for a file that does not tell its task: resized, and the centre cropped."""
+        key = (UNNAMED, preprocess, None)
+        return self._once(key, size, lambda images: images.inputs(preprocess, size))
+
+    def _once(
+        self, key: Hashable, size: Size, prepare: Callable[[ImageSet], np.ndarray]
+    ) -> np.ndarray:
+        key = size if self.images is None else (key, size)
         if key not in self._made:
             if self.images is not None:
-                self._made[key] = self.images.inputs(preprocess, image_size)
+                self._made[key] = prepare(self.images)
             else:
-                shape = (self.count, 3, *image_size)
+                shape = (self.count, 3, *size)
                 self._made[key] = np.random.default_rng(0).standard_normal(shape, np.float32)
         return self._made[key]
 
@@ -59,18 +92,28 @@ class Inputs:
             return Provenance(model, sha256, size_bytes, "noise", None)
         return Provenance(model, sha256, size_bytes, self.images.source, self.images.sha256)
 
-    def of_bundle(self, bundle: Bundle, file: Path) -> tuple[np.ndarray, Provenance]:
+    def of_bundle(self, bundle: Bundle, size: Size, file: Path) -> tuple[np.ndarray, Provenance]:
         """The images for a bundle, by default its recorded samples, and where all comes from.
 
         Args:
-            file: the one of its files that is benched.
+            size: of all of them.
+            file: the one of the bundle's files that is benched.
+
+        Raises:
+            InputError: no sample was recorded at this size.
         """
-        entry, config = bundle.manifest["files"][file.name], bundle.config
+        entry, samples = bundle.manifest["files"][file.name], bundle.manifest["reference"]
         provenance = self.provenance(bundle.name, entry["sha256"], entry["size_bytes"])
         if self.images is not None or self.noise:
-            return self.prepare(config.preprocess, config.image_size), provenance
-        samples = bundle.manifest["reference"]
-        return bundle.load_reference()["images"], replace(
+            sizes = SizeRange.single(size, bundle.sizes.step)
+            return self.prepare_for(bundle.task, bundle.config, sizes), provenance
+        recorded = (image for part in bundle.load_samples() for image in part.images)
+        chosen = [image.pixels for image in recorded if image.size == size]
+        if not chosen:
+            raise InputError(
+                f"{bundle.name} has no sample of {size[0]}x{size[1]} pixels", "add --images IMAGES"
+            )
+        return np.stack(chosen), replace(
             provenance, images=f"recorded ({samples['source']})", images_sha256=samples["sha256"]
         )
 
@@ -79,3 +122,17 @@ class Inputs:
         if self.images is None and not self.noise:
             fix = "add --images IMAGES" if dynamic else "add --images IMAGES, or --random"
             raise UsageError(f"{name} brings no sample inputs", fix)
+
+
+def bench_size(bundle: Bundle, settings: BenchSettings) -> Size:
+    """The one size of all images; raises InputError if the graph cannot run it."""
+    sizes = bundle.sizes
+    size = settings.image_size or sizes.opt
+    if sizes.fixed and size != sizes.opt:
+        (height, width), wanted = sizes.opt, "x".join(map(str, size))
+        raise InputError(
+            f"{bundle.name} runs images of {height}x{width} pixels, and not of {wanted}",
+            f"leave --image-size out, or export with --image-size {wanted}",
+        )
+    sizes.check(size)
+    return size

@@ -9,7 +9,7 @@ import numpy as np
 
 from svit_deploy.bench.report import BenchReport
 from svit_deploy.errors import CapabilityError, UsageError
-from svit_deploy.files import check_writable, write_file
+from svit_deploy.io.files import check_writable, write_file
 
 
 def check_plot(path: Path) -> None:

@@ -13,8 +13,8 @@ from svit_deploy import __version__
 from svit_deploy.bench.clocks import GpuState
 from svit_deploy.bench.gpu import GpuTimes
 from svit_deploy.bench.settings import Provenance
+from svit_deploy.bench.stats import LatencySummary, RatioInterval
 from svit_deploy.errors import BenchmarkFailed
-from svit_deploy.stats import LatencySummary, RatioInterval
 
 SCHEMA_VERSION = 1
 MEASURED = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -27,16 +27,18 @@ from svit_deploy.bench.report import (
     WorstCase,
 )
 from svit_deploy.bench.settings import KEEP, WORST_CASE, BenchSettings, BenchTarget
+from svit_deploy.bench.stats import percentile_floor, ratio_interval, repeat_cv, summarise
 from svit_deploy.bench.timing import Lane, Timer, compose_batches
 from svit_deploy.engines.base import Engine
 from svit_deploy.engines.onnxruntime import PROVIDERS
 from svit_deploy.engines.tensorrt.cuda import Cuda
-from svit_deploy.environment import describe_environment, peak_rss_mib
 from svit_deploy.errors import InputError, SvitDeployError, UsageError
+from svit_deploy.machine.environment import describe_environment, peak_rss_mib
 from svit_deploy.progress import SILENT, Progress
-from svit_deploy.stats import percentile_floor, ratio_interval, repeat_cv, summarise
 
 UNSTABLE = 0.05
+IN_OTHER_WORDS = ("images", "max_images", "noise", "allow_noise", "sweep_tokens")
+"""Settings that a report does not repeat: each target tells what it was run on."""
 GPU_PROVIDERS = (PROVIDERS["cuda"], PROVIDERS["tensorrt"])
 
 
@@ -97,9 +99,8 @@ def run_bench(
             for target, (lane, info) in zip(targets, opened, strict=True)
         ]
         state = None if sampler is None else sampler.state()
-    limits = {f"{name}_ms": limit for name, limit in settings.fail_above.items()}
     return BenchReport(
-        settings=asdict(settings) | {"fail_above": limits},
+        settings=_recorded(settings),
         environment=environment,
         targets=tuple(infos),
         results=tuple(results),
@@ -108,6 +109,14 @@ def run_bench(
         gpu=state,
         notes=notes,
     )
+
+
+def _recorded(settings: BenchSettings) -> dict[str, Any]:
+    """How it was measured, for the report."""
+    names = (entry.name for entry in fields(settings) if entry.name not in IN_OTHER_WORDS)
+    told = {name: getattr(settings, name) for name in names}
+    limits = {f"{name}_ms": limit for name, limit in settings.fail_above.items()}
+    return told | {"sweep": settings.sweep, "fail_above": limits}
 
 
 def _check(targets: Sequence[BenchTarget], settings: BenchSettings) -> None:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from svit_deploy.engines.base import Engine
+from svit_deploy.engines.settings import RunSettings
 from svit_deploy.errors import UsageError
-from svit_deploy.stats import percentile_floor
+from svit_deploy.model.config import parse_image_size
+from svit_deploy.options import IMAGES, MAX_IMAGES, option
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from svit_deploy.engines.base import Engine
+    from svit_deploy.images import ImageSet
 
 WORST_CASE = "worst-case"
 KEEP = "keep="
@@ -63,26 +71,67 @@ class BenchTarget:
     notes: Callable[[Engine], Sequence[str]] | None = None
 
 
-@dataclass(frozen=True)
-class BenchSettings:
-    """How to measure.
+def parse_whole_numbers(text: str, flag: str) -> tuple[int, ...]:
+    """Reads `1,8`.
 
-    Args:
-        batches: batch sizes.
-        warmup_s: untimed running of each engine at each batch size.
-        duration_s: timed running of each engine at each batch size, at least.
-        min_samples: timed runs of each engine at each batch size, at least.
-        threads: of ONNX Runtime.
-        provider: of ONNX Runtime; by default a bundle's engine runs, if it has one, else cpu.
-        cuda_graph: of engines: `auto`, `on`, `off`, or `both` for two targets side by side.
-        allow_foreign: run engines without a sidecar.
-        plugin_library: for engines; by default the one that `plugins build` made.
-        device: number of the GPU.
-        worst_case: time the `worst-case` variants too.
-        sweep: time the `keep=...` variants too.
-        image_size: (height, width) that detection models run at; their typical one by default.
-        seed: of the order of images, the order in a block, and the bootstrap.
-        require_stable: count an unstable target as a failure.
+    Raises:
+        UsageError: anything else.
+    """
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"{flag} {text!r} is not a list of whole numbers", f"write, e.g., {flag} 1,8"
+        ) from None
+
+
+def parse_seconds(text: str, flag: str) -> float:
+    """Reads `5`, `5s` or `500ms`.
+
+    Raises:
+        UsageError: anything else, or below 0.
+    """
+    number, scale = text.strip(), 1.0
+    if number.endswith("ms"):
+        number, scale = number.removesuffix("ms"), 1e-3
+    elif number.endswith("s"):
+        number = number.removesuffix("s")
+    try:
+        seconds = float(number) * scale
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e6:
+        raise UsageError(f"{flag} {text!r} is no duration", f"write, e.g., {flag} 5s or 500ms")
+    return seconds
+
+
+def parse_limits(pairs: Sequence[str], flag: str = "--fail-above") -> dict[str, float]:
+    """Reads `NAME=MILLISECONDS`, any number of them; `BenchSettings` checks the names.
+
+    Raises:
+        UsageError: no finite number.
+    """
+    limits = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        try:
+            limits[name] = float(value.removesuffix("ms"))
+        except ValueError:
+            limits[name] = math.nan
+        if not math.isfinite(limits[name]):
+            raise UsageError(
+                f"{flag} {pair!r} is not NAME=MILLISECONDS", f"write, e.g., {flag} p99=12"
+            )
+    return limits
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchSettings(RunSettings):
+    """What to feed, and how to measure.
+
+    Attributes:
+        image_size: (height, width).
+        min_samples: by default the fewest for a claim about p90, `percentile_floor(90)`.
         fail_above: limits in milliseconds by mean, p50, p90, p99 or max, for every target but
             the baseline (or for the only target).
 
@@ -90,22 +139,103 @@ class BenchSettings:
         UsageError: a value that cannot work.
     """
 
-    batches: tuple[int, ...] = (1,)
-    warmup_s: float = 1.0
-    duration_s: float = 5.0
-    min_samples: int = percentile_floor(90)
-    threads: int = 0
-    provider: str | None = None
-    cuda_graph: str = "auto"
-    allow_foreign: bool = False
-    plugin_library: str | None = None
-    device: int = 0
-    worst_case: bool = True
-    sweep: bool = False
-    image_size: tuple[int, int] | None = None
-    seed: int = 0
-    require_stable: bool = False
-    fail_above: Mapping[str, float] = field(default_factory=dict)
+    images: Path | ImageSet | None = field(default=None, metadata=IMAGES)
+    max_images: int = field(default=1000, metadata=MAX_IMAGES)
+    noise: bool = field(
+        default=False, metadata=option("Random noise instead of images.", flag="--random")
+    )
+    allow_noise: bool = field(
+        default=False,
+        metadata=option("Accept --random even for a model whose latency depends on the images."),
+    )
+    image_size: tuple[int, int] | None = field(
+        default=None,
+        metadata=option(
+            "Input size for detectors, for example 800x1216. By default their typical size.",
+            metavar="PIXELS",
+            parse=lambda text, _: parse_image_size(text),
+        ),
+    )
+    batches: tuple[int, ...] = field(
+        default=(1,),
+        metadata=option(
+            "Batch sizes, for example 1,8.",
+            flag="--batch",
+            metavar="N,N",
+            parse=parse_whole_numbers,
+            typed="1",
+        ),
+    )
+    warmup_s: float = field(
+        default=1.0,
+        metadata=option(
+            "Warm-up time per engine and batch size, for example 1s or 500ms.",
+            flag="--warmup",
+            metavar="TIME",
+            parse=parse_seconds,
+            typed="1s",
+        ),
+    )
+    duration_s: float = field(
+        default=5.0,
+        metadata=option(
+            "Minimum measuring time per engine and batch size.",
+            flag="--duration",
+            metavar="TIME",
+            parse=parse_seconds,
+            typed="5s",
+        ),
+    )
+    min_samples: int = field(
+        default=64,
+        metadata=option(
+            "Minimum number of timed runs per engine and batch size.", metavar="N", low=1
+        ),
+    )
+    worst_case: bool = field(
+        default=True, metadata=option("Also time the worst case, in which all tokens are kept.")
+    )
+    sweep_tokens: Path | None = field(
+        default=None,
+        metadata=option(
+            "Also time several keep ratios, and plot latency against kept tokens.",
+            metavar="PNG",
+            kind=Path,
+        ),
+    )
+    cuda_graph: str = field(
+        default="auto",
+        metadata=option(
+            "CUDA graphs of engines: auto, on, off, or both to compare them.",
+            metavar="MODE",
+            after=("provider", "threads"),
+        ),
+    )
+    plugin_library: str | None = field(
+        default=None,
+        metadata=option(
+            "Plugin library for engines. By default the one that `plugins build` made.",
+            metavar="FILE",
+            after=("allow_foreign",),
+        ),
+    )
+    device: int = field(default=0, metadata=option("GPU index.", metavar="N", low=0))
+    seed: int = field(
+        default=0,
+        metadata=option("Seed for the order of images and runs.", metavar="N", low=0),
+    )
+    require_stable: bool = field(
+        default=False, metadata=option("Fail if the timings are unstable.")
+    )
+    fail_above: Mapping[str, float] = field(
+        default_factory=dict,
+        metadata=option(
+            "Fail above a latency limit, p99=12 or p50=8ms; may be repeated.",
+            metavar="NAME=MS",
+            many=True,
+            parse=parse_limits,
+        ),
+    )
 
     def __post_init__(self) -> None:
         if not self.batches or min(self.batches) < 1:
@@ -122,6 +252,11 @@ class BenchSettings:
                     f"the limit {name}={limit} cannot be checked",
                     f"limit one of {', '.join(LIMITS)} to a positive number of milliseconds",
                 )
+
+    @property
+    def sweep(self) -> bool:
+        """Whether to time the `keep=...` variants, too."""
+        return self.sweep_tokens is not None
 
     @property
     def wants_variants(self) -> bool:

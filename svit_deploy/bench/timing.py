@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from svit_deploy.bench.stats import MIN_BLOCKS
 from svit_deploy.engines.base import Engine, RunTimes
 from svit_deploy.progress import SILENT, Progress
-from svit_deploy.stats import MIN_BLOCKS
 
 RUNS = 2  # of each engine in a block
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from svit_deploy import names
 from svit_deploy.bench.settings import KEEP, WORST_CASE
 from svit_deploy.bundle import Bundle
 from svit_deploy.engines.base import Engine, TensorSpec
-from svit_deploy.export import names
-from svit_deploy.graph_edit import add_outputs, force_values, set_scalars
+from svit_deploy.graph.edit import add_outputs, force_values, set_scalars
 
 SWEEP = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
 

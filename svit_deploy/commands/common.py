@@ -1,10 +1,9 @@
-"""What the commands share: options, the reading of their values, and the ways out."""
+"""Shared by the commands: parameters, the invocation, JSON reports and logging."""
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -15,60 +14,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from svit_deploy.errors import UsageError
-
 if TYPE_CHECKING:
     from rich.console import Console
 
     from svit_deploy.progress import Progress
 
-Checkpoint = Annotated[
-    Path, typer.Argument(metavar="CHECKPOINT", help="Weights: .pth or .safetensors.")
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that export wrote.")]
+OutputFolder = Annotated[
+    Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write.")
 ]
-Arch = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME|YAML",
-        help="What the weights cannot tell: svit_s, deit_small, ... or a file. "
-        "By default recognised by the sizes.",
-    ),
-]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="One field of --arch; may be repeated."),
-]
-AllowPickle = Annotated[
-    bool, typer.Option("--allow-pickle", help="Run code out of the checkpoint. Dangerous.")
-]
-Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace existing output.")]
 Json = Annotated[
-    str | None, typer.Option("--json", metavar="FILE", help="Write a report; - is stdout.")
-]
-Images = Annotated[
-    Path | None,
-    typer.Option(metavar="PATH", help="Folder, picture or .npz (images [n, H, W, 3] uint8)."),
-]
-MaxImages = Annotated[int, typer.Option(metavar="N", min=1, help="Take only the first N images.")]
-Provider = Annotated[
-    str, typer.Option(metavar="NAME", help="ONNX Runtime provider: cpu, cuda, tensorrt, ...")
-]
-EngineOrProvider = Annotated[
     str | None,
-    typer.Option(
-        "--provider",
-        metavar="NAME",
-        help="ONNX Runtime provider: cpu, cuda, tensorrt, ... By default a bundle's TensorRT "
-        "engine runs if it has one, else cpu.",
-    ),
-]
-AllowForeign = Annotated[
-    bool,
-    typer.Option(
-        "--allow-foreign-engine", help="Run an engine without its sidecar: native code. Dangerous."
-    ),
-]
-Threads = Annotated[
-    int, typer.Option(metavar="N", min=0, max=1024, help="Per operator; 0 is one per core.")
+    typer.Option("--json", metavar="FILE", help="Write a JSON report; - means standard output."),
 ]
 
 
@@ -110,7 +68,7 @@ def write_json(json_file: str | None, content: Mapping[str, Any]) -> None:
     if json_file == "-":
         sys.stdout.write(text)
         return
-    from svit_deploy.files import write_file
+    from svit_deploy.io.files import write_file
 
     with write_file(Path(json_file), "--json") as part:
         part.write_text(text, encoding="utf-8", newline="\n")
@@ -126,63 +84,9 @@ def dated(report: Mapping[str, Any]) -> dict[str, Any]:
 def check_json(json_file: str | None) -> None:
     """Refuses a file that cannot be written before the work that it is to report."""
     if json_file not in (None, "-"):
-        from svit_deploy.files import check_writable
+        from svit_deploy.io.files import check_writable
 
         check_writable(Path(json_file), "--json")
-
-
-def parse_overrides(pairs: Sequence[str] | None) -> dict[str, str]:
-    """`--set KEY=VALUE ...`"""
-    parsed = {}
-    for pair in pairs or []:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise UsageError(f"--set {pair!r} is not KEY=VALUE", "write, e.g., --set num_heads=6")
-        parsed[key.strip()] = value
-    return parsed
-
-
-def parse_whole_numbers(text: str, option: str) -> tuple[int, ...]:
-    """`1,8`"""
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UsageError(
-            f"{option} {text!r} is not a list of whole numbers", f"write, e.g., {option} 1,8"
-        ) from None
-
-
-def parse_seconds(text: str, option: str) -> float:
-    """`5`, `5s` or `500ms`"""
-    number, scale = text.strip(), 1.0
-    if number.endswith("ms"):
-        number, scale = number.removesuffix("ms"), 1e-3
-    elif number.endswith("s"):
-        number = number.removesuffix("s")
-    try:
-        seconds = float(number) * scale
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < 1e6:
-        raise UsageError(f"{option} {text!r} is no duration", f"write, e.g., {option} 5s or 500ms")
-    return seconds
-
-
-def parse_limits(pairs: Sequence[str] | None) -> dict[str, float]:
-    """`--fail-above NAME=MILLISECONDS ...`"""
-    limits = {}
-    for pair in pairs or []:
-        name, _, value = pair.partition("=")
-        try:
-            limits[name] = float(value.removesuffix("ms"))
-        except ValueError:
-            limits[name] = math.nan
-        if not math.isfinite(limits[name]):
-            raise UsageError(
-                f"--fail-above {pair!r} is not NAME=MILLISECONDS",
-                "write, e.g., --fail-above p99=12",
-            )
-    return limits
 
 
 class LogHandler(logging.Handler):

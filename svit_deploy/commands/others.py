@@ -1,4 +1,4 @@
-"""`svit-deploy inspect`, `visualize`, `init`, `doctor` and `quickstart`"""
+"""`svit-deploy inspect`, `init`, `doctor` and `quickstart`"""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from svit_deploy.commands.common import (
     Force,
     Invocation,
     Json,
-    MaxImages,
-    Provider,
-    Threads,
+    OutputFolder,
     check_json,
     write_json,
 )
@@ -24,7 +22,7 @@ def inspect(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Checkpoint, bundle or .onnx file.")],
     json_file: Json = None,
 ) -> None:
-    """Show what is in a file; nothing in it is executed."""
+    """Show what is in a file, without executing any of it."""
     check_json(json_file)
     from svit_deploy import api
 
@@ -34,54 +32,32 @@ def inspect(
     write_json(json_file, inspection.to_dict())
 
 
-def visualize(
-    context: typer.Context,
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that export wrote.")],
-    images: Annotated[Path, typer.Option(metavar="PATH", help="Folder, picture or .npz.")],
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write.")
-    ],
-    max_images: MaxImages = 100,
-    provider: Provider = "cpu",
-    threads: Threads = 0,
-) -> None:
-    """Draw which tokens a bundle keeps, over the pictures."""
-    from svit_deploy import api
-
-    invocation: Invocation = context.obj
-    with invocation.progress() as progress:
-        files = api.visualize(
-            bundle,
-            output,
-            images=images,
-            max_images=max_images,
-            provider=provider,
-            threads=threads,
-            progress=progress,
-        )
-    typer.echo(f"wrote {len(files)} files to {output}")
-
-
 def init(
     context: typer.Context,
     arch: Annotated[
-        str, typer.Argument(metavar="NAME|YAML", help="svit_s, deit_small, ... or a file.")
+        str,
+        typer.Argument(
+            metavar="NAME|YAML", help="Architecture: svit_s, deit_small, ... or a YAML file."
+        ),
     ],
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FILE", help=".pth or .safetensors.")
+        Path,
+        typer.Option("-o", "--output", metavar="FILE", help="File to write, .pth or .safetensors."),
     ],
     keep_ratio: Annotated[
         str | None,
         typer.Option(
-            metavar="RATIOS", help="Per gate or stage, 0.7,0.49,0.343; by default those of NAME."
+            metavar="RATIOS",
+            help="Keep ratios per gate or stage, for example 0.7,0.49,0.343; by default those of "
+            "the architecture.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Of the weights.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed for the weights.")] = 0,
     force: Force = False,
 ) -> None:
-    """Write random weights with gates set, to plan before training.
+    """Write a checkpoint with random weights, to plan ahead.
 
-    On synthetic images each gate keeps the wanted ratio of its tokens.
+    Its gates are calibrated to keep the given ratios of tokens on synthetic images.
     """
     from svit_deploy import api
 
@@ -92,9 +68,9 @@ def init(
 
 
 def doctor(context: typer.Context, json_file: Json = None) -> None:
-    """Show which commands work here, and what the others need."""
+    """Show which commands work here and what the others need."""
     check_json(json_file)
-    from svit_deploy.doctor import examine
+    from svit_deploy.inspection.doctor import examine
 
     invocation: Invocation = context.obj
     diagnosis = examine()
@@ -104,13 +80,11 @@ def doctor(context: typer.Context, json_file: Json = None) -> None:
 
 def quickstart(
     context: typer.Context,
-    output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write.")
-    ] = Path("quickstart"),
+    output: OutputFolder = Path("quickstart"),
     force: Force = False,
 ) -> None:
-    """Run everything once on the digits model that comes along."""
-    from svit_deploy.quickstart import run_quickstart
+    """Run every step once on the digits model in the package."""
+    from svit_deploy.commands.quickstart import run_quickstart
 
     invocation: Invocation = context.obj
     with invocation.progress() as progress:

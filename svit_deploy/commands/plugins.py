@@ -22,25 +22,34 @@ def build(
     context: typer.Context,
     tensorrt_include: Annotated[
         Path,
-        typer.Option(metavar="DIR", help="TensorRT's headers, of the version that will run."),
+        typer.Option(
+            metavar="DIR", help="Include folder of the TensorRT version that will run the plugins."
+        ),
     ],
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", metavar="FOLDER", help="By default where `path` finds them."
+            "-o",
+            "--output",
+            metavar="FOLDER",
+            help="Folder to write. By default where `plugins path` looks.",
         ),
     ] = None,
     sm: Annotated[
         str | None,
         typer.Option(
-            metavar="LIST", help="GPU generations, 80,90; by default 75 to 120. Jetson Orin: 87."
+            metavar="LIST",
+            help="Compute capabilities, for example 80,90; by default 75 to 120. Jetson Orin: 87.",
         ),
     ] = None,
     nvcc: Annotated[
-        str | None, typer.Option(metavar="FILE", help="CUDA compiler; by default that on PATH.")
+        str | None, typer.Option(metavar="FILE", help="CUDA compiler; by default the one on PATH.")
     ] = None,
     jobs: Annotated[
-        int, typer.Option(metavar="N", min=0, max=1024, help="Compilers at a time; 0: per core.")
+        int,
+        typer.Option(
+            metavar="N", min=0, max=1024, help="Parallel compile jobs; 0 means one per core."
+        ),
     ] = 0,
 ) -> None:
     """Compile the plugin library, with the CUDA toolkit and CMake."""
@@ -64,7 +73,7 @@ def build(
 
 @plugins.command()
 def path() -> None:
-    """Print where the library is that `build` made."""
+    """Print the path of the library that `build` made."""
     from svit_deploy.plugins import library_path
 
     typer.echo(str(library_path()))

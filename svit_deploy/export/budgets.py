@@ -4,43 +4,82 @@ from __future__ import annotations
 
 import math
 
-from svit_deploy.config import TokenMode, spread_over_gates
+import numpy as np
+
 from svit_deploy.errors import UsageError
 from svit_deploy.export.settings import ExportSettings
-from svit_deploy.models import Model
+from svit_deploy.images import ImageSet
+from svit_deploy.images.prepared import groups
+from svit_deploy.model.budget import UNIT, Budget, budgets_of
+from svit_deploy.model.config import ModelConfig, TokenMode, check_ratios, spread_over_gates
+from svit_deploy.model.counts import kept_counts
+from svit_deploy.model.model import Model
+from svit_deploy.model.sizes import SizeRange
+from svit_deploy.tasks import Task
+from svit_deploy.tasks.samples import prepare_all
+
+RATIOS = "--budget 0.75,0.55,0.4 (ratios)"
+COUNTS = "--budget 150,110,80 (counts)"
+AUTO = "--budget auto --calibration IMAGES"
 
 
-def choose_budgets(model: Model, settings: ExportSettings) -> tuple[int, ...]:
-    """Gated tokens per gate from `--budget`; empty in other modes.
+def choose_budgets(
+    model: Model,
+    task: Task,
+    settings: ExportSettings,
+    images: ImageSet | None,
+    sizes: SizeRange,
+) -> tuple[Budget, ...]:
+    """The budget of each gate, from `--budget`; empty in other modes.
 
     Raises:
-        UsageError: missing, malformed, or outside 1 … gated tokens.
+        UsageError: missing, malformed, or out of range.
     """
-    from svit_deploy.calibrate import auto_budgets
-    from svit_deploy.models.reference import Reference
-
     if settings.mode is not TokenMode.BUDGET:
         return ()
     config, text = model.config, settings.budget
+    if text == "auto":
+        if images is None:
+            raise UsageError("--budget auto needs images", "add --calibration IMAGES")
+        return auto_budgets(model, task, images, sizes, settings.budget_percentile)
+    values = _shares(text, config) if task.many_sizes else _counts(text, config)
+    return budgets_of(config, values)
+
+
+def auto_budgets(
+    model: Model, task: Task, images: ImageSet, sizes: SizeRange, percentile: float
+) -> tuple[Budget, ...]:
+    """Per gate what a percentage of the images does not exceed, at least something."""
+    from svit_deploy.tasks.reference import Reference
+
+    reference, config, used = Reference(model, task), model.config, []
+    for group in groups(list(prepare_all(images, task, config, sizes)), task.together):
+        here = config.at(group[0].size)
+        counts = kept_counts(reference.run(group).selected.keep_mask, here)
+        gated = [
+            here.gated_tokens(gate) if task.many_sizes else 1 for gate in range(counts.shape[1])
+        ]
+        used.append(counts / np.array(gated))
+    needed = np.percentile(np.concatenate(used), percentile, axis=0, method="higher")
+    if not task.many_sizes:
+        return budgets_of(config, [max(1, int(count)) for count in needed])
+    # Four digits are what the graph counts in; rounded up, and never nothing.
+    shares = np.clip(np.ceil(needed * UNIT) / UNIT, 1 / UNIT, 1)
+    return budgets_of(config, shares.tolist())
+
+
+def _counts(text: str | None, config: ModelConfig) -> list[int | float]:
+    """Gated tokens per gate, for images of one size."""
     if text is None:
         raise UsageError(
             "--tokens budget needs to know how many tokens each gate may keep",
-            "add --budget 0.75,0.55,0.4 (ratios), --budget 150,110,80 (counts) or "
-            "--budget auto --calibration IMAGES",
+            f"add {RATIOS}, {COUNTS} or {AUTO}",
         )
-    if text == "auto":
-        if settings.calibration is None:
-            raise UsageError("--budget auto needs images", "add --calibration IMAGES")
-        inputs = settings.calibration.inputs(config.preprocess, config.image_size)
-        outputs = Reference(model).run(inputs)
-        return auto_budgets(outputs.keep_mask, config, settings.budget_percentile)
     parts = spread_over_gates(tuple(text.split(",")), config.num_gates, "--budget")
-    return tuple(
-        _one_budget(part, config.gated_tokens(gate), gate) for gate, part in enumerate(parts)
-    )
+    return [_count(part, config.gated_tokens(gate), gate) for gate, part in enumerate(parts)]
 
 
-def _one_budget(text: str, gated: int, gate: int) -> int:
+def _count(text: str, gated: int, gate: int) -> int:
     """A count (whole number) or a ratio (with a point), checked against the gated tokens."""
     fix = f"give a ratio above 0 and at most 1.0, or a count from 1 to {gated}"
     try:
@@ -51,3 +90,23 @@ def _one_budget(text: str, gated: int, gate: int) -> int:
     if not sensible:
         raise UsageError(f"--budget {text} for gate {gate} is out of range", fix)
     return count
+
+
+def _shares(text: str | None, config: ModelConfig) -> tuple[float, ...]:
+    """The share of its tokens that each gate may keep, for images that differ in theirs."""
+    fix = f"add {RATIOS} or {AUTO}"
+    if text is None:
+        raise UsageError(
+            "--tokens budget needs to know which share of its tokens each gate may keep", fix
+        )
+    parts = text.split(",")
+    try:
+        shares = tuple(float(part) for part in parts)
+    except ValueError:
+        raise UsageError(f"--budget {text!r} is no list of ratios", fix) from None
+    if not all("." in part for part in parts):
+        raise UsageError(
+            f"--budget {text} counts tokens, and a detector's images differ in theirs", fix
+        )
+    check_ratios(shares, "--budget")
+    return spread_over_gates(shares, config.num_gates, "--budget")

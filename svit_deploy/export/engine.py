@@ -8,18 +8,30 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from svit_deploy import __version__
-from svit_deploy.bundle import MODEL, REFERENCE, Bundle, open_bundle, write_bundle, write_manifest
-from svit_deploy.config import BatchRange, ModelConfig, TokenMode
-from svit_deploy.engines.tensorrt.build import BuildSettings, build_engine
+from svit_deploy.bundle import (
+    MODEL,
+    REFERENCE,
+    Bundle,
+    open_bundle,
+    write_bundle,
+    write_manifest,
+)
+from svit_deploy.engines.tensorrt.build import build_engine
 from svit_deploy.engines.tensorrt.inspector import LayerCounts, attention_note
+from svit_deploy.engines.tensorrt.settings import BuildSettings
 from svit_deploy.engines.tensorrt.sidecar import Sidecar
-from svit_deploy.environment import describe_environment
 from svit_deploy.errors import UsageError
 from svit_deploy.export.record import command_record
-from svit_deploy.export.settings import EngineOptions
+from svit_deploy.export.settings import EngineOptions, ExportSettings
+from svit_deploy.export.shapes import profile_batches, profiles_for
+from svit_deploy.machine.environment import describe_environment
+from svit_deploy.machine.tensorrt import TARGETS
+from svit_deploy.model.config import ModelConfig, TokenMode
+from svit_deploy.model.profiles import Profile
+from svit_deploy.model.sizes import SizeRange
 from svit_deploy.plugins import library_path
-from svit_deploy.profiles import Profile, whole_range
 from svit_deploy.progress import SILENT, Progress
+from svit_deploy.tasks import Task
 
 log = logging.getLogger(__name__)
 
@@ -94,11 +106,35 @@ def engine_notes(mode: TokenMode, num_gates: int) -> list[str]:
     ]
 
 
+def build_beside(
+    folder: Path,
+    config: ModelConfig,
+    task: Task,
+    sizes: SizeRange,
+    settings: ExportSettings,
+    progress: Progress,
+) -> str:
+    """Builds the engine of the graph in a folder, and returns its file name."""
+    assert settings.engine is not None
+    profiles = profiles_for(settings, task, sizes)
+    with task.engine_graph(folder, MODEL) as graph:
+        sidecar = add_engine(
+            graph,
+            settings.engine,
+            profiles,
+            config,
+            settings.mode,
+            settings.precision,
+            settings.plugins,
+            progress,
+        )
+    return sidecar.engine
+
+
 def rebuild(
-    bundle: Bundle,
+    source: Path,
     output: Path,
-    options: EngineOptions,
-    profiles: Sequence[Profile],
+    settings: ExportSettings,
     *,
     force: bool = False,
     command: Sequence[str] = (),
@@ -107,13 +143,25 @@ def rebuild(
     """A copy of a bundle with an engine of its graph for this machine. Needs no PyTorch.
 
     Raises:
+        UsageError: no engine is asked for, or an option that would change the graph.
         SvitDeployError: as `add_engine`, or ExportError if `output` is in the way.
     """
-    bundle.check_profiles(profiles)
+    options = settings.engine
+    if options is None:
+        raise UsageError(
+            f"{source} is a bundle already",
+            f"give a checkpoint, or --target {' or '.join(TARGETS)} to build an engine of it",
+        )
+    if given := [name for name, value in _graph_options(settings).items() if value]:
+        raise UsageError(
+            f"{given[0]} cannot change the graph of a bundle",
+            "leave it out, or give a checkpoint",
+        )
+    bundle = open_bundle(source)
+    profiles = profiles_for(settings, bundle.task, bundle.sizes)
     with write_bundle(output, force=force) as folder:
         for name in (MODEL, REFERENCE):
             shutil.copyfile(bundle.path / name, folder / name)
-        tokens = bundle.manifest["tokens"]
         with bundle.engine_graph(folder) as graph:
             sidecar = add_engine(
                 graph,
@@ -122,7 +170,7 @@ def rebuild(
                 bundle.config,
                 bundle.mode,
                 bundle.precision,
-                tokens["plugins"],
+                bundle.manifest["tokens"]["plugins"],
                 progress,
             )
         batch = profile_batches(profiles)
@@ -142,6 +190,16 @@ def rebuild(
     return open_bundle(output)
 
 
-def profile_batches(profiles: Sequence[Profile]) -> BatchRange:
-    """The batch sizes from the smallest to the largest that any profile serves."""
-    return whole_range([BatchRange(p.min[0], p.opt[0], p.max[0]) for p in profiles])
+def _graph_options(settings: ExportSettings) -> dict[str, object]:
+    """What was asked for that only another graph could give."""
+    return {
+        "--task": settings.task != ExportSettings.task,
+        "--tokens": settings.tokens,
+        "--precision": settings.precision != ExportSettings.precision,
+        "--plugins": settings.plugins,
+        "--image-size": settings.image_size,
+        "--budget": settings.budget,
+        "--calibration": settings.calibration,
+        "--calibrate-gates": settings.calibrate_gates,
+        "--arch or --set": settings.arch or settings.overrides,
+    }

@@ -1,42 +1,28 @@
-"""What a bundle records beside its graph: metadata, manifest, the reference's outputs."""
+"""What a bundle records beside its graph: metadata and manifest."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from svit_deploy import __version__
-from svit_deploy.config import ModelConfig
-from svit_deploy.environment import describe_environment
 from svit_deploy.export.settings import ExportSettings
+from svit_deploy.export.shapes import whole_batch
 from svit_deploy.images import ImageSet
-from svit_deploy.methods import Method, method_of
-from svit_deploy.models import Model, config_to_dict
-
-
-def save_reference(
-    path: Path, inputs: np.ndarray, samples: ImageSet, outputs: Any, method: Method
-) -> None:
-    arrays = {
-        "images": inputs,
-        "logits": outputs.logits,
-        "keep_mask": outputs.keep_mask,
-        "margin": outputs.margin,
-    }
-    if method.counted:  # else they are the same as the masks and margins
-        arrays |= outputs.values
-    if samples.labels is not None:
-        arrays["labels"] = samples.labels
-    np.savez_compressed(path, **arrays)
+from svit_deploy.loading.serialise import config_to_dict
+from svit_deploy.machine.environment import describe_environment
+from svit_deploy.methods.families import family_of
+from svit_deploy.model.budget import Budget
+from svit_deploy.model.config import ModelConfig
+from svit_deploy.model.model import Model
+from svit_deploy.tasks import task_named
 
 
 def describe_gates(
-    config: ModelConfig, measured: Sequence[float], budgets: Sequence[int]
+    config: ModelConfig, measured: Sequence[float], budgets: Sequence[Budget]
 ) -> list[dict[str, Any]]:
     """One record per gate, for the manifest, the ONNX metadata and `inspect`."""
     return [
@@ -48,14 +34,23 @@ def describe_gates(
             "target_keep": config.target_keep[gate] if config.target_keep else None,
             "measured_keep": round(measured[gate], 6),
             "threshold": config.thresholds[gate] if config.thresholds else None,
-            "budget": budgets[gate] if budgets else None,
+            "budget": budgets[gate].value if budgets else None,
         }
         for gate in range(config.num_gates)
     ]
 
 
-def metadata(model: Model, settings: ExportSettings, gates: list[dict[str, Any]]) -> dict[str, str]:
-    """metadata_props: flat strings, JSON where nested; no path and no time of day."""
+def metadata(
+    model: Model,
+    settings: ExportSettings,
+    gates: list[dict[str, Any]],
+    extra: Mapping[str, Any],
+) -> dict[str, str]:
+    """metadata_props: flat strings, JSON where nested; no path and no time of day.
+
+    Args:
+        extra: what the manifest says of the task and its image sizes.
+    """
     checkpoint = model.checkpoint
     content: dict[str, Any] = {
         "schema": "1",
@@ -63,17 +58,18 @@ def metadata(model: Model, settings: ExportSettings, gates: list[dict[str, Any]]
         "method": model.config.family,
         "arch": Path(model.arch).name,
         "mode": settings.mode.value,
-        "gating": method_of(model.config).rule if gates else "none",
+        "gating": family_of(model.config).method.rule if gates else "none",
         "gates": gates,
         "model": config_to_dict(model.config),
         "preprocess": dataclasses.asdict(model.config.preprocess),
-        "batch": str(settings.batch),
+        "batch": str(whole_batch(settings, task_named(settings.task))),
         "checkpoint_sha256": checkpoint.sha256 if checkpoint else "",
     }
-    return {
+    props = {
         key: value if isinstance(value, str) else json.dumps(value, sort_keys=True)
         for key, value in content.items()
     }
+    return props | {key: json.dumps(value) for key, value in extra.items()}
 
 
 def manifest(
@@ -81,12 +77,12 @@ def manifest(
     settings: ExportSettings,
     gates: list[dict[str, Any]],
     samples: ImageSet,
-    budgets: Sequence[int],
+    budgets: Sequence[Budget],
     command: Sequence[str],
     engine: str | None = None,
     notes: Sequence[str] = (),
 ) -> dict[str, Any]:
-    checkpoint = model.checkpoint
+    checkpoint, batch = model.checkpoint, whole_batch(settings, task_named(settings.task))
     return {
         "tool": {"name": "svit-deploy", "version": __version__},
         "command": command_record(command),
@@ -103,12 +99,12 @@ def manifest(
         "preprocess": dataclasses.asdict(model.config.preprocess),
         "tokens": {
             "mode": settings.mode.value,
-            "budgets": list(budgets),
+            "budgets": [budget.value for budget in budgets],
             "gate_outputs": settings.gate_outputs,
             "plugins": settings.plugins,
         },
         "gates": gates,
-        "batch": {"min": settings.batch.min, "opt": settings.batch.opt, "max": settings.batch.max},
+        "batch": {"min": batch.min, "opt": batch.opt, "max": batch.max},
         "precision": settings.precision,
         "opset": settings.opset,
         "engine": engine,

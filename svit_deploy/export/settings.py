@@ -2,90 +2,144 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
 
-from svit_deploy.config import BatchRange, TokenMode
-from svit_deploy.engines.tensorrt.library import TARGETS
 from svit_deploy.errors import UsageError
-from svit_deploy.export.builder import PRECISIONS
-from svit_deploy.images import ImageSet
-from svit_deploy.profiles import Profile
+from svit_deploy.export.engine_settings import EngineOptions, EngineSettings
+from svit_deploy.loading.settings import LoadSettings
+from svit_deploy.model.config import BatchRange, TokenMode, check_ratios, parse_ratios
+from svit_deploy.model.profiles import parse_batches
+from svit_deploy.options import MAX_IMAGES, option
 
+if TYPE_CHECKING:
+    from svit_deploy.images import ImageSet
+    from svit_deploy.progress import Progress
+
+__all__ = ["EngineOptions", "ExportSettings", "images_of"]
+
+DEFAULT_TASK = "classify"
 MIN_OPSET, MAX_OPSET = 20, 23
-_UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 
 
-@dataclass(frozen=True)
-class EngineOptions:
-    """How to build an engine.
-
-    Attributes:
-        target: `tensorrt` or `tensorrt-rtx`.
-        optimization_level: of the builder, 0 to 5; its default if None.
-        workspace_bytes: most scratch memory a layer may use; TensorRT's default if 0.
-        timing_cache: file; None for one in the user's cache folder, "none" for no cache.
-        plugin_library: for a graph with plugin nodes; None for the one that `svit-deploy plugins
-            build` made, "none" to build from the nodes' function bodies.
-    """
-
-    target: str
-    optimization_level: int | None = None
-    workspace_bytes: int = 0
-    timing_cache: str | None = None
-    plugin_library: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.target not in TARGETS:
-            raise UsageError(
-                f"--target {self.target!r} is unknown", f"use onnx, {', '.join(TARGETS)}"
-            )
-        if self.optimization_level is not None and not 0 <= self.optimization_level <= 5:
-            raise UsageError(
-                f"--opt-level {self.optimization_level} is out of range", "give 0 to 5"
-            )
+def parse_token_mode(text: str, flag: str) -> TokenMode:
+    """Reads a token mode's name; raises UsageError."""
+    try:
+        return TokenMode(text)
+    except ValueError:
+        known = ", ".join(mode.value for mode in TokenMode)
+        raise UsageError(f"{flag} {text!r} is unknown", f"use one of {known}") from None
 
 
-@dataclass(frozen=True)
-class ExportSettings:
+@dataclass(frozen=True, kw_only=True)
+class ExportSettings(EngineSettings, LoadSettings):
     """What to export and how.
 
     Attributes:
-        tokens: token mode; None for the method's own.
-        batch: batch sizes that the graph must run; one graph serves any size.
-        profiles: input shapes that an engine must serve, an optimisation profile each.
-        buckets: instead of them, batch sizes at the model's image size; by default `batch`.
-        image_size: (height, width) in pixels; the checkpoint's own by default.
-        budget: in `budget` mode: counts, ratios, or "auto" (needs calibration images). One
-            value per gate, or a number of values that divides the number of gates.
-        budget_percentile: with "auto", the share of images that must fit, 0 to 100.
-        calibration: images for budgets and gates.
-        calibrate_gates: images to choose gate thresholds from.
-        target_keep: keep ratio per gate for them; the model's own targets by default.
-        gate_outputs: keep `keep_mask`, `margin` and `overflow` among the graph's outputs.
-        opset: ONNX operator set version.
-        precision: fp32, fp16 or bf16, of all but inputs, outputs, gates, LayerNorm and softmax.
-        plugins: write row moves as nodes of `trt.plugins`, with function bodies beside them.
-        engine: build a TensorRT engine, too.
+        tokens: None for the method's own mode.
+        precision: of all but inputs, outputs, gates, LayerNorm and softmax.
+        batch: one graph serves all ranges; an engine has an optimisation profile for each.
+        image_size: as typed, because the model's task says what it may be.
+        budget: one value per gate, or a number of values that divides the number of gates.
+        target_keep: per gate, as `budget`.
+        plugins: nodes of `trt.plugins`, with function bodies beside them.
+
+    Raises:
+        UsageError: values that cannot work, or contradict each other.
     """
 
-    tokens: TokenMode | None = TokenMode.DYNAMIC
-    batch: BatchRange = field(default_factory=lambda: BatchRange(1, 1, 32))
-    image_size: tuple[int, int] | None = None
-    budget: str | None = None
-    budget_percentile: float = 100.0
-    calibration: ImageSet | None = None
-    calibrate_gates: ImageSet | None = None
-    target_keep: tuple[float, ...] = ()
-    gate_outputs: bool = True
-    opset: int = 20
-    precision: str = "fp32"
-    plugins: bool = False
-    profiles: tuple[Profile, ...] = ()
-    buckets: tuple[BatchRange, ...] = ()
-    engine: EngineOptions | None = None
+    task: str = field(
+        default=DEFAULT_TASK,
+        metadata=option(
+            "What the graph computes: classify, backbone (of a detector) or detect.",
+            metavar="TASK",
+        ),
+    )
+    tokens: TokenMode | None = field(
+        default=None,
+        metadata=option(
+            "Token mode: dynamic, budget, masked, static, or dense (without gates). By default "
+            "the method's own; for SViT dynamic, or budget with TensorRT.",
+            metavar="MODE",
+            parse=parse_token_mode,
+            after=("arch", "overrides"),
+        ),
+    )
+    precision: str = field(
+        default="fp32",
+        metadata=option("fp32, fp16 or bf16; gates stay in fp32.", metavar="TYPE"),
+    )
+    batch: tuple[BatchRange, ...] | None = field(
+        default=None,
+        metadata=option(
+            "Range of batch sizes, or one size; 1:1:32 by default, 1 for a detector's engine. "
+            "Several ranges give an engine several profiles: 1,2:8:8,9:32:32.",
+            metavar="MIN:OPT:MAX",
+            parse=lambda text, _: parse_batches(text),
+            after=("target",),
+        ),
+    )
+    image_size: str | None = field(
+        default=None,
+        metadata=option(
+            "Input size, 224 or 224x320 (height x width); by default the checkpoint's. Detectors "
+            "also take a range; their default is 64x64:800x1216:1344x1344.",
+            metavar="PIXELS",
+            after=("min_shapes", "opt_shapes", "max_shapes"),
+        ),
+    )
+    budget: str | None = field(
+        default=None,
+        metadata=option(
+            "Tokens that each gate may keep, with --tokens budget: counts 150,110,80, ratios "
+            "0.75,0.55,0.4, or auto.",
+            metavar="TOKENS",
+        ),
+    )
+    budget_percentile: float = field(
+        default=100.0,
+        metadata=option(
+            "With --budget auto, the percentage of images that must fit the budgets.",
+            metavar="PERCENT",
+        ),
+    )
+    calibration: Path | ImageSet | None = field(
+        default=None,
+        metadata=option(
+            "Images for --budget auto and for the recorded samples.", metavar="PATH", kind=Path
+        ),
+    )
+    calibrate_gates: Path | ImageSet | None = field(
+        default=None,
+        metadata=option("Images to calibrate the gate thresholds on.", metavar="PATH", kind=Path),
+    )
+    target_keep: tuple[float, ...] = field(
+        default=(),
+        metadata=option(
+            "Keep ratios for --calibrate-gates, for example 0.7,0.49,0.343; by default those "
+            "that the model was trained for.",
+            metavar="RATIOS",
+            parse=parse_ratios,
+        ),
+    )
+    max_images: int = field(default=1000, metadata=MAX_IMAGES)
+    gate_outputs: bool = field(
+        default=True,
+        metadata=option("Whether keep_mask, margin and overflow are outputs of the graph."),
+    )
+    opset: int = field(default=20, metadata=option("ONNX opset version.", metavar="N"))
+    plugins: bool = field(
+        default=False,
+        metadata=option("Write row moves as nodes that the TensorRT plugins implement."),
+    )
 
     def __post_init__(self) -> None:
+        from svit_deploy.graph.builder import PRECISIONS
+
+        engine = self.engine
+        if self.profiles and self.batch is not None:
+            raise UsageError("--batch and --min-shapes exclude each other", "leave one of them out")
         if self.precision not in PRECISIONS:
             raise UsageError(
                 f"--precision {self.precision!r} is unknown", f"use {', '.join(PRECISIONS)}"
@@ -95,7 +149,7 @@ class ExportSettings:
                 f"--opset {self.opset} is not supported",
                 f"use {MIN_OPSET} to {MAX_OPSET}; 20 is the first with a GELU operator",
             )
-        implied = self.tokens is None and self.engine is not None
+        implied = self.tokens is None and engine is not None
         if self.budget is not None and self.tokens is not TokenMode.BUDGET and not implied:
             tokens = f"with --tokens {self.tokens.value}" if self.tokens else "without a token mode"
             raise UsageError(
@@ -107,9 +161,15 @@ class ExportSettings:
                 f"--budget-percentile {self.budget_percentile:g} is outside (0, 100]",
                 "give, for example, 99",
             )
+        check_ratios(self.target_keep, "--target-keep")
         if self.target_keep and self.calibrate_gates is None:
             raise UsageError(
                 "--target-keep needs images to measure on", "add --calibrate-gates IMAGES"
+            )
+        if self.tokens is TokenMode.DENSE and self.calibrate_gates is not None:
+            raise UsageError(
+                "--calibrate-gates has no meaning with --tokens dense",
+                "leave it out, or choose another token mode",
             )
 
     @property
@@ -119,42 +179,25 @@ class ExportSettings:
         return self.tokens
 
 
-def parse_bytes(text: str, option: str) -> int:
-    """Reads `4GiB`, `512MiB` or a number of bytes.
+@overload
+def images_of(value: None, limit: int, progress: Progress, labels: Path | None = None) -> None: ...
+@overload
+def images_of(
+    value: Path | ImageSet, limit: int, progress: Progress, labels: Path | None = None
+) -> ImageSet: ...
+def images_of(
+    value: Path | ImageSet | None, limit: int, progress: Progress, labels: Path | None = None
+) -> ImageSet | None:
+    """The images of a settings' field, at most `limit`; loaded unless they are already.
 
     Raises:
-        UsageError: anything else.
+        InputError: see `load_images`.
     """
-    found = re.fullmatch(r"([0-9]{1,15})\s*(KiB|MiB|GiB|)", text.strip())
-    if not found:
-        raise UsageError(f"{option} {text!r} is no size", f"write, e.g., {option} 4GiB")
-    return int(found[1]) * _UNITS[found[2]]
+    from svit_deploy.images import load_images
 
-
-def engine_options(
-    target: str,
-    optimization_level: int | None,
-    workspace: str | None,
-    timing_cache: str | None,
-    plugin_library: str | None,
-) -> EngineOptions | None:
-    """What to build, from the command line's values; None for an ONNX file alone.
-
-    Raises:
-        UsageError: an option of an engine without one, or a value that cannot work.
-    """
-    if target != "onnx":
-        size = parse_bytes(workspace or "0", "--workspace")
-        return EngineOptions(target, optimization_level, size, timing_cache, plugin_library)
-    options = {
-        "--opt-level": optimization_level,
-        "--workspace": workspace,
-        "--timing-cache": timing_cache,
-        "--plugin-library": plugin_library,
-    }
-    if given := [name for name, value in options.items() if value is not None]:
-        raise UsageError(
-            f"{given[0]} has no meaning without an engine",
-            f"add --target {' or '.join(TARGETS)}, or leave it out",
-        )
-    return None
+    if value is None:
+        return None
+    if not isinstance(value, Path):
+        return value[:limit] if len(value) > limit else value
+    progress.update(f"reading {value.name}", 0)
+    return load_images(value, labels=labels, limit=limit)

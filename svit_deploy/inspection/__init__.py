@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from svit_deploy.bundle.manifest import MANIFEST
 from svit_deploy.errors import InputError
-from svit_deploy.files import reading
 from svit_deploy.inspection.bundle import inspect_bundle
 from svit_deploy.inspection.checkpoint import inspect_checkpoint
 from svit_deploy.inspection.graph import inspect_onnx
 from svit_deploy.inspection.report import Inspection
-from svit_deploy.manifest import MANIFEST
+from svit_deploy.io.files import reading
 
 __all__ = ["Inspection", "inspect_path"]
 

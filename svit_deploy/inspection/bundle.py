@@ -36,13 +36,13 @@ def _overview(bundle: Bundle) -> tuple[tuple[str, str], ...]:
     manifest, config = bundle.manifest, bundle.config
     tokens, batch, reference = (manifest[key] for key in ("tokens", "batch", "reference"))
     preprocess, checkpoint = config.preprocess, manifest["checkpoint"]
-    task = {"detect": "detections", "backbone": "features"}.get(manifest.get("task", ""), "logits")
-    outputs = f"{task} and gate outputs" if bundle.has_gate_outputs else f"{task} only"
+    outputs = bundle.task.noun + (" and gate outputs" if bundle.has_gate_outputs else " only")
     source = f"{checkpoint['name']} ({checkpoint['container']})" if checkpoint else "-"
-    size = "x".join(map(str, config.image_size))
-    if "task" in manifest:
-        low, high = ("x".join(map(str, manifest["image"][name])) for name in ("min", "max"))
-        size = size if low == high else f"{low} to {high}, mostly {size}"
+    low, size, high = (
+        "x".join(map(str, size)) for size in (bundle.sizes.min, bundle.sizes.opt, bundle.sizes.max)
+    )
+    if not bundle.sizes.fixed:
+        size = f"{low} to {high}, mostly {size}"
     return (
         ("made by", f"{manifest['tool']['name']} {manifest['tool']['version']}"),
         ("checkpoint", source),

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from svit_deploy.checkpoint import read_checkpoint
-from svit_deploy.detection.layout import (
-    HEADS,
-    adapter_to_canonical,
-    infer_adapter_dims,
-    is_detection,
-    strip_backbone,
-)
 from svit_deploy.errors import InputError
 from svit_deploy.inspection.report import Inspection, Section, listed, mebibytes
-from svit_deploy.methods import METHODS, Method
-from svit_deploy.models import build_model, which_method
-from svit_deploy.models.layout import Dims, detect_family, infer_dims, to_canonical
-from svit_deploy.models.presets import PRESETS, Arch, recognise
+from svit_deploy.io.checkpoint import Checkpoint, read_checkpoint
+from svit_deploy.loading.arch import recognise
+from svit_deploy.loading.layout import (
+    detect_family,
+    has_heads,
+    infer_dims,
+    strip_backbone,
+    to_canonical,
+)
+from svit_deploy.loading.load import build_model, which_family
+from svit_deploy.loading.presets import PRESETS
+from svit_deploy.methods.families import FAMILIES, Family
+from svit_deploy.model.arch import Arch
+from svit_deploy.model.keys import Dims
+from svit_deploy.tasks import TASKS, Task
 
 # Arguments of the official training scripts that say something about inference.
 TRAINING_ARGS = (
@@ -58,6 +59,29 @@ class Fact:
         )
 
 
+@dataclass
+class _Found:
+    """What a checkpoint tells of its model, as far as it was understood.
+
+    Attributes:
+        family: its name; None if the keys are of no family.
+        candidates: all names that it could be, if there are several.
+        facts: in the order of the table.
+        problem: why it cannot be exported, if that is so.
+    """
+
+    family: str | None = None
+    candidates: tuple[str, ...] = ()
+    preset: str | None = None
+    facts: list[Fact] = field(default_factory=list)
+    problem: str | None = None
+
+    @property
+    def needed(self) -> list[str]:
+        """What to type for an export."""
+        return [fact.option for fact in self.facts if fact.source == "needed"]
+
+
 def inspect_checkpoint(path: Path) -> Inspection:
     """Describes a checkpoint, of a known model or not.
 
@@ -66,26 +90,11 @@ def inspect_checkpoint(path: Path) -> Inspection:
         CapabilityError: a .pth file, and PyTorch is not installed.
     """
     checkpoint = read_checkpoint(path)
-    tensors = checkpoint.tensors
-    family, preset, problem = None, None, None
-    found: list[Fact] = []
-    candidates: tuple[str, ...] = ()
+    found = _Found()
     try:
-        if is_detection(tensors):
-            family, preset, found = _describe_detector(tensors)
-        else:
-            keys = detect_family(tensors)
-            dims = infer_dims(tensors, keys)
-            preset = recognise(dims)
-            family, candidates = which_method(keys, checkpoint.training_args)
-            settings = _settings(METHODS[family], dims, checkpoint.training_args)
-            found = _from_weights(dims) + _beyond_weights(dims, preset) + settings
-            if preset and not any(fact.source == "needed" for fact in settings):
-                build_model(checkpoint)
-            else:
-                to_canonical(tensors, dims)
+        _describe(checkpoint, found)
     except InputError as error:
-        problem = error.message
+        found.problem = error.message
     args = {
         name: checkpoint.training_args[name]
         for name in TRAINING_ARGS
@@ -95,46 +104,44 @@ def inspect_checkpoint(path: Path) -> Inspection:
         "size_bytes": checkpoint.size_bytes,
         "sha256": checkpoint.sha256,
         "container": checkpoint.container,
-        "family": family,
-        "candidates": list(candidates),
-        "preset": preset,
-        "tensors": len(tensors),
-        "parameters": sum(array.size for array in tensors.values()),
+        "family": found.family,
+        "candidates": list(found.candidates),
+        "preset": found.preset,
+        "tensors": len(checkpoint.tensors),
+        "parameters": sum(array.size for array in checkpoint.tensors.values()),
         "model": [
             {"name": f.name, "value": f.value, "source": f.source, "option": f.option}
-            for f in found
+            for f in found.facts
         ],
-        "problem": problem,
+        "problem": found.problem,
         "training_args": args,
     }
-    needed = [fact.option for fact in found if fact.source == "needed"]
-    sections = [Section(_overview(facts, needed))]
-    if found:
-        sections.append(Section(tuple(f.row() for f in found), ("model", "value", "known from")))
+    sections = [Section(_overview(facts, found.needed))]
+    if found.facts:
+        rows = tuple(fact.row() for fact in found.facts)
+        sections.append(Section(rows, ("model", "value", "known from")))
     return Inspection("checkpoint", path.name, facts, tuple(sections), checkpoint.notes)
 
 
-def _describe_detector(
-    tensors: Mapping[str, np.ndarray],
-) -> tuple[str, str | None, list[Fact]]:
-    """Family, preset and facts of a (S)ViT-Adapter, with or without Mask R-CNN's heads."""
-    own = strip_backbone(tensors)
-    heads = any(key.startswith(HEADS) for key in own)
-    dims = infer_adapter_dims(own, heads=heads)
-    adapter_to_canonical(own, dims)
-    preset = recognise(dims)
-    tasks = ["backbone", "detect"] if heads else ["backbone"]
-    sizes = {f.name: getattr(dims, f.name) for f in fields(dims)}
-    for name in ("family", "distilled", "gate_dim"):
-        del sizes[name]
-    found = [Fact("tasks", tasks, "weights")]
-    found += [Fact(name, value, "weights") for name, value in sizes.items()]
-    shares = [dims.depth // max(dims.interactions, 1)] * dims.interactions
-    settings = _settings(METHODS[dims.family], dims, {})
-    found += [replace(fact, value=fact.value or shares) for fact in settings]
-    skipped = ("gate_class_token", "crop_ratio", "interpolation")
-    found += [fact for fact in _beyond_weights(dims, preset) if fact.name not in skipped]
-    return dims.family, preset, found
+def _describe(checkpoint: Checkpoint, found: _Found) -> None:
+    """Fills in what there is to know; raises InputError where an export would."""
+    tensors, args = strip_backbone(checkpoint.tensors), checkpoint.training_args
+    keys = detect_family(tensors)
+    served = [TASKS[name] for name in keys.backbone.tasks]
+    tasks = [task for task in served if has_heads(tensors, task)]
+    dims = infer_dims(tensors, keys, tasks[-1])
+    found.preset = recognise(dims)
+    found.family, found.candidates = which_family(keys.name, args)
+    many_sizes = all(task.many_sizes for task in tasks)
+    beyond = _beyond_weights(keys, dims, found.preset, many_sizes)
+    settings = _settings(FAMILIES[found.family], dims, args)
+    found.facts = [Fact("tasks", [task.name for task in tasks], "weights")] if served[1:] else []
+    found.facts += _from_weights(keys, dims, many_sizes) + _from_heads(served, dims)
+    found.facts += settings + beyond if many_sizes else beyond + settings
+    if found.preset and not found.needed:
+        build_model(checkpoint, task=tasks[-1].name)
+    else:
+        to_canonical(tensors, dims, tasks[-1])
 
 
 def _is_sensible(value: Any) -> bool:
@@ -162,26 +169,27 @@ def _overview(facts: dict[str, Any], needed: list[str]) -> tuple[tuple[str, str]
     )
 
 
-def _from_weights(dims: Dims) -> list[Fact]:
+def _from_weights(keys: Family, dims: Any, many_sizes: bool) -> list[Fact]:
+    """The sizes; a backbone with sizes of its own has all of them, but for what is unknown here."""
+    hidden = {"family", "gate_dim", "semantic", "heads", "distilled" if many_sizes else "num_heads"}
+    shown = (entry.name for entry in fields(dims if keys.backbone.sizes else Dims))
+    facts = [Fact(name, getattr(dims, name), "weights") for name in shown if name not in hidden]
+    if many_sizes:
+        return facts
     side = math.isqrt(max(dims.num_patches, 0))
     square = side * side == dims.num_patches
-    values: dict[str, Any] = {
-        "embed_dim": dims.embed_dim,
-        "depth": dims.depth,
-        "mlp_dim": dims.mlp_dim,
-        "patch_size": dims.patch_size,
-        "num_patches": dims.num_patches,
-        "num_classes": dims.num_classes,
-        "distilled": dims.distilled,
-        "num_gates": dims.num_gates,
-    }
-    facts = [Fact(name, value, "weights") for name, value in values.items()]
     size = [side * dims.patch_size] * 2 if square else None
     source = "weights, as a square" if square else "needed"
     return [*facts, Fact("image_size", size, source, "--set image_size=HEIGHTxWIDTH")]
 
 
-def _beyond_weights(dims: Dims, preset: str | None) -> list[Fact]:
+def _from_heads(served: Sequence[Task], dims: Any) -> list[Fact]:
+    """The sizes of the heads that the backbone's tasks have, 0 where they are not there."""
+    names = (entry.name for task in served if task.heads for entry in fields(task.heads))
+    return [Fact(name, getattr(dims.heads, name, 0), "weights") for name in names]
+
+
+def _beyond_weights(keys: Family, dims: Any, preset: str | None, many_sizes: bool) -> list[Fact]:
     """What comes from a preset or an option: the weights are the same whatever these are."""
     known = f"preset {preset}" if preset else ""
     arch = PRESETS[preset] if preset else Arch(dims.family, 0)
@@ -194,41 +202,48 @@ def _beyond_weights(dims: Dims, preset: str | None) -> list[Fact]:
     facts = [fact("num_heads", arch.num_heads or None, "--set num_heads=NUMBER")]
     if dims.num_heads:
         facts = [Fact("num_heads", dims.num_heads, "weights")]
-    if METHODS[dims.family].trained_gates:
+    if keys.method.trained_gates:
         last = tuple(range(dims.depth - gates, dims.depth))
-        facts += [
-            fact("gate_blocks", arch.gate_blocks or last, "--set gate_blocks=NUMBERS"),
-            fact(
-                "gate_class_token",
-                arch.gate_class_token or (False,) * (gates - 1) + (True,),
-                "--set gate_class_token=BOOLEANS",
-            ),
-        ]
+        facts.append(fact("gate_blocks", arch.gate_blocks or last, "--set gate_blocks=NUMBERS"))
+        if keys.class_token:
+            own = arch.gate_class_token or (False,) * (gates - 1) + (True,)
+            facts.append(fact("gate_class_token", own, "--set gate_class_token=BOOLEANS"))
         if arch.target_keep:
             facts.append(fact("target_keep", arch.target_keep, "--set target_keep=RATIOS"))
-    return [
-        *facts,
+    facts += [
         fact("mean", arch.mean, "--set mean=R,G,B"),
         fact("std", arch.std, "--set std=R,G,B"),
+    ]
+    if many_sizes:  # nothing is cropped, and how it is scaled is the task's
+        return facts
+    return [
+        *facts,
         fact("crop_ratio", arch.crop_ratio, "--set crop_ratio=RATIO"),
         fact("interpolation", arch.interpolation, "--set interpolation=NAME"),
     ]
 
 
-def _settings(method: Method, dims: Dims, args: Mapping[str, Any]) -> list[Fact]:
-    """The method's own settings: from the weights, the training's arguments, or its defaults."""
-    by_weights, by_args = method.told_by_weights(dims), method.told(args) or {}
+def _settings(family: Family, dims: Any, args: Mapping[str, Any]) -> list[Fact]:
+    """The family's own settings: from the weights, the training's arguments, or its defaults."""
+    by_weights = family.settings_from_weights(dims)
+    by_args = family.method.settings_from_args(args) or {}
+    told = by_args | by_weights
+    axes = (axis.settings for axis in (family.backbone, family.method) if axis.settings)
+    known = [entry for settings in axes for entry in fields(settings)]
+    needed = [e.name for e in known if e.default is MISSING and e.name not in told]
+    try:
+        chosen = family.choose({**told, **dict.fromkeys(needed)}, dims)
+    except InputError:  # what is assumed is wrong, and the table says how to correct it
+        chosen = None
     found = []
-    for field in fields(method.settings) if method.settings else ():
-        option = f"--set {field.name}=VALUE"
-        if field.name in by_weights:
-            value, source = by_weights[field.name], "weights"
-        elif field.name in by_args:
-            value, source = by_args[field.name], "training arguments"
-        elif field.default is MISSING:
+    for entry in known:
+        name, source = entry.name, "assumed"
+        if name in told:
+            value, source = told[name], "weights" if name in by_weights else "training arguments"
+        elif name in needed:
             value, source = None, "needed"
         else:
-            value, source = field.default, "assumed"
+            value = getattr(chosen, name, entry.default)
         value = list(value) if isinstance(value, tuple) else value
-        found.append(Fact(field.name, value, source, option))
+        found.append(Fact(name, value, source, f"--set {name}=VALUE"))
     return found

@@ -14,10 +14,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from svit_deploy.files import hash_file
-from svit_deploy.graph_edit import read_scalar
+from svit_deploy.graph.edit import read_scalar
 from svit_deploy.inspection.report import Inspection, Section, listed, mebibytes, number
-from svit_deploy.onnx_file import (
+from svit_deploy.io.files import hash_file
+from svit_deploy.io.onnx_file import (
+    DATA_DEPENDENT,
     all_nodes,
     all_tensors,
     custom_domains,
@@ -26,10 +27,6 @@ from svit_deploy.onnx_file import (
     read_metadata,
 )
 
-# The shapes of their results depend on values: no CUDA graph, and a wait for the device.
-DATA_DEPENDENT = frozenset(
-    {"Compress", "If", "Loop", "NonMaxSuppression", "NonZero", "StringSplit", "Unique"}
-)
 _THRESHOLD = re.compile(r"gate_(\d{1,4})\.threshold")
 _SHOWN_METADATA = {
     "arch": "architecture",

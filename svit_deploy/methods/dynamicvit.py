@@ -1,87 +1,84 @@
 """DynamicViT: small predictors rank the tokens, and a fixed share of them goes on.
 
 Rao et al., "DynamicViT: Efficient Vision Transformers with Dynamic Token Sparsification",
-NeurIPS 2021; the numbers are those of raoyongming/DynamicViT @ 1322e626, its DeiT family.
+NeurIPS 2021; the numbers are those of raoyongming/DynamicViT @ 1322e626, its DeiT and LV-ViT
+families.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from svit_deploy.config import ModelConfig, TokenMode, check_ratios
+from svit_deploy.backbones.tokens import Decided, GraphTokens, ReferenceTokens
 from svit_deploy.errors import InputError
-from svit_deploy.export.names import INPUT, block_name, decision_name, margin_name
-from svit_deploy.export.rows import flat_rows, gather_rows, with_prefix
-from svit_deploy.export.survivors import Survivors
-from svit_deploy.export.tokens import Decided, attend_to_all, top_tokens
-from svit_deploy.export.vit import VitGraph
-from svit_deploy.methods.keys import Dims, Shape, Tensors, linear, norm
-from svit_deploy.methods.method import Gates, Method, Selected, Values
-from svit_deploy.methods.trace import ranked_values, trace_survivors
+from svit_deploy.graph.rows import flat_rows, gather_rows, with_prefix
+from svit_deploy.graph.survivors import Survivors
+from svit_deploy.graph.tokens import top_tokens
+from svit_deploy.methods.method import Gates, Method, Values
+from svit_deploy.methods.ranking import decode_survivors, ranked_values
+from svit_deploy.model.arch import Arch
+from svit_deploy.model.config import ModelConfig, TokenMode, check_ratios
+from svit_deploy.model.keys import Shape, Tensors, linear, norm
+from svit_deploy.model.result import Selected
+from svit_deploy.names import INPUT, decision_name, margin_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from svit_deploy.models.presets import Arch
-    from svit_deploy.models.reference import Passed, Reference
-
-NATIVE_PATCHES = 14 * 14
-"""The published code counts from this number, whatever the image size."""
 OFFICIAL = {"norm": "in_conv.0", "fc0": "in_conv.1", "fc1": "out_conv.0", "fc2": "out_conv.2"}
 OFFICIAL["fc3"] = "out_conv.4"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DynamicVitSettings:
     """What a training chooses.
 
     Attributes:
         base_rate: the share of tokens kept at the first stage; at stage s its power s + 1.
-        prune_blocks: the block in front of which each stage prunes.
+        prune_blocks: the block in front of which each stage prunes; by default they share out the
+            blocks evenly.
     """
 
     base_rate: float
-    prune_blocks: tuple[int, ...] = (3, 6, 9)
+    prune_blocks: tuple[int, ...] = ()
 
 
-class DynamicVitGraph(VitGraph):
-    def run(self, x: str) -> tuple[str, Sequence[Decided]]:
-        config, graph, tokens = self.config, self.graph, self.config.num_tokens
-        stage_of = config.gate_of
-        counts = self.method.kept(config)
-        decided: list[Decided] = []
-        survivors = Survivors(graph, INPUT, tokens, tokens, 1)
-        for block in range(config.depth):
-            with graph.scope(f"block_{block}"):
-                if (stage := stage_of.get(block)) is not None:
-                    with graph.scope("gate"):
-                        score = graph.rename(self.score(x, tokens, stage), margin_name(stage))
-                        kept = top_tokens(graph, score, counts[stage] - 1)
-                        kept = graph.rename(kept, decision_name(stage))
-                    with graph.scope("select"):
-                        places = with_prefix(graph, kept, 1)
-                        margin = survivors.spread(score)
-                        decided.append(Decided(survivors.keep(places), margin))
-                        x = gather_rows(graph, x, flat_rows(graph, places, tokens))
-                        tokens = counts[stage]
-                x = self.block(x, block, attend_to_all(graph, self.grid_of(tokens)))
-            x = graph.rename(x, block_name(block))
-        return self.classify(x, tokens), decided
+class DynamicVitGraph(GraphTokens):
+    def __init__(self, writer: Any, rows: str, kept: tuple[int, ...]) -> None:
+        super().__init__(writer, rows)
+        tokens = self.config.num_tokens
+        self.kept, self.survivors = kept, Survivors(self.graph, INPUT, tokens, tokens, 1)
 
-    def score(self, x: str, tokens: int, stage: int) -> str:
-        """Keep logit minus prune logit `[B, M]` of rows `[B * tokens, C]`, all in float32.
+    def block(self, block: int) -> str:
+        graph = self.graph
+        if (stage := self.config.gate_of.get(block)) is not None:
+            with graph.scope("gate"):
+                score = graph.rename(self.score(stage), margin_name(stage))
+                kept = top_tokens(graph, score, self.kept[stage] - 1)
+                kept = graph.rename(kept, decision_name(stage))
+            with graph.scope("select"):
+                places = with_prefix(graph, kept, 1)
+                margin = self.survivors.spread(score)
+                self.decided.append(Decided(self.survivors.keep(places), margin))
+                self.rows = gather_rows(graph, self.rows, flat_rows(graph, places, self.count))
+                self.count = self.kept[stage]
+        return super().block(block)
+
+    def score(self, stage: int) -> str:
+        """Keep logit minus prune logit `[B, M]`, all in float32.
 
         What all tokens share, the mean of half the channels, is multiplied once for each image.
         """
-        config, graph, layers = self.config, self.graph, self.layers
+        config, graph, layers, tokens = self.config, self.graph, self.writer.layers, self.count
+        assert isinstance(tokens, int)
         name, width = f"predictors.{stage}", config.embed_dim
         half = width // 2
-        split = graph.reshape(graph.widen(x), -1, tokens, width)
+        split = graph.reshape(graph.widen(self.rows), -1, tokens, width)
         patches = graph.slice(split, 1, tokens)
         rows = graph.reshape(patches, -1, width)
         z = layers.layer_norm(rows, f"{name}.norm", config.gate_eps)
@@ -100,31 +97,76 @@ class DynamicVitGraph(VitGraph):
         return graph.reshape(layers.difference(z, f"{name}.fc3", f"{name}.margin"), -1, tokens - 1)
 
 
-class DynamicVit(Method):
-    """Its weights have `predictors.{s}.{norm, fc0, fc1, fc2, fc3}` beside DeiT's."""
+class DynamicVitReference(ReferenceTokens):
+    def __init__(self, backbone: Any, rows: Tensor, kept: tuple[int, ...]) -> None:
+        super().__init__(backbone, rows)
+        self.kept = kept
 
-    name, title = "dynamicvit", "DynamicViT"
+    def step(self, block: int) -> None:
+        import torch
+
+        if (stage := self.config.gate_of.get(block)) is not None:
+            x = self.rows
+            score = self.predict(x[:, 1:], stage)
+            order = score.argsort(dim=1, descending=True, stable=True)
+            kept = order[:, : self.kept[stage] - 1]
+            chosen = torch.take_along_dim(x[:, 1:], kept[..., None], dim=1)
+            self.rows = torch.cat([x[:, :1], chosen], dim=1)
+            self.values |= {margin_name(stage): score, decision_name(stage): kept}
+        super().step(block)
+
+    def predict(self, x: Tensor, stage: int) -> Tensor:
+        """Keep logit (channel 0) minus prune logit of every token `[B, M, C]` -> `[B, M]`.
+
+        The published code ranks by the logarithm of the keep probability, which is 0 for several
+        confident tokens at once; the difference of the logits orders them the same and has no such
+        ties.
+        """
+        import torch
+        from torch.nn.functional import gelu
+
+        reference, name = self.backbone, f"predictors.{stage}"
+        z = reference.norm(x, f"{name}.norm", reference.gate_eps)
+        z = gelu(reference.linear(z, f"{name}.fc0"))
+        local, whole = z.chunk(2, dim=2)
+        z = torch.cat([local, whole.mean(dim=1, keepdim=True).expand_as(whole)], dim=2)
+        z = gelu(reference.linear(z, f"{name}.fc1"))
+        z = gelu(reference.linear(z, f"{name}.fc2"))
+        keep, prune = reference.linear(z, f"{name}.fc3").unbind(-1)
+        margin: Tensor = keep - prune
+        return margin
+
+
+class DynamicVit(Method):
+    """Its weights have `predictors.{s}.{norm, fc0, fc1, fc2, fc3}` beside the backbone's.
+
+    Args:
+        patches: the only number of patches that the published code counts from; any if None.
+    """
+
+    title = "DynamicViT"
     modes = (TokenMode.STATIC, TokenMode.DENSE)
-    eps = (1e-6, 1e-5, 1e-6)  # the predictors keep PyTorch's default
     settings = DynamicVitSettings
-    graph = DynamicVitGraph
     removes = True
+
+    def __init__(self, patches: int | None = None) -> None:
+        self.patches = patches
 
     def matches(self, keys: Collection[str]) -> bool:
         return any(key.startswith("score_predictor.") for key in keys)
 
-    def told(self, args: Mapping[str, Any]) -> dict[str, Any] | None:
+    def settings_from_args(self, args: Mapping[str, Any]) -> dict[str, Any] | None:
         return {"base_rate": float(args["base_rate"])} if "base_rate" in args else None
 
     def official_name(self, name: str) -> str:
         found = re.fullmatch(r"predictors\.(\d+)\.(\w+)\.(\w+)", name)
         return f"score_predictor.{found[1]}.{OFFICIAL[found[2]]}.{found[3]}" if found else name
 
-    def infer(self, tensors: Tensors) -> Dims:
-        return replace(super().infer(tensors), num_gates=tensors.count("score_predictor"))
+    def infer(self, tensors: Tensors, dims: Any) -> Any:
+        return replace(dims, num_gates=tensors.count("score_predictor"))
 
-    def shapes(self, dims: Dims) -> dict[str, Shape]:
-        shapes, width = super().shapes(dims), dims.embed_dim
+    def shapes(self, shapes: dict[str, Shape], dims: Any) -> dict[str, Shape]:
+        width = dims.embed_dim
         for stage in range(dims.num_gates):
             name = f"predictors.{stage}"
             shapes |= norm(f"{name}.norm", width) | linear(f"{name}.fc0", width, width)
@@ -133,24 +175,31 @@ class DynamicVit(Method):
             shapes |= linear(f"{name}.fc3", 2, width // 4)
         return shapes
 
-    def sketch(self, arch: Arch) -> Dims:
-        return replace(super().sketch(arch), num_gates=3)
+    def dims_from_arch(self, dims: Any, arch: Arch) -> Any:
+        return replace(dims, num_gates=3)
 
-    def gates(self, arch: Arch, dims: Dims, settings: DynamicVitSettings) -> Gates:
+    def settle(self, settings: Any, dims: Any) -> Any:
+        if settings.prune_blocks:
+            return settings
+        every = dims.depth // (dims.num_gates + 1)
+        blocks = tuple(every * (stage + 1) for stage in range(dims.num_gates))
+        return replace(settings, prune_blocks=blocks)
+
+    def gates(self, arch: Arch, dims: Any, settings: Any, class_token: bool) -> Gates:
         if len(settings.prune_blocks) != dims.num_gates:
             raise InputError(
                 f"prune_blocks has {len(settings.prune_blocks)} values, the checkpoint has "
                 f"{dims.num_gates} predictors",
                 "give the block, counted from 0, in front of which each stage prunes",
             )
-        return super().gates(arch, dims, settings)
+        return super().gates(arch, dims, settings, class_token)
 
     def check(self, config: ModelConfig) -> None:
         check_ratios((config.settings.base_rate,), "base_rate")
-        if config.gate_blocks and config.num_patches != NATIVE_PATCHES:
+        if config.gate_blocks and self.patches not in (None, config.num_patches):
             height, width = (14 * config.patch_size,) * 2
             raise InputError(
-                f"DynamicViT counts from {NATIVE_PATCHES} patches, and an image of "
+                f"DynamicViT counts from {self.patches} patches, and an image of "
                 f"{config.image_size[0]}x{config.image_size[1]} has {config.num_patches}",
                 f"use --image-size {height}x{width}",
             )
@@ -160,54 +209,19 @@ class DynamicVit(Method):
     def kept(self, config: ModelConfig) -> tuple[int, ...]:
         # The published code's own float arithmetic: 0.7 ** 3 * 196 is 67.2…, 0.5 ** 2 * 196 is 49.
         rate, stages = config.settings.base_rate, range(1, config.num_gates + 1)
-        return tuple(1 + int(NATIVE_PATCHES * rate**stage) for stage in stages)
+        return tuple(1 + int(config.num_patches * rate**stage) for stage in stages)
 
     def values(self, config: ModelConfig) -> Values:
         kept = [count - 1 for count in self.kept(config)]
         return ranked_values([config.num_patches, *kept][: len(kept)], kept)
 
-    def trace(self, config: ModelConfig, values: Mapping[str, np.ndarray], batch: int) -> Selected:
-        return trace_survivors(config, values, batch, config.num_tokens)
+    def decode_selection(
+        self, config: ModelConfig, values: Mapping[str, np.ndarray], images: int
+    ) -> Selected:
+        return decode_survivors(config, values, images, config.num_tokens)
 
-    def forward(self, reference: Reference, images: Tensor) -> Passed:
-        import torch
+    def graph(self, writer: Any, rows: str) -> DynamicVitGraph:
+        return DynamicVitGraph(writer, rows, self.kept(writer.config))
 
-        from svit_deploy.models.reference import Passed
-
-        config = reference.config
-        stage_of = config.gate_of
-        x = reference.embed(images)
-        maps = [x]
-        values: dict[str, Tensor] = {}
-        for block in range(config.depth):
-            if (stage := stage_of.get(block)) is not None:
-                score = predict(reference, x[:, 1:], stage)
-                order = score.argsort(dim=1, descending=True, stable=True)
-                kept = order[:, : self.kept(config)[stage] - 1]
-                chosen = torch.take_along_dim(x[:, 1:], kept[..., None], dim=1)
-                x = torch.cat([x[:, :1], chosen], dim=1)
-                values |= {margin_name(stage): score, decision_name(stage): kept}
-            x = reference.block(x, block)
-            maps.append(x)
-        return Passed(reference.classify(x), maps, values)
-
-
-def predict(reference: Reference, x: Tensor, stage: int) -> Tensor:
-    """Keep logit (channel 0) minus prune logit of every token `[B, M, C]` -> `[B, M]`.
-
-    The published code ranks by the logarithm of the keep probability, which is 0 for several
-    confident tokens at once; the difference of the logits orders them the same and has no such
-    ties.
-    """
-    import torch
-    from torch.nn.functional import gelu
-
-    name = f"predictors.{stage}"
-    z = reference.norm(x, f"{name}.norm", reference.gate_eps)
-    z = gelu(reference.linear(z, f"{name}.fc0"))
-    local, whole = z.chunk(2, dim=2)
-    z = torch.cat([local, whole.mean(dim=1, keepdim=True).expand_as(whole)], dim=2)
-    z = gelu(reference.linear(z, f"{name}.fc1"))
-    z = gelu(reference.linear(z, f"{name}.fc2"))
-    keep, prune = reference.linear(z, f"{name}.fc3").unbind(-1)
-    return keep - prune
+    def reference(self, backbone: Any, x: Tensor) -> DynamicVitReference:
+        return DynamicVitReference(backbone, x, self.kept(backbone.config))

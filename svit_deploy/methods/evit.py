@@ -8,29 +8,28 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from svit_deploy.config import ModelConfig, TokenMode, check_ratios
-from svit_deploy.export.builder import FLOAT
-from svit_deploy.export.names import INPUT, block_name, decision_name, margin_name
-from svit_deploy.export.rows import flat_rows, gather_rows, with_prefix
-from svit_deploy.export.survivors import Survivors
-from svit_deploy.export.tokens import Decided, attend_to_all, attention_margin, top_tokens
-from svit_deploy.export.vit import VitGraph
-from svit_deploy.methods.method import Method, Selected, Values
-from svit_deploy.methods.trace import ranked_values, trace_survivors
+from svit_deploy.backbones.tokens import Decided, GraphTokens, ReferenceTokens
+from svit_deploy.graph.builder import FLOAT
+from svit_deploy.graph.rows import flat_rows, gather_rows, with_prefix
+from svit_deploy.graph.survivors import Survivors
+from svit_deploy.graph.tokens import attention_margin, top_tokens
+from svit_deploy.methods.method import Method, Values
+from svit_deploy.methods.ranking import decode_survivors, ranked_values
+from svit_deploy.model.config import ModelConfig, TokenMode, check_ratios
+from svit_deploy.model.result import Selected
+from svit_deploy.names import INPUT, decision_name, margin_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from svit_deploy.models.reference import Passed, Reference
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvitSettings:
     """What a training of EViT chooses.
 
@@ -45,31 +44,27 @@ class EvitSettings:
     prune_blocks: tuple[int, ...] = (3, 6, 9)
 
 
-class EvitGraph(VitGraph):
-    def run(self, x: str) -> tuple[str, Sequence[Decided]]:
-        config, graph, tokens = self.config, self.graph, self.config.num_tokens
-        survivors = Survivors(graph, INPUT, self.method.columns(config), tokens, 1)
-        stage_of = config.gate_of
-        decided: list[Decided] = []
-        for block in range(config.depth):
-            with graph.scope(f"block_{block}"):
-                if (stage := stage_of.get(block)) is None:
-                    x = self.block(x, block, attend_to_all(graph, self.grid_of(tokens)))
-                else:
-                    x, score = self.attend_scoring(x, block, tokens, "ReduceMean")
-                    with graph.scope("select"):
-                        x, tokens, chosen = self.prune(x, score, tokens, stage, survivors)
-                    decided.append(chosen)
-                    x = self.layers.feed_forward(x, f"blocks.{block}", config.block_eps)
-            x = graph.rename(x, block_name(block))
-        return self.classify(x, tokens), decided
+class EvitGraph(GraphTokens):
+    def __init__(self, writer: Any, rows: str, method: Evit) -> None:
+        super().__init__(writer, rows)
+        self.kept = method.kept(self.config)
+        tokens, width = self.config.num_tokens, method.mask_width(self.config)
+        self.survivors = Survivors(self.graph, INPUT, width, tokens, 1)
 
-    def prune(
-        self, x: str, score: str, tokens: int, stage: int, survivors: Survivors
-    ) -> tuple[str, int, Decided]:
+    def block(self, block: int) -> str:
+        if (stage := self.config.gate_of.get(block)) is None:
+            return super().block(block)
+        assert isinstance(self.count, int)
+        x, score = self.writer.attend_scoring(self.rows, block, self.count, "ReduceMean")
+        with self.graph.scope("select"):
+            x, self.count, chosen = self.prune(x, score, self.count, stage)
+        self.decided.append(chosen)
+        return self.writer.layers.feed_forward(x, f"blocks.{block}", self.config.block_eps)
+
+    def prune(self, x: str, score: str, tokens: int, stage: int) -> tuple[str, int, Decided]:
         """The class token, the best tokens in their order, and the sum of the others if fused."""
         config, graph, width = self.config, self.graph, self.config.embed_dim
-        count = self.method.kept(config)[stage] - 1
+        count, survivors = self.kept[stage] - 1, self.survivors
         margin = graph.rename(attention_margin(graph, score), margin_name(stage))
         kept = graph.rename(top_tokens(graph, margin, count), decision_name(stage))
         places = with_prefix(graph, kept, 1)
@@ -89,18 +84,41 @@ class EvitGraph(VitGraph):
         return graph.reshape(split, -1, width), count + 2, chosen
 
 
+class EvitReference(ReferenceTokens):
+    def step(self, block: int) -> None:
+        x, weights, _ = self.backbone.attention(self.rows, block)
+        if (stage := self.config.gate_of.get(block)) is not None:
+            x = self.prune(x, weights[:, :, 0, 1:].mean(dim=1), stage)
+        self.rows = self.backbone.feed_forward(x, block)
+
+    def prune(self, x: Tensor, score: Tensor, stage: int) -> Tensor:
+        """What remains of tokens `[B, T, C]`, ranked by the class token's attention."""
+        import torch
+
+        settings = self.config.settings
+        count = math.ceil(settings.keep_rate * score.shape[1])
+        order = score.argsort(dim=1, descending=True, stable=True)
+        kept, gone = order[:, :count], order[:, count:].sort(dim=1).values
+        parts = [x[:, :1], torch.take_along_dim(x[:, 1:], kept[..., None], dim=1)]
+        if settings.fuse and count < score.shape[1]:
+            share = torch.take_along_dim(score, gone, dim=1)[..., None]
+            others = torch.take_along_dim(x[:, 1:], gone[..., None], dim=1)
+            parts.append((others * share).sum(dim=1, keepdim=True))
+        self.values |= {margin_name(stage): score.log(), decision_name(stage): kept}
+        return torch.cat(parts, dim=1)
+
+
 class Evit(Method):
     """On DeiT's weights. Column S + g of a keep mask is the token that selection g fused."""
 
-    name, title, keys_of = "evit", "EViT", "deit"
+    title = "EViT"
     modes = (TokenMode.STATIC, TokenMode.DENSE)
     settings: ClassVar[type | None] = EvitSettings
-    graph = EvitGraph
     ranks_inside = True
     removes = True
     margin_unit = 1.0  # of the attention's logarithm
 
-    def told(self, args: Mapping[str, Any]) -> dict[str, Any] | None:
+    def settings_from_args(self, args: Mapping[str, Any]) -> dict[str, Any] | None:
         if "base_keep_rate" not in args:
             return None
         found: dict[str, Any] = {"keep_rate": float(args["base_keep_rate"])}
@@ -114,7 +132,7 @@ class Evit(Method):
         check_ratios((config.settings.keep_rate,), "keep_rate")
         self.refuse_distillation_token(config)
 
-    def columns(self, config: ModelConfig) -> int:
+    def mask_width(self, config: ModelConfig) -> int:
         return config.num_tokens + (config.num_gates if config.settings.fuse else 0)
 
     def kept(self, config: ModelConfig) -> tuple[int, ...]:
@@ -124,41 +142,21 @@ class Evit(Method):
         found = stages(config)
         return ranked_values([entering for entering, _ in found], [kept for _, kept in found])
 
-    def trace(self, config: ModelConfig, values: Mapping[str, np.ndarray], batch: int) -> Selected:
+    def decode_selection(
+        self, config: ModelConfig, values: Mapping[str, np.ndarray], images: int
+    ) -> Selected:
         added = {
             stage: config.num_tokens + stage
             for stage, (entering, _) in enumerate(stages(config))
             if fuses(config, entering)
         }
-        return trace_survivors(config, values, batch, self.columns(config), added)
+        return decode_survivors(config, values, images, self.mask_width(config), added)
 
-    def forward(self, reference: Reference, images: Tensor) -> Passed:
-        import torch
+    def graph(self, writer: Any, rows: str) -> EvitGraph:
+        return EvitGraph(writer, rows, self)
 
-        from svit_deploy.models.reference import Passed
-
-        config = reference.config
-        stage_of = config.gate_of
-        x = reference.embed(images)
-        maps = [x]
-        values: dict[str, Tensor] = {}
-        for block in range(config.depth):
-            x, weights, _ = reference.attention(x, block)
-            if (stage := stage_of.get(block)) is not None:
-                score = weights[:, :, 0, 1:].mean(dim=1)
-                count = math.ceil(config.settings.keep_rate * score.shape[1])
-                order = score.argsort(dim=1, descending=True, stable=True)
-                kept, gone = order[:, :count], order[:, count:].sort(dim=1).values
-                parts = [x[:, :1], torch.take_along_dim(x[:, 1:], kept[..., None], dim=1)]
-                if config.settings.fuse and count < score.shape[1]:
-                    share = torch.take_along_dim(score, gone, dim=1)[..., None]
-                    others = torch.take_along_dim(x[:, 1:], gone[..., None], dim=1)
-                    parts.append((others * share).sum(dim=1, keepdim=True))
-                x = torch.cat(parts, dim=1)
-                values |= {margin_name(stage): score.log(), decision_name(stage): kept}
-            x = reference.feed_forward(x, block)
-            maps.append(x)
-        return Passed(reference.classify(x), maps, values)
+    def reference(self, backbone: Any, x: Tensor) -> EvitReference:
+        return EvitReference(backbone, x)
 
 
 def stages(config: ModelConfig) -> list[tuple[int, int]]:

@@ -2,33 +2,34 @@
 
 Xu et al., "Evo-ViT: Slow-Fast Token Evolution for Dynamic Vision Transformer", AAAI 2022; the
 numbers are those of YifanXu74/Evo-ViT @ 4c5d9b30, its DeiT family as it is evaluated: selection
-stage by stage, placeholders left as they are.
+stage by stage, placeholders left as they are. Inside ViT-Adapter, where every late block is a stage
+of its own, those of uzh-rpg/svit @ d2472c13.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from svit_deploy.config import ModelConfig, TokenMode, check_ratios
+from svit_deploy.backbones.tokens import Decided, GraphTokens, ReferenceTokens
 from svit_deploy.errors import InputError
-from svit_deploy.export.names import INPUT, LOGITS, block_name, decision_name, margin_name
-from svit_deploy.export.rows import flat_rows, gather_rows, scatter_rows, with_prefix
-from svit_deploy.export.survivors import Survivors
-from svit_deploy.export.tokens import Decided, attention_margin, top_tokens
-from svit_deploy.export.vit import VitGraph
-from svit_deploy.methods.keys import Dims, Shape, linear
-from svit_deploy.methods.method import Method, Selected, Values
-from svit_deploy.methods.trace import blank, ranked_values
+from svit_deploy.graph.maps import total
+from svit_deploy.graph.rows import flat_rows, gather_rows, scatter_rows, with_prefix
+from svit_deploy.graph.survivors import Survivors
+from svit_deploy.graph.tokens import attention_margin, share_of, top_tokens
+from svit_deploy.methods.method import Method, Values
+from svit_deploy.methods.ranking import blank, ranked_values
+from svit_deploy.model.config import ModelConfig, TokenMode, check_ratios
+from svit_deploy.model.keys import Shape, linear
+from svit_deploy.model.result import Selected
+from svit_deploy.names import INPUT, decision_name, margin_name
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from svit_deploy.models.reference import Passed, Reference
 
 OFFICIAL = {
     "norm1": "norms.{}",
@@ -38,7 +39,7 @@ OFFICIAL = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvoVitSettings:
     """Published models have the defaults.
 
@@ -53,87 +54,148 @@ class EvoVitSettings:
     tradeoff: float = 0.5
 
 
-class EvoVitGraph(VitGraph):
-    """The ranking `[B, N]` and the map `[B * S, C]` stay in the image's order throughout."""
+@dataclass(frozen=True, kw_only=True)
+class EvoVitPerBlockSettings(EvoVitSettings):
+    """No model is published; the defaults are those of the code's registered variants.
 
-    def run(self, x: str) -> tuple[str, Sequence[Decided]]:
-        config, graph, tokens = self.config, self.graph, self.config.num_tokens
-        counts, starts = self.method.kept(config), config.gate_blocks
-        stage_of = {block: stage for stage, block in enumerate(starts)}
-        decided: list[Decided] = []
-        computed, score, ranking, rows, kept = x, "", "", "", ""
-        for block in range(config.depth):
-            with graph.scope(f"block_{block}"):
-                if (stage := stage_of.get(block)) is not None:
-                    with graph.scope("select"):
-                        margin = attention_margin(graph, score)
-                        margin = graph.rename(margin, margin_name(stage))
-                        kept = top_tokens(graph, margin, counts[stage] - 1)
-                        kept = graph.rename(kept, decision_name(stage))
-                        decided.append(self.told(margin, kept))
-                        tokens, ranking = counts[stage], score
-                        places = with_prefix(graph, kept, 1)
-                        rows = flat_rows(graph, places, config.num_tokens)
-                        computed = gather_rows(graph, x, rows)
-                        score = graph.op("GatherElements", score, kept, axis=1)
-                computed, attended = self.attend_scoring(computed, block, tokens, "ReduceSum")
-                computed = self.layers.feed_forward(computed, f"blocks.{block}", config.block_eps)
-                score = self.update(score, attended) if decided else attended
-                if not decided:
-                    x = computed = graph.rename(computed, block_name(block))
-                elif block + 1 in (*starts, config.depth):  # the stage ends: all tokens again
-                    x = graph.rename(scatter_rows(graph, x, rows, computed), block_name(block))
-                    score = graph.op("ScatterElements", ranking, kept, score, axis=1)
-                else:
-                    computed = graph.rename(computed, block_name(block))
-        return self.classify(x), decided
+    Attributes:
+        early_tradeoff: `tradeoff` before the first stage.
+    """
 
-    def update(self, score: str, attended: str) -> str:
-        """Both `[B, K]`, of the informative tokens."""
-        graph, share = self.graph, self.config.settings.tradeoff
-        old = graph.op("Mul", score, graph.constant(1 - share, np.float32))
+    prune_ratio: tuple[float, ...] = (0.5,) * 8
+    prune_blocks: tuple[int, ...] = tuple(range(4, 12))
+    early_tradeoff: float = 1.0
+
+
+Ends = Callable[[ModelConfig, int], bool]
+
+
+class EvoVitGraph(GraphTokens):
+    """The ranking `[B, N]` and the map `[B * S, C]` stay in the image's order throughout.
+
+    Args:
+        ends: whether a stage ends with a block.
+    """
+
+    whole = ranking = places = chosen = score = ""
+
+    def __init__(self, writer: Any, rows: str, ends: Ends) -> None:
+        super().__init__(writer, rows)
+        self.ends, self.inside = ends, False
+
+    def block(self, block: int) -> str:
+        graph, layers, config = self.graph, self.writer.layers, self.config
+        if (stage := config.gate_of.get(block)) is not None:
+            with graph.scope("select"):
+                self.begin(stage)
+        rows, attended = self.writer.attend_scoring(self.rows, block, self.count, "ReduceSum")
+        rows = layers.feed_forward(rows, f"blocks.{block}", config.block_eps)
+        self.score = self.update(attended)
+        if not self.inside or not self.ends(config, block):
+            return rows
+        rows = scatter_rows(graph, self.whole, self.places, rows)  # all tokens again
+        self.score = graph.op("ScatterElements", self.ranking, self.chosen, self.score, axis=1)
+        self.count, self.inside = self.writer.num_tokens, False
+        return rows
+
+    def begin(self, stage: int) -> None:
+        """A stage: the best patches and the class token are computed from here on."""
+        graph, tokens = self.graph, self.writer.num_tokens
+        kept = share_of(graph, self.config.settings.prune_ratio[stage], tokens, 1)
+        margin = graph.rename(attention_margin(graph, self.score), margin_name(stage))
+        chosen = graph.rename(top_tokens(graph, margin, kept), decision_name(stage))
+        self.decided.append(self.decide(margin, chosen))
+        places = with_prefix(graph, chosen, 1)
+        self.inside, self.ranking, self.chosen = True, self.score, chosen
+        self.whole, self.places = self.rows, flat_rows(graph, places, tokens)
+        self.rows = gather_rows(graph, self.whole, self.places)
+        self.score = graph.op("GatherElements", self.score, chosen, axis=1)
+        self.count = total(graph, kept, 1)
+
+    def update(self, attended: str) -> str:
+        """The ranking after a block, `[B, K]` of the tokens that it computed."""
+        graph, settings = self.graph, self.config.settings
+        share = settings.tradeoff
+        if not self.decided:
+            share = getattr(settings, "early_tradeoff", 1.0)
+            if not self.score or share == 1:
+                return attended
+        old = graph.op("Mul", self.score, graph.constant(1 - share, np.float32))
         return graph.op("Add", old, graph.op("Mul", attended, graph.constant(share, np.float32)))
 
-    def told(self, margin: str, kept: str) -> Decided:
+    def decide(self, margin: str, kept: str) -> Decided:
         """All tokens are still there: only those after the prefix are ranked."""
-        tokens = self.config.num_tokens
-        books = Survivors(self.graph, INPUT, tokens, tokens, 1)
-        margin = books.spread(margin)
-        return Decided(books.keep(with_prefix(self.graph, kept, 1)), margin)
+        tokens = self.writer.num_tokens
+        survivors = Survivors(self.graph, INPUT, tokens, tokens, 1)
+        margin = survivors.spread(margin)
+        return Decided(survivors.keep(with_prefix(self.graph, kept, 1)), margin)
 
-    def classify(self, x: str, tokens: int | None = None) -> str:
-        """The mean of all patches, then norm and head."""
-        config, graph = self.config, self.graph
-        with graph.scope("head"):
-            split = graph.widen(graph.reshape(x, -1, config.num_tokens, config.embed_dim))
-            patches = graph.slice(split, 1, config.num_tokens)
-            mean = graph.op("ReduceMean", patches, graph.constant([1]), keepdims=0)
-            norm = self.layers.layer_norm(mean, "norm", config.norm_eps)
-            return graph.rename(self.layers.exact_linear(norm, "head"), LOGITS)
+
+class EvoVitReference(ReferenceTokens):
+    def __init__(self, backbone: Any, rows: Tensor, ends: Ends) -> None:
+        import torch
+
+        super().__init__(backbone, rows)
+        self.ends, self.score = ends, torch.zeros(len(rows), rows.shape[1] - 1)
+        self.kept: Tensor | None = None
+        self.computed = rows
+
+    @property
+    def visible(self) -> Tensor:
+        return self.computed
+
+    def step(self, block: int) -> None:
+        import torch
+
+        config, backbone, settings = self.config, self.backbone, self.config.settings
+        if (stage := config.gate_of.get(block)) is not None:
+            count = int(self.score.shape[1] * settings.prune_ratio[stage])
+            self.kept = self.score.argsort(dim=1, descending=True, stable=True)[:, :count]
+            self.values[margin_name(stage)] = self.score.log()
+            self.values[decision_name(stage)] = self.kept
+        share = settings.tradeoff
+        if self.kept is None:
+            x, weights, _ = backbone.attention(self.rows, block)
+            self.rows = self.computed = backbone.feed_forward(x, block)
+            if not self.values:
+                share = getattr(settings, "early_tradeoff", 1.0) if block else 1.0
+            self.score = (1 - share) * self.score + share * weights[:, :, 0, 1:].sum(dim=1)
+            return
+        chosen = torch.cat([torch.zeros(len(self.rows), 1).long(), self.kept + 1], dim=1)
+        part = torch.take_along_dim(self.rows, chosen[..., None], dim=1)
+        part, weights, _ = backbone.attention(part, block)
+        part = backbone.feed_forward(part, block)
+        own = torch.take_along_dim(self.score, self.kept, dim=1)
+        own = (1 - share) * own + share * weights[:, :, 0, 1:].sum(dim=1)
+        self.score = self.score.scatter(1, self.kept, own)
+        self.rows = self.rows.scatter(1, chosen[..., None].expand_as(part), part)
+        if self.ends(config, block):
+            self.kept, part = None, self.rows
+        self.computed = part
 
 
 class EvoVit(Method):
     """Its attention keeps `attn.qk` and `attn.v` apart; `norm_cls`, `head_cls` are for training."""
 
-    name, title = "evovit", "Evo-ViT"
+    title = "Evo-ViT"
     modes = (TokenMode.STATIC, TokenMode.DENSE)
-    settings = EvoVitSettings
-    graph = EvoVitGraph
+    settings: ClassVar[type | None] = EvoVitSettings
     ranks_inside = True
     margin_unit = 1.0  # of the attention's logarithm
 
     def matches(self, keys: Collection[str]) -> bool:
         return any(key.startswith("qks.") for key in keys)
 
-    def is_spare(self, key: str) -> bool:
+    def is_unused(self, key: str) -> bool:
         return key.startswith(("norm_cls.", "head_cls."))
 
     def official_name(self, name: str) -> str:
         found = re.fullmatch(r"blocks\.(\d+)\.(norm1|attn\.qk|attn\.v|attn\.proj)\.(\w+)", name)
         return f"{OFFICIAL[found[2]].format(found[1])}.{found[3]}" if found else name
 
-    def shapes(self, dims: Dims) -> dict[str, Shape]:
-        shapes, width = super().shapes(dims), dims.embed_dim
+    def shapes(self, shapes: dict[str, Shape], dims: Any) -> dict[str, Shape]:
+        width = dims.embed_dim
+        shapes.setdefault("cls_token", (1, 1, width))
         for block in range(dims.depth):
             name = f"blocks.{block}.attn"
             del shapes[f"{name}.qkv.weight"], shapes[f"{name}.qkv.bias"]
@@ -141,7 +203,7 @@ class EvoVit(Method):
         return shapes
 
     def check(self, config: ModelConfig) -> None:
-        settings: EvoVitSettings = config.settings
+        settings = config.settings
         check_ratios((*settings.prune_ratio, settings.tradeoff), "prune_ratio and tradeoff")
         if len(settings.prune_ratio) != len(settings.prune_blocks) or 0 in settings.prune_blocks:
             raise InputError(
@@ -166,46 +228,30 @@ class EvoVit(Method):
         kept = [count - 1 for count in self.kept(config)]
         return ranked_values([config.num_patches] * len(kept), kept)
 
-    def trace(self, config: ModelConfig, values: Mapping[str, np.ndarray], batch: int) -> Selected:
-        keep, margin = blank(config, batch, config.num_tokens)
+    def decode_selection(
+        self, config: ModelConfig, values: Mapping[str, np.ndarray], images: int
+    ) -> Selected:
+        keep, margin = blank(config, images, config.num_tokens)
         for gate in range(config.num_gates):
             margin[:, gate, 1:] = values[margin_name(gate)]
             np.put_along_axis(keep[:, gate, 1:], values[decision_name(gate)], True, axis=1)
         return Selected(keep, margin)
 
-    def forward(self, reference: Reference, images: Tensor) -> Passed:
-        import torch
+    def stage_ends(self, config: ModelConfig, block: int) -> bool:
+        """Whether all tokens are together again after a block inside a stage."""
+        return block + 1 in (*config.gate_blocks, config.depth)
 
-        from svit_deploy.models.reference import Passed
+    def graph(self, writer: Any, rows: str) -> EvoVitGraph:
+        return EvoVitGraph(writer, rows, self.stage_ends)
 
-        config = reference.config
-        stage_of = config.gate_of
-        x = reference.embed(images)
-        maps = [x]
-        values: dict[str, Tensor] = {}
-        kept = None
-        score = torch.zeros(len(x), config.num_patches)
-        for block in range(config.depth):
-            if (stage := stage_of.get(block)) is not None:
-                count = int(config.num_patches * config.settings.prune_ratio[stage])
-                kept = score.argsort(dim=1, descending=True, stable=True)[:, :count]
-                values |= {margin_name(stage): score.log(), decision_name(stage): kept}
-            if kept is None:
-                x, weights, _ = reference.attention(x, block)
-                x = reference.feed_forward(x, block)
-                score = weights[:, :, 0, 1:].sum(dim=1)
-                maps.append(x)
-                continue
-            chosen = torch.cat([torch.zeros(len(x), 1, dtype=torch.long), kept + 1], dim=1)
-            part = torch.take_along_dim(x, chosen[..., None], dim=1)
-            part, weights, _ = reference.attention(part, block)
-            part = reference.feed_forward(part, block)
-            share = config.settings.tradeoff
-            own = torch.take_along_dim(score, kept, dim=1)
-            own = (1 - share) * own + share * weights[:, :, 0, 1:].sum(dim=1)
-            score = score.scatter(1, kept, own)
-            x = x.scatter(1, chosen[..., None].expand_as(part), part)
-            ends = block + 1 in (*config.gate_blocks, config.depth)
-            maps.append(x if ends else part)
-        x = reference.norm(x[:, 1:].mean(dim=1), "norm", reference.norm_eps)
-        return Passed(reference.linear(x, "head"), maps, values)
+    def reference(self, backbone: Any, x: Tensor) -> EvoVitReference:
+        return EvoVitReference(backbone, x, self.stage_ends)
+
+
+class EvoVitPerBlock(EvoVit):
+    """Each stage is one block: it selects anew, and the next sees all tokens again."""
+
+    settings = EvoVitPerBlockSettings
+
+    def stage_ends(self, config: ModelConfig, block: int) -> bool:
+        return True

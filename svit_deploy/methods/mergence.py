@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from svit_deploy.config import ModelConfig
-from svit_deploy.export.names import decision_name, lead_name, margin_name, target_name
-from svit_deploy.export.rows import flat_rows, gather_rows, with_prefix
-from svit_deploy.export.survivors import Survivors
-from svit_deploy.export.tokens import Decided, attention_margin, merge_tokens, top_tokens, unit_rows
-from svit_deploy.methods.evit import Evit, EvitGraph, stages
-from svit_deploy.methods.method import Selected, Values
-from svit_deploy.methods.trace import blank, merge_parts
+from svit_deploy.backbones.tokens import Decided
+from svit_deploy.graph.rows import flat_rows, gather_rows, with_prefix
+from svit_deploy.graph.survivors import Survivors
+from svit_deploy.graph.tokens import attention_margin, merge_tokens, top_tokens, unit_rows
+from svit_deploy.methods.evit import Evit, EvitGraph, EvitReference, stages
+from svit_deploy.methods.method import Values
+from svit_deploy.methods.ranking import blank, merge_parts
+from svit_deploy.model.config import ModelConfig
+from svit_deploy.model.result import Selected
+from svit_deploy.names import decision_name, lead_name, margin_name, target_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from svit_deploy.models.reference import Passed, Reference
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MergenceSettings:
     """What a training chooses.
 
@@ -45,15 +45,10 @@ class MergenceSettings:
 
 
 class MergenceGraph(EvitGraph):
-    def prune(
-        self, x: str, score: str, tokens: int, stage: int, survivors: Survivors
-    ) -> tuple[str, int, Decided]:
+    def prune(self, x: str, score: str, tokens: int, stage: int) -> tuple[str, int, Decided]:
         """The class token, then the best tokens, each with what is merged into it."""
-        graph, width, count = (
-            self.graph,
-            self.config.embed_dim,
-            self.method.kept(self.config)[stage] - 1,
-        )
+        graph, width = self.graph, self.config.embed_dim
+        count, survivors = self.kept[stage] - 1, self.survivors
         margin = graph.rename(attention_margin(graph, score), margin_name(stage))
         order = graph.rename(top_tokens(graph, margin, tokens - 1), decision_name(stage))
         margin = survivors.spread(margin)
@@ -105,12 +100,36 @@ class MergenceGraph(EvitGraph):
         return renamed
 
 
-class Mergence(Evit):
-    name, title = "mergence", "Token Mergence"
-    settings: ClassVar[type | None] = MergenceSettings
-    graph = MergenceGraph
+class MergenceReference(EvitReference):
+    def prune(self, x: Tensor, score: Tensor, stage: int) -> Tensor:
+        import torch
+        from torch.nn.functional import one_hot
 
-    def told(self, args: Mapping[str, Any]) -> dict[str, Any] | None:
+        count = math.ceil(self.config.settings.keep_rate * score.shape[1])
+        order = score.argsort(dim=1, descending=True, stable=True)
+        self.values |= {margin_name(stage): score.log(), decision_name(stage): order}
+        ranked = torch.take_along_dim(x[:, 1:], order[..., None], dim=1)
+        share = torch.take_along_dim(score, order, dim=1)[..., None]
+        stay, gone = ranked[:, :count], ranked[:, count:]
+        if gone.shape[1]:
+            similar = torch.cosine_similarity(gone[:, :, None], stay[:, None], dim=3)
+            target = similar.argmax(dim=2)
+            into = one_hot(target, count).float()  # [B, M, K]
+            summed = stay * share[:, :count]
+            summed = summed + into.transpose(1, 2) @ (gone * share[:, count:])
+            total = share[:, :count] + into.transpose(1, 2) @ share[:, count:]
+            stay = summed / total
+            best = similar.topk(min(2, count), dim=2).values
+            lead = best[..., 0] - best[..., -1] if count > 1 else best[..., 0] + torch.inf
+            self.values |= {target_name(stage): target, lead_name(stage): lead}
+        return torch.cat([x[:, :1], stay], dim=1)
+
+
+class Mergence(Evit):
+    title = "Token Mergence"
+    settings: ClassVar[type | None] = MergenceSettings
+
+    def settings_from_args(self, args: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
 
     def values(self, config: ModelConfig) -> Values:
@@ -122,66 +141,37 @@ class Mergence(Evit):
                 values[target_name(gate)] = (np.int64, (entering - kept,))
         return values
 
-    def hints(self, config: ModelConfig) -> Values:
+    def reference_values(self, config: ModelConfig) -> Values:
         return {
             lead_name(gate): (np.float32, (entering - kept,))
             for gate, (entering, kept) in enumerate(stages(config))
             if kept < entering
         }
 
-    def trace(self, config: ModelConfig, values: Mapping[str, np.ndarray], batch: int) -> Selected:
-        keep, margin = blank(config, batch, config.num_tokens)
+    def decode_selection(
+        self, config: ModelConfig, values: Mapping[str, np.ndarray], images: int
+    ) -> Selected:
+        keep, margin = blank(config, images, config.num_tokens)
         lead = np.full(keep.shape, np.inf, np.float32)
-        source, images = np.zeros(keep.shape, np.int64), np.arange(batch)[:, None]
-        names = np.tile(np.arange(config.num_tokens), (batch, 1))
+        source, image = np.zeros(keep.shape, np.int64), np.arange(images)[:, None]
+        names = np.tile(np.arange(config.num_tokens), (images, 1))
         parts = names.copy()
         for gate, (entering, kept) in enumerate(stages(config)):
-            margin[images, gate, names[:, 1:]] = values[margin_name(gate)]
+            margin[image, gate, names[:, 1:]] = values[margin_name(gate)]
             ranked = np.take_along_axis(names[:, 1:], values[decision_name(gate)], axis=1)
             stay, gone = ranked[:, :kept], ranked[:, kept:]
             if kept < entering:
                 into = np.take_along_axis(stay, values[target_name(gate)], axis=1)
                 parts = merge_parts(parts, gone, into)
                 if lead_name(gate) in values:
-                    lead[images, gate, gone] = values[lead_name(gate)]
+                    lead[image, gate, gone] = values[lead_name(gate)]
             names = np.concatenate([names[:, :1], stay], axis=1)
-            keep[images, gate, names] = True
+            keep[image, gate, names] = True
             source[:, gate] = parts
         return Selected(keep, margin, source, lead)
 
-    def forward(self, reference: Reference, images: Tensor) -> Passed:
-        import torch
-        from torch.nn.functional import one_hot
+    def graph(self, writer: Any, rows: str) -> MergenceGraph:
+        return MergenceGraph(writer, rows, self)
 
-        from svit_deploy.models.reference import Passed
-
-        config = reference.config
-        stage_of = config.gate_of
-        x = reference.embed(images)
-        maps = [x]
-        values: dict[str, Tensor] = {}
-        for block in range(config.depth):
-            x, weights, _ = reference.attention(x, block)
-            if (stage := stage_of.get(block)) is not None:
-                score = weights[:, :, 0, 1:].mean(dim=1)
-                count = math.ceil(config.settings.keep_rate * score.shape[1])
-                order = score.argsort(dim=1, descending=True, stable=True)
-                values |= {margin_name(stage): score.log(), decision_name(stage): order}
-                ranked = torch.take_along_dim(x[:, 1:], order[..., None], dim=1)
-                share = torch.take_along_dim(score, order, dim=1)[..., None]
-                stay, gone = ranked[:, :count], ranked[:, count:]
-                if gone.shape[1]:
-                    similar = torch.cosine_similarity(gone[:, :, None], stay[:, None], dim=3)
-                    target = similar.argmax(dim=2)
-                    into = one_hot(target, count).float()  # [B, M, K]
-                    summed = stay * share[:, :count]
-                    summed = summed + into.transpose(1, 2) @ (gone * share[:, count:])
-                    total = share[:, :count] + into.transpose(1, 2) @ share[:, count:]
-                    stay = summed / total
-                    best = similar.topk(min(2, count), dim=2).values
-                    lead = best[..., 0] - best[..., -1] if count > 1 else best[..., 0] + torch.inf
-                    values |= {target_name(stage): target, lead_name(stage): lead}
-                x = torch.cat([x[:, :1], stay], dim=1)
-            x = reference.feed_forward(x, block)
-            maps.append(x)
-        return Passed(reference.classify(x), maps, values)
+    def reference(self, backbone: Any, x: Tensor) -> MergenceReference:
+        return MergenceReference(backbone, x)

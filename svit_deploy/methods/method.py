@@ -1,31 +1,30 @@
-"""What a token-reduction method is: data, and what differs from a plain DeiT.
+"""What a token-reduction method is: data, and what differs from selecting nothing.
 
-The defaults of `Method` are those of DeiT. A method states what it differs in, in one module of
-this package: its keys, its settings, its plain PyTorch forward and its graph. Everything else,
-`export`, `verify`, `bench`, `inspect` and `visualize`, asks the method and knows none by name.
+The defaults of `Method` are those of a dense model. A method states what it differs in, in one
+module or folder of this package: its own keys and settings, its selection in the graph and in the
+plain PyTorch forward. On which backbones it runs, `families` says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from svit_deploy.config import ModelConfig, TokenMode
-from svit_deploy.errors import InputError, UsageError
-from svit_deploy.export import names
-from svit_deploy.export.vit import VitGraph
-from svit_deploy.methods.keys import Dims, Shape, Tensors, vit_shapes
+from svit_deploy import names
+from svit_deploy.backbones.tokens import GraphTokens, ReferenceTokens
+from svit_deploy.errors import InputError
+from svit_deploy.model.arch import Arch
+from svit_deploy.model.config import ModelConfig, TokenMode
+from svit_deploy.model.keys import Shape, Tensors
+from svit_deploy.model.result import Selected
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from svit_deploy.models.presets import Arch
-    from svit_deploy.models.reference import Passed, Reference, Steps
-
-Values = dict[str, tuple[type[np.generic], Shape]]
+Values = dict[str, tuple[type[np.generic], tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -42,90 +41,49 @@ class Gates:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Selected:
-    """What the tokens of each image became, selection by selection.
-
-    Attributes:
-        keep_mask: `[B, G, S]` bool, S the tokens of the image and any that the method adds.
-        margin: `[B, G, S]` float32, what they are ranked by: +inf for tokens that are always
-            kept, -inf for those that are no longer there.
-        source: `[B, G, S]` int64, the token that each is part of afterwards, itself if it was
-            neither merged nor pruned; None where nothing is merged.
-        lead: `[B, G, S]` float32, by how much the token that each merges into is nearer than the
-            next, infinite for those that do not merge; None where the reference alone knows.
-    """
-
-    keep_mask: np.ndarray
-    margin: np.ndarray
-    source: np.ndarray | None = None
-    lead: np.ndarray | None = None
-
-
-def nothing_selected(batch: int, columns: int) -> Selected:
-    empty = np.zeros((batch, 0, columns), np.float32)
-    return Selected(empty.astype(bool), empty)
-
-
 class Method:
-    """A token-reduction method; the defaults are a plain DeiT's.
+    """Which tokens each block computes; by default all.
 
     Attributes:
-        name: the family's name in configurations.
-        title: the method's name in its paper.
+        title: its name in its paper.
         modes: token modes in which its graph equals the model; the first is the default.
-        eps: LayerNorm epsilon of blocks, gates and the final norm.
-        config: the kind of its configurations.
-        settings: a frozen dataclass of what its weights cannot tell. Fields without a default
-            must be given. A boolean, a number, or a tuple of them each.
-        sizes: those of the settings that are sizes of weights; for random ones they must be given.
-        keys_of: the method whose checkpoints it runs on; its own by default.
-        graph: writes its ONNX graph; None for `VitGraph`.
+        settings: a frozen dataclass, keyword only, of what its weights cannot tell. Fields
+            without a default must be given. A boolean, a number, or a tuple of them each.
+        required: names among the settings that random weights need.
         rule: how tokens are selected, for the record.
         trained_gates: whether its gates have thresholds that a training set.
         removes: whether a token that is not kept is gone for good.
-        class_token: whether its tokens begin with one.
-        classifies: whether its models are classifiers; others have a task (`detection`).
-        has_positions: whether its weights hold an embedding of positions.
         ranks_inside: whether tokens are ranked by values from inside a block (attention, keys),
             which are of the graph's precision; what is computed of them is float32 all the same.
         margin_unit: what errors of margins are counted in; None for logits, which are counted in
             max(1, rms of the gate's).
     """
 
-    name: ClassVar[str]
     title: ClassVar[str]
     modes: ClassVar[tuple[TokenMode, ...]] = (TokenMode.DENSE,)
-    eps: ClassVar[tuple[float, float, float]] = (1e-6, 1e-6, 1e-6)
-    config: ClassVar[type[ModelConfig]] = ModelConfig
     settings: ClassVar[type | None] = None
-    sizes: ClassVar[tuple[str, ...]] = ()
-    keys_of: ClassVar[str] = ""
-    graph: ClassVar[type[VitGraph] | None] = None
+    required: ClassVar[tuple[str, ...]] = ()
     rule: ClassVar[str] = "as many tokens of the highest margins as the method keeps"
     trained_gates: ClassVar[bool] = False
     removes: ClassVar[bool] = False
-    class_token: ClassVar[bool] = True
-    classifies: ClassVar[bool] = True
-    has_positions: ClassVar[bool] = True
     ranks_inside: ClassVar[bool] = False
     margin_unit: ClassVar[float | None] = None
 
     # What a checkpoint tells.
 
     def matches(self, keys: Collection[str]) -> bool:
-        """Whether these are its keys; asked of each method in turn."""
+        """Whether these are its keys, whatever the backbone."""
         return False
 
-    def told(self, args: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Settings that the arguments of a training tell, or None if they are another method's."""
+    def settings_from_args(self, args: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Settings that a training's arguments tell, or None if they are another method's."""
         return None
 
-    def told_by_weights(self, dims: Dims) -> dict[str, Any]:
+    def settings_from_weights(self, dims: Any) -> dict[str, Any]:
         """Settings that follow from the sizes of the weights."""
         return {}
 
-    def is_spare(self, key: str) -> bool:
+    def is_unused(self, key: str) -> bool:
         """Whether inference does without an official tensor of that name."""
         return False
 
@@ -133,76 +91,30 @@ class Method:
         """A canonical name in the layout of the official repository."""
         return name
 
-    def infer(self, tensors: Tensors) -> Dims:
-        """Reads the sizes off a few tensors; all are checked against the rest later."""
+    def infer(self, tensors: Tensors, dims: Any) -> Any:
+        """The backbone's sizes with those of the method's own weights."""
+        return dims
 
-        def shape(name: str, rank: int) -> Shape:
-            return tensors.shape(self.official_name(name), rank)
+    def shapes(self, shapes: dict[str, Shape], dims: Any) -> dict[str, Shape]:
+        """The backbone's canonical names and shapes with those of the method's own weights."""
+        return shapes
 
-        width, _, patch_size, _ = shape("patch_embed.proj.weight", 4)
-        distilled = "dist_token" in tensors.arrays
-        return Dims(
-            family=self.name,
-            embed_dim=width,
-            depth=tensors.count("blocks"),
-            mlp_dim=shape("blocks.0.mlp.fc1.weight", 2)[0],
-            patch_size=patch_size,
-            num_patches=shape("pos_embed", 3)[1] - self.class_token - distilled,
-            num_classes=shape("head.weight", 2)[0],
-            distilled=distilled,
-        )
-
-    def shapes(self, dims: Dims) -> dict[str, Shape]:
-        """Canonical name to shape, for every tensor of a model."""
-        return vit_shapes(dims)
-
-    def sketch(self, arch: Arch) -> Dims:
-        """The sizes of an architecture whose sizes are all given, for random weights.
-
-        Raises:
-            UsageError: one of them is impossible.
-        """
-        assert arch.embed_dim and arch.depth and arch.patch_size and arch.image_size
-        height, width = arch.image_size
-        return Dims(
-            family=self.keys_of or self.name,
-            embed_dim=arch.embed_dim,
-            depth=arch.depth,
-            mlp_dim=4 * arch.embed_dim,
-            patch_size=arch.patch_size,
-            num_patches=(height // arch.patch_size) * (width // arch.patch_size),
-            num_classes=arch.num_classes or 1000,
-            distilled=bool(arch.distilled),
-        )
+    def dims_from_arch(self, dims: Any, arch: Arch) -> Any:
+        """`infer` for random weights, from an architecture whose sizes are all given."""
+        return dims
 
     # Configuration.
 
-    def choose(self, given: Mapping[str, Any]) -> Any:
-        """An instance of `settings` from values by name.
+    def settle(self, settings: Any, dims: Any) -> Any:
+        """The settings with those filled in that follow from the sizes of the weights."""
+        return settings
 
-        Raises:
-            UsageError: a name that the method does not know.
-            InputError: one is missing.
+    def gates(self, arch: Arch, dims: Any, settings: Any, class_token: bool) -> Gates:
+        """Where tokens are selected: by default at the blocks of a setting `prune_blocks`.
+
+        Args:
+            class_token: whether the tokens begin with one.
         """
-        known = fields(self.settings) if self.settings else ()
-        foreign = [name for name in given if name not in {field.name for field in known}]
-        if foreign:
-            raise UsageError(
-                f"{foreign[0]} is no setting of {self.name}",
-                f"use {', '.join(field.name for field in known)}" if known else "leave it out",
-            )
-        missing = [f.name for f in known if f.default is MISSING and f.name not in given]
-        if missing:
-            examples = " ".join(f"--set {name}=VALUE" for name in missing)
-            raise InputError(
-                f"neither the weights nor the training's arguments tell {' and '.join(missing)} "
-                f"of this {self.title}",
-                f"give {examples}, or the same in an architecture file",
-            )
-        return self.settings(**given) if self.settings else None
-
-    def gates(self, arch: Arch, dims: Dims, settings: Any) -> Gates:
-        """Where tokens are selected: by default at the blocks of a setting `prune_blocks`."""
         blocks = getattr(settings, "prune_blocks", ())
         return Gates(blocks, (False,) * len(blocks))
 
@@ -229,7 +141,8 @@ class Method:
         static = [mode for mode in self.modes if mode in (TokenMode.BUDGET, TokenMode.STATIC)]
         return static[0] if engine and static else self.modes[0]
 
-    # Decisions: `G` of them, none for a model whose dense twin this is.
+    # Decisions: `G` of them, none for a model whose dense twin this is. All depend on the size of
+    # the image that the configuration names (`ModelConfig.at`).
 
     @property
     def counted(self) -> bool:
@@ -240,7 +153,7 @@ class Method:
         """Tokens that remain of each image after each selection, prefix included, if counted."""
         return ()
 
-    def columns(self, config: ModelConfig) -> int:
+    def mask_width(self, config: ModelConfig) -> int:
         """Tokens that keep masks tell about: an image's own, and any that the method adds."""
         return config.num_tokens
 
@@ -257,33 +170,48 @@ class Method:
             result[names.decision_name(gate)] = (np.bool_, shape)
         return result
 
-    def hints(self, config: ModelConfig) -> Values:
+    def reference_values(self, config: ModelConfig) -> Values:
         """Values beside those that only the reference tells: how near it was to others."""
         return {}
 
-    def trace(self, config: ModelConfig, values: Mapping[str, np.ndarray], batch: int) -> Selected:
-        """What became of each token of `batch` images, out of the `values` of a run."""
+    def decode_selection(
+        self, config: ModelConfig, values: Mapping[str, np.ndarray], images: int
+    ) -> Selected:
+        """What became of each token of so many images, out of the `values` of a run."""
         gates = range(config.num_gates)
         if not gates:
-            return nothing_selected(batch, config.num_tokens)
+            return Selected.nothing(images, self.mask_width(config))
         return Selected(
             np.stack([values[names.decision_name(gate)] for gate in gates], 1),
             np.stack([values[names.margin_name(gate)] for gate in gates], 1),
         )
 
-    # The plain PyTorch forward pass.
+    # The selection itself.
 
-    def forward(self, reference: Reference, images: Tensor) -> Passed | Steps:
-        """Runs images `[B, 3, H, W]`, as the paper evaluates the model.
+    def graph(self, writer: Any, rows: str) -> GraphTokens:
+        """The tokens of a graph, of the embedded ones `[B * S, C]`.
+
+        Args:
+            writer: the backbone's `writer.GraphWriter`.
+        """
+        return GraphTokens(writer, rows)
+
+    def reference(self, backbone: Any, x: Tensor) -> ReferenceTokens:
+        """The tokens of a plain PyTorch forward, of the embedded ones `[B, S, C]`.
 
         A method whose decisions are thresholds on margins yields each gate's number and margins
-        `[B, S]`, takes its keep mask `[B, S]`, and returns the same in the end.
-        """
-        from svit_deploy.models.reference import Passed
+        `[B, S]` and takes its keep mask `[B, S]`, as the paper evaluates the model.
 
-        x = reference.embed(images)
-        maps = [x]
-        for block in range(reference.config.depth):
-            x = reference.block(x, block)
-            maps.append(x)
-        return Passed(reference.classify(x), maps)
+        Args:
+            backbone: its `reference.BackboneReference`.
+        """
+        return ReferenceTokens(backbone, x)
+
+
+class Dense(Method):
+    """No selection: every block computes every token."""
+
+    title = "dense"
+
+    def matches(self, keys: Collection[str]) -> bool:
+        return any(key.endswith("blocks.0.attn.qkv.weight") for key in keys)

@@ -15,29 +15,25 @@ mean of S after the final norm. Nothing is selected.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from svit_deploy.config import ModelConfig, TokenMode
+from svit_deploy.backbones.tokens import GraphTokens, ReferenceTokens
 from svit_deploy.errors import InputError
-from svit_deploy.export.layers import attend_heads
-from svit_deploy.export.names import block_name
-from svit_deploy.export.tokens import Decided, attend_to_all
-from svit_deploy.export.vit import VitGraph
-from svit_deploy.methods.keys import Dims, Shape, Tensors
+from svit_deploy.graph.layers import attend_heads
 from svit_deploy.methods.method import Method
+from svit_deploy.model.arch import Arch
+from svit_deploy.model.config import ModelConfig, TokenMode
+from svit_deploy.model.keys import Shape, Tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from svit_deploy.models.presets import Arch
-    from svit_deploy.models.reference import Passed, Reference
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StvitSettings:
     """What defines the model beside DeiT's sizes.
 
@@ -50,38 +46,28 @@ class StvitSettings:
     generate_at: int = 4
 
 
-@dataclass(frozen=True)
-class StvitDims(Dims):
-    semantic: int = 0
-
-
 def cells(length: int, count: int) -> list[np.ndarray]:
     """Places `0 … length - 1` in `count` cells that may overlap, as adaptive pooling cuts them."""
     return [np.arange(i * length // count, -(-(i + 1) * length // count)) for i in range(count)]
 
 
-class StvitGraph(VitGraph):
-    def run(self, x: str) -> tuple[str, Sequence[Decided]]:
-        config, graph, count = self.config, self.graph, self.config.settings.semantic
-        start, semantic = config.settings.generate_at, ""
-        for block in range(config.depth):
-            with graph.scope(f"block_{block}"):
-                if block < start:
-                    out = x = self.block(x, block, attend_to_all(graph, self.grid))
-                elif block == start:
-                    out = self.generate(x, block)
-                elif block == start + 1:
-                    learnt = self.layers.narrow_weight("semantic_tokens")
-                    tokens = graph.reshape(semantic, -1, count, config.embed_dim)
-                    tokens = graph.op("Add", tokens, learnt)
-                    tokens = graph.reshape(tokens, -1, config.embed_dim)
-                    out = graph.op("Add", tokens, self.look(tokens, semantic, x, block))
-                    out = self.layers.feed_forward(out, f"blocks.{block}", config.block_eps)
-                else:
-                    out = self.block(semantic, block, attend_to_all(graph, self.grid_of(count)))
-            out = graph.rename(out, block_name(block))
-            x, semantic = (out, "") if block < start else (x, out)
-        return self.classify_mean(semantic, count, config.embed_dim), []
+class StvitGraph(GraphTokens):
+    image = ""
+
+    def block(self, block: int) -> str:
+        config, graph, layers = self.config, self.graph, self.writer.layers
+        count, start = config.settings.semantic, config.settings.generate_at
+        if block == start:
+            self.image, self.count = self.rows, count
+            return self.generate(self.image, block)
+        if block == start + 1:
+            learnt = layers.narrow_weight("semantic_tokens")
+            tokens = graph.reshape(self.rows, -1, count, config.embed_dim)
+            tokens = graph.op("Add", tokens, learnt)
+            tokens = graph.reshape(tokens, -1, config.embed_dim)
+            out = graph.op("Add", tokens, self.look(tokens, self.rows, self.image, block))
+            return layers.feed_forward(out, f"blocks.{block}", config.block_eps)
+        return super().block(block)
 
     def generate(self, x: str, block: int) -> str:
         """The first semantic tokens `[B * K, C]`."""
@@ -102,11 +88,11 @@ class StvitGraph(VitGraph):
             pooled = graph.op("ReduceMax", near, graph.constant([2]), keepdims=0)
             pooled = graph.reshape(pooled, -1, width)
         tokens = self.look(pooled, pooled, x, block)
-        return self.layers.feed_forward(tokens, f"blocks.{block}", self.config.block_eps)
+        return self.writer.layers.feed_forward(tokens, f"blocks.{block}", self.config.block_eps)
 
     def look(self, tokens: str, semantic: str, x: str, block: int) -> str:
         """Attention of K tokens to K semantic and all image tokens, and its projection."""
-        config, graph, layers, grid = self.config, self.graph, self.layers, self.grid
+        config, graph, layers, grid = self.config, self.graph, self.writer.layers, self.writer.grid
         count, name = config.settings.semantic, f"blocks.{block}"
 
         def heads(rows: str, length: int, *order: int) -> str:
@@ -132,31 +118,65 @@ class StvitGraph(VitGraph):
             return layers.linear(mixed, f"{name}.attn.proj")
 
 
+class StvitReference(ReferenceTokens):
+    def __init__(self, backbone: Any, rows: Tensor) -> None:
+        super().__init__(backbone, rows)
+        self.image = rows
+
+    def step(self, block: int) -> None:
+        import torch
+        from torch.nn.functional import adaptive_max_pool2d
+
+        config, backbone = self.config, self.backbone
+        start = config.settings.generate_at
+        if block == start:
+            self.image = x = self.rows
+            side = math.isqrt(config.settings.semantic)
+            image = x.transpose(1, 2).unflatten(2, config.grid)
+            s = adaptive_max_pool2d(image, side).flatten(2).transpose(1, 2)
+            s = self.look(s, torch.cat([s, x], dim=1), block)
+            self.rows = backbone.feed_forward(s, block)
+        elif block == start + 1:
+            t = self.rows + backbone.weights["semantic_tokens"]
+            t = t + self.look(t, torch.cat([self.rows, self.image], dim=1), block)
+            self.rows = backbone.feed_forward(t, block)
+        else:
+            super().step(block)
+
+    def look(self, x: Tensor, at: Tensor, block: int) -> Tensor:
+        """Attention of tokens `[B, T, C]` to others `[B, K, C]`, and its projection."""
+        from torch.nn.functional import scaled_dot_product_attention
+
+        backbone, name, heads = self.backbone, f"blocks.{block}", self.config.num_heads
+        x, at = (backbone.norm(v, f"{name}.norm1", backbone.block_eps) for v in (x, at))
+        query = backbone.linear(x, f"{name}.attn.qkv").chunk(3, dim=2)[0]
+        _, key, value = backbone.linear(at, f"{name}.attn.qkv").chunk(3, dim=2)
+        split = (v.unflatten(2, (heads, -1)).transpose(1, 2) for v in (query, key, value))
+        mixed = scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+        found: Tensor = backbone.linear(mixed, f"{name}.attn.proj")
+        return found
+
+
 class Stvit(Method):
-    name, title = "stvit", "STViT"
+    title = "STViT"
     modes = (TokenMode.STATIC,)
     settings = StvitSettings
-    sizes = ("semantic",)
-    graph = StvitGraph
-    class_token = False
+    required = ("semantic",)
 
     def matches(self, keys: Collection[str]) -> bool:
         return "semantic_tokens" in keys
 
-    def infer(self, tensors: Tensors) -> StvitDims:
+    def infer(self, tensors: Tensors, dims: Any) -> Any:
         semantic = tensors.shape("semantic_tokens", 3)[1]
-        return StvitDims(**vars(super().infer(tensors)), semantic=semantic)
+        return replace(dims, num_patches=dims.num_patches + 1, semantic=semantic)
 
-    def sketch(self, arch: Arch) -> StvitDims:
-        return StvitDims(**vars(super().sketch(arch)), semantic=arch.settings["semantic"])
+    def dims_from_arch(self, dims: Any, arch: Arch) -> Any:
+        return replace(dims, semantic=arch.settings["semantic"])
 
-    def told_by_weights(self, dims: Dims) -> dict[str, Any]:
-        assert isinstance(dims, StvitDims)
+    def settings_from_weights(self, dims: Any) -> dict[str, Any]:
         return {"semantic": dims.semantic}
 
-    def shapes(self, dims: Dims) -> dict[str, Shape]:
-        assert isinstance(dims, StvitDims)
-        shapes = super().shapes(dims)
+    def shapes(self, shapes: dict[str, Shape], dims: Any) -> dict[str, Shape]:
         del shapes["cls_token"]
         shapes["pos_embed"] = (1, dims.num_patches, dims.embed_dim)
         return shapes | {"semantic_tokens": (1, dims.semantic, dims.embed_dim)}
@@ -175,41 +195,8 @@ class Stvit(Method):
                 f"give a block from 0 to {config.depth - 2}",
             )
 
-    def forward(self, reference: Reference, images: Tensor) -> Passed:
-        import torch
-        from torch.nn.functional import adaptive_max_pool2d
+    def graph(self, writer: Any, rows: str) -> StvitGraph:
+        return StvitGraph(writer, rows)
 
-        from svit_deploy.models.reference import Passed
-
-        config, start = reference.config, reference.config.settings.generate_at
-        x = reference.embed(images)
-        maps = [x]
-        for block in range(start):
-            x = reference.block(x, block)
-            maps.append(x)
-        side = math.isqrt(config.settings.semantic)
-        image = x.transpose(1, 2).unflatten(2, config.grid)
-        s = adaptive_max_pool2d(image, side).flatten(2).transpose(1, 2)
-        s = reference.feed_forward(look(reference, s, torch.cat([s, x], dim=1), start), start)
-        maps.append(s)
-        t = s + reference.weights["semantic_tokens"]
-        t = t + look(reference, t, torch.cat([s, x], dim=1), start + 1)
-        s = reference.feed_forward(t, start + 1)
-        maps.append(s)
-        for block in range(start + 2, config.depth):
-            s = reference.block(s, block)
-            maps.append(s)
-        return Passed(reference.classify_mean(s), maps)
-
-
-def look(reference: Reference, x: Tensor, at: Tensor, block: int) -> Tensor:
-    """Attention of tokens `[B, T, C]` to others `[B, K, C]`, and its projection."""
-    from torch.nn.functional import scaled_dot_product_attention
-
-    name, heads = f"blocks.{block}", reference.config.num_heads
-    x, at = (reference.norm(v, f"{name}.norm1", reference.block_eps) for v in (x, at))
-    query = reference.linear(x, f"{name}.attn.qkv").chunk(3, dim=2)[0]
-    _, key, value = reference.linear(at, f"{name}.attn.qkv").chunk(3, dim=2)
-    split = (v.unflatten(2, (heads, -1)).transpose(1, 2) for v in (query, key, value))
-    mixed = scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
-    return reference.linear(mixed, f"{name}.attn.proj")
+    def reference(self, backbone: Any, x: Tensor) -> StvitReference:
+        return StvitReference(backbone, x)

@@ -11,17 +11,26 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from svit_deploy.config import TokenMode
+import numpy as np
+
+from svit_deploy.backbones.tokens import Decided, GraphTokens, ReferenceTokens, Steps
 from svit_deploy.errors import InputError
-from svit_deploy.export.names import decision_name, margin_name
-from svit_deploy.methods.keys import Dims, Shape, Tensors, linear, norm
+from svit_deploy.graph.layers import QKV, Attend
+from svit_deploy.graph.tokens import (
+    Selection,
+    budget_rows,
+    select_budget,
+    select_dynamic,
+    select_masked,
+)
 from svit_deploy.methods.method import Gates, Method
+from svit_deploy.model.arch import Arch
+from svit_deploy.model.config import TokenMode
+from svit_deploy.model.keys import Shape, Tensors, linear, norm
+from svit_deploy.names import decision_name, margin_name, packed_name, threshold_name
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from svit_deploy.models.presets import Arch
-    from svit_deploy.models.reference import Reference, Steps
 
 BLOCK_NAMES = {
     "attn.qkv.weight": "self_attn.in_proj_weight",
@@ -35,13 +44,103 @@ BLOCK_NAMES = {
 }
 
 
+class SvitGraph(GraphTokens):
+    """A gated block computes the kept rows; the others keep their value."""
+
+    def block(self, block: int) -> str:
+        if (gate := self.config.gate_of.get(block)) is None:
+            return super().block(block)
+        selection = self.select(gate)
+        margin = margin_name(gate)
+        self.decided.append(Decided(selection.keep, margin, overflow=selection.overflow))
+        taken = selection.take(self.rows)
+        attend = self.packed(selection, block)
+        return selection.put(self.rows, taken, self.writer.block(taken, block, attend))
+
+    def select(self, gate: int) -> Selection:
+        """Runs a gate on the feature map `[B * S, C]` and selects the tokens of its block."""
+        config, graph, grid = self.config, self.graph, self.writer.grid
+        prefix = config.first_gated(gate)
+        with graph.scope("gate"):
+            margin = graph.reshape(self.margin(f"gates.{gate}"), -1, grid.num_tokens)
+            if prefix:
+                always = [[token < prefix for token in range(config.num_tokens)]]
+                infinity = graph.constant(np.inf, np.float32)
+                margin = graph.op("Where", graph.constant(always, bool), infinity, margin)
+            margin = graph.rename(margin, margin_name(gate))
+            threshold = np.array(config.thresholds[gate], np.float32)
+            decision = graph.op("Greater", margin, graph.weight(threshold_name(gate), threshold))
+            decision = graph.rename(decision, decision_name(gate))
+        with graph.scope("select"):
+            if self.writer.mode is TokenMode.DYNAMIC:
+                return select_dynamic(graph, grid, decision)
+            if self.writer.mode is TokenMode.MASKED:
+                return select_masked(graph, grid, decision)
+            rows = budget_rows(graph, self.writer.options.budgets[gate], grid.num_tokens)
+            return select_budget(graph, grid, decision, margin, rows)
+
+    def margin(self, name: str) -> str:
+        """Keep logit minus prune logit `[R, 1]`.
+
+        All of it in float32, whatever the graph's precision: a decision has no tolerance.
+        """
+        graph, layers = self.graph, self.writer.layers
+        hidden = layers.exact_linear(
+            layers.layer_norm(self.rows, f"{name}.norm", self.config.gate_eps), f"{name}.mlp.fc1"
+        )
+        return layers.difference(graph.op("Gelu", hidden), f"{name}.mlp.fc2", f"{name}.margin")
+
+    def packed(self, selection: Selection, block: int) -> Attend:
+        """The selection's attention, with names that a TensorRT build may put its own behind."""
+        if not self.writer.options.plugins or selection.lengths is None:
+            return selection.attend
+        graph = self.graph
+        graph.rename(selection.lengths, packed_name(block, "lengths"))
+
+        def attend(qkv: QKV) -> str:
+            parts = zip(qkv, ("query", "key", "value"), strict=True)
+            query, key, value = (graph.rename(t, packed_name(block, part)) for t, part in parts)
+            mixed = selection.attend((query, key, value))
+            return graph.rename(mixed, packed_name(block, "mixed"))
+
+        return attend
+
+
+class SvitReference(ReferenceTokens):
+    """All tokens are computed, pruned keys are masked, pruned rows keep their value."""
+
+    def block(self, block: int) -> Steps:
+        import torch
+
+        if (gate := self.config.gate_of.get(block)) is None:
+            self.step(block)
+            return
+        margin = self.margin(gate)
+        keep = yield gate, margin
+        computed = self.backbone.block(self.rows, block, keep)
+        self.rows = torch.where(keep[..., None], computed, self.rows)
+        self.values |= {margin_name(gate): margin, decision_name(gate): keep}
+
+    def margin(self, gate: int) -> Tensor:
+        """Keep logit (channel 0) minus prune logit (channel 1) of every token `[B, S]`."""
+        import torch
+        from torch.nn.functional import gelu
+
+        backbone, name = self.backbone, f"gates.{gate}"
+        normed = backbone.norm(self.rows, f"{name}.norm", backbone.gate_eps)
+        hidden = backbone.linear(normed, f"{name}.mlp.fc1")
+        keep, prune = backbone.linear(gelu(hidden), f"{name}.mlp.fc2").unbind(-1)
+        margin: Tensor = keep - prune
+        if not self.config.gate_class_token[gate]:
+            margin[:, : self.config.prefix_tokens] = torch.inf
+        return margin
+
+
 class Svit(Method):
     """Its weights have `gates.{g}.{norm, mlp.fc1, mlp.fc2}` beside DeiT's."""
 
-    name, title = "svit", "SViT"
+    title = "SViT"
     modes = (TokenMode.DYNAMIC, TokenMode.BUDGET, TokenMode.MASKED, TokenMode.DENSE)
-    # Blocks and gates keep PyTorch's default, where DeiT sets its own everywhere.
-    eps = (1e-5, 1e-5, 1e-6)
     rule = "keep iff margin > threshold, margin = keep logit - prune logit, a tie is pruned"
     trained_gates = True
 
@@ -61,69 +160,36 @@ class Svit(Method):
             return f"blocks.{parts[1]}.TransformerEncoderLayer.{leaf}"
         return re.sub(r"^gates\.", "selective_modules.", name)
 
-    def infer(self, tensors: Tensors) -> Dims:
+    def infer(self, tensors: Tensors, dims: Any) -> Any:
         gate_dim = tensors.shape("selective_modules.0.mlp.fc1.weight", 2)[0]
-        count = tensors.count("selective_modules")
-        return replace(super().infer(tensors), num_gates=count, gate_dim=gate_dim)
+        return replace(dims, num_gates=tensors.count("selective_modules"), gate_dim=gate_dim)
 
-    def shapes(self, dims: Dims) -> dict[str, Shape]:
-        shapes = super().shapes(dims)
+    def shapes(self, shapes: dict[str, Shape], dims: Any) -> dict[str, Shape]:
         for gate in range(dims.num_gates):
             shapes |= linear(f"gates.{gate}.mlp.fc1", dims.gate_dim, dims.embed_dim)
             shapes |= linear(f"gates.{gate}.mlp.fc2", 2, dims.gate_dim)
             shapes |= norm(f"gates.{gate}.norm", dims.embed_dim)
         return shapes
 
-    def sketch(self, arch: Arch) -> Dims:
-        dims = super().sketch(arch)
+    def dims_from_arch(self, dims: Any, arch: Arch) -> Any:
         gates = len(arch.gate_blocks) or dims.depth
         return replace(dims, num_gates=gates, gate_dim=dims.embed_dim // 4)
 
-    def gates(self, arch: Arch, dims: Dims, settings: Any) -> Gates:
-        """In front of the last blocks, and only the last one may prune the class token."""
+    def gates(self, arch: Arch, dims: Any, settings: Any, class_token: bool) -> Gates:
+        """In front of the last blocks; only the last one may prune a class token."""
         count, notes = dims.num_gates, []
         blocks = arch.gate_blocks or tuple(range(dims.depth - count, dims.depth))
-        class_token = arch.gate_class_token or tuple(g == count - 1 for g in range(count))
         if not arch.gate_blocks:
             notes.append(f"assumed gates in front of the last {count} blocks")
+        if not class_token:
+            return Gates(blocks, (True,) * count, tuple(notes))
         if not arch.gate_class_token:
             notes.append("assumed that only the last gate may prune the class token")
-        return Gates(blocks, class_token, tuple(notes))
+        pruned = arch.gate_class_token or tuple(g == count - 1 for g in range(count))
+        return Gates(blocks, pruned, tuple(notes))
 
-    def forward(self, reference: Reference, images: Tensor) -> Steps:
-        """All tokens are computed, pruned keys are masked, pruned rows keep their value."""
-        import torch
+    def graph(self, writer: Any, rows: str) -> SvitGraph:
+        return SvitGraph(writer, rows)
 
-        from svit_deploy.models.reference import Passed
-
-        config = reference.config
-        gate_of = config.gate_of
-        x = reference.embed(images)
-        maps = [x]
-        values: dict[str, Tensor] = {}
-        for block in range(config.depth):
-            if block not in gate_of:
-                x = reference.block(x, block)
-            else:
-                gate = gate_of[block]
-                margin = margin_of(reference, x, gate)
-                keep = yield gate, margin
-                x = torch.where(keep[..., None], reference.block(x, block, keep), x)
-                values |= {margin_name(gate): margin, decision_name(gate): keep}
-            maps.append(x)
-        return Passed(reference.classify(x), maps, values)
-
-
-def margin_of(reference: Reference, x: Tensor, gate: int) -> Tensor:
-    """Keep logit (channel 0) minus prune logit (channel 1) of every token `[B, S]`."""
-    import torch
-    from torch.nn.functional import gelu
-
-    config, name = reference.config, f"gates.{gate}"
-    normed = reference.norm(x, f"{name}.norm", reference.gate_eps)
-    hidden = reference.linear(normed, f"{name}.mlp.fc1")
-    keep, prune = reference.linear(gelu(hidden), f"{name}.mlp.fc2").unbind(-1)
-    margin = keep - prune
-    if not config.gate_class_token[gate]:
-        margin[:, : config.prefix_tokens] = torch.inf
-    return margin
+    def reference(self, backbone: Any, x: Tensor) -> SvitReference:
+        return SvitReference(backbone, x)

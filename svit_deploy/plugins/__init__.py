@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from svit_deploy.errors import CapabilityError
-from svit_deploy.files import cache_folder, hash_file
+from svit_deploy.io.files import cache_folder, hash_file
 
 NAMESPACE = "svit"
 VERSION = "1"

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from svit_deploy.engines.tensorrt.library import ENTERPRISE, OLDEST, is_too_old
-from svit_deploy.environment import usable_cores
 from svit_deploy.errors import CapabilityError, ExportError, UsageError
-from svit_deploy.folder import write_folder
+from svit_deploy.io.folder import write_folder
+from svit_deploy.machine.environment import usable_cores
+from svit_deploy.machine.tensorrt import ENTERPRISE, OLDEST, is_too_old
 from svit_deploy.plugins import (
     AUTOREGISTER,
     LIBRARY,

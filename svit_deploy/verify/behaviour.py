@@ -2,41 +2,75 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Literal
+
 import numpy as np
 
-from svit_deploy.compare import decision_distance, first_gated, logits_error
-from svit_deploy.export import names
-from svit_deploy.graph_edit import set_scalars
-from svit_deploy.verify.expected import Expectations, Expected
-from svit_deploy.verify.subject import Observed, Subject
+from svit_deploy import names
+from svit_deploy.errors import InputError
+from svit_deploy.graph.edit import set_scalars
+from svit_deploy.images.prepared import Prepared
+from svit_deploy.model.result import Result
+from svit_deploy.progress import Progress
+from svit_deploy.verify.decisions import decision_distance
+from svit_deploy.verify.expected import ExpectedResults
+from svit_deploy.verify.model_under_test import ModelUnderTest
+from svit_deploy.verify.words import number_of
 
 LARGEST = float(np.finfo(np.float32).max)
 
 
-def check_invariance(subject: Subject, inputs: np.ndarray) -> None:
-    """An image alone, inside a batch, and inside the reversed batch: the same result."""
-    inputs = inputs[: subject.settings.companions]
-    if len(inputs) < 2:
-        subject.report.notes.append("batch invariance needs two images, it was not checked")
-        return
-    with subject.shipped() as engine:
-        alone = Observed.concatenate([subject.observe(engine, image[None]) for image in inputs])
-        together = subject.observe(engine, inputs)
-        reverse = subject.observe(engine, np.ascontiguousarray(inputs[::-1]))
-    backwards = reverse[::-1]
-    ok, detail = True, f"{len(inputs)} images"
-    for batch in (together, backwards):
-        ok, detail = _same(subject, batch, alone)
+def check_behaviour(
+    model: ModelUnderTest,
+    images: Sequence[Prepared],
+    reference: ExpectedResults,
+    progress: Progress,
+) -> None:
+    """All checks, on some images of one size. One that the graph does not survive has failed."""
+    checks: dict[str, Callable[[], None]] = {
+        "batch invariance": lambda: check_invariance(model, images),
+        "determinism": lambda: check_determinism(model, images),
+        "hidden gates": lambda: check_hidden_gates(model, images),
+        "all kept, none kept": lambda: check_extremes(model, images, reference),
+    }
+    for number, (name, run) in enumerate(checks.items()):
+        progress.update(name, 0.7 + 0.3 * number / len(checks))
+        try:
+            run()
+        except InputError as error:  # the graph ran so far, and must run here too
+            model.report.check(name, False, error.message)
+
+
+def check_invariance(model: ModelUnderTest, images: Sequence[Prepared]) -> None:
+    """An image alone, inside a batch, and inside the reversed batch: the same result.
+
+    A lone image has its mirror image for company. Nothing to check where the graph takes one
+    image at a time.
+    """
+    images = list(images[: model.settings.companions])
+    if len(images) < 2:
+        images.insert(0, _mirrored(images[0]))
+    with model.shipped() as engine:
+        if engine.inputs()[0].shape[0] == 1:
+            return
+        alone = Result.concatenate([model.observe(engine, [image]) for image in images])
+        together = model.observe(engine, images)
+        reverse = model.observe(engine, images[::-1])
+    ok, detail = True, ""
+    for batch in (together, reverse[::-1]):
+        ok, detail = model.compare(batch, alone, model.rows(images))
         if not ok:
             break
-    subject.report.check("alone = inside a batch", ok, detail)
+    model.report.check("alone = inside a batch", ok, detail)
 
 
-def check_determinism(subject: Subject, inputs: np.ndarray) -> None:
+def check_determinism(model: ModelUnderTest, images: Sequence[Prepared]) -> None:
     """Every output of every repeat equal to the last bit."""
-    repeats = subject.settings.repeats
-    with subject.shipped() as engine:
-        first, *others = [engine.run({names.INPUT: inputs}) for _ in range(repeats)]
+    repeats, feeds = model.settings.repeats, model.task.feeds(images)
+    with model.file() as engine:
+        first, *others = [engine.run(feeds) for _ in range(repeats)]
     differ = sorted(
         {
             name
@@ -46,68 +80,82 @@ def check_determinism(subject: Subject, inputs: np.ndarray) -> None:
         }
     )
     detail = f"{', '.join(differ)} changed" if differ else f"{repeats} runs, every bit equal"
-    subject.report.check("deterministic", not differ, detail)
+    model.report.check("deterministic", not differ, detail)
 
 
-def check_hidden_gates(subject: Subject, inputs: np.ndarray) -> None:
-    """A file without gate outputs computes what it did with its gates in view."""
-    if subject.shows_gates:
+def check_hidden_gates(model: ModelUnderTest, images: Sequence[Prepared]) -> None:
+    """A file without gate outputs computes what it did with its gates in view.
+
+    Where two images do not agree, those count in which rounding can flip no decision.
+    """
+    if model.shows_gates:
         return
-    with subject.shipped() as engine:
-        seen = subject.observe(engine, inputs)
-    with subject.file() as engine:
-        plain = engine.run({names.INPUT: inputs})[names.LOGITS]
-    # Images with a decision that rounding may turn could differ for good reason.
-    distance = decision_distance(seen.margin, subject.thresholds, subject.rows)
-    clear = (distance > subject.rounding[:, None]).all(axis=(1, 2))
-    error, limit = logits_error(plain[clear], seen.logits[clear]), subject.limits.logits
-    detail = f"logits of {clear.sum()} images within {error:.2g}, limit {limit:.2g}"
-    subject.report.check("alike without its gates in view", error <= limit, detail)
-
-
-def check_extremes(subject: Subject, part: Expected, expectations: Expectations) -> None:
-    """Every token kept, then none: thresholds at the ends of the float32 range."""
-    extremes = (("all", -LARGEST), ("none", LARGEST)) if subject.config.thresholds else ()
-    for keep, threshold in extremes:
-        thresholds = {names.threshold_name(gate): threshold for gate in subject.gates}
-        model = set_scalars(subject.observable(subject.model), thresholds)
-        with subject.engine(model) as engine:
-            actual = subject.observe(engine, part.inputs)
-        expected = expectations.extreme(part, keep)
-        if expected is not None:
-            everywhere = np.full(len(subject.gates), threshold, np.float32)
-            wanted = Observed(expected.logits, expected.keep_mask, expected.margin)
-            ok, detail = _same(subject, actual, wanted, everywhere)
+    with model.shipped() as engine:
+        seen = model.observe(engine, images)
+    with model.file() as engine:
+        plain = model.outputs(engine, images)
+    ok, words = model.compare_outputs(plain, seen.outputs)
+    of = number_of(len(images), "image")
+    if not ok:
+        rows, thresholds = model.rows(images), model.thresholds
+        distance = decision_distance(seen.selected.margin, thresholds, rows)
+        clear = np.flatnonzero((distance > model.rounding[:, None]).all(axis=(1, 2)))
+        of = f"{len(clear)} of {of}, where rounding flips no decision"
+        if len(clear):
+            outputs = [plain[number] for number in clear]
+            ok, words = model.compare_outputs(outputs, seen[clear].outputs)
         else:
-            ok, detail = _keeps(subject, actual, keep)
-        subject.report.check(f"{keep} kept", ok, detail)
+            ok, words = True, "nothing to tell"
+            model.report.notes.append(
+                "the file does not show its gates, and differs from the graph with its gates in "
+                f"view where decisions may flip: {model.task.noun} of the file itself are not "
+                "verified"
+            )
+    model.report.check("alike without its gates in view", ok, f"{words} (in {of})")
 
 
-def _keeps(subject: Subject, actual: Observed, keep: str) -> tuple[bool, str]:
+def check_extremes(
+    model: ModelUnderTest, images: Sequence[Prepared], reference: ExpectedResults
+) -> None:
+    """Every token kept, then none: thresholds at the ends of the float32 range."""
+    if not model.config.thresholds:
+        return
+    for keep, threshold in EXTREMES:
+        thresholds = {names.threshold_name(gate): threshold for gate in model.gates}
+        with model.engine(set_scalars(model.in_view(), thresholds)) as engine:
+            actual = model.observe(engine, images)
+        expected = reference.extreme(images, keep)
+        if expected is None:
+            ok, detail = _keeps(model, images, actual, keep)
+        else:
+            everywhere = np.full(len(model.gates), threshold, np.float32)
+            ok, detail = model.compare(actual, expected, model.rows(images), everywhere)
+        model.report.check(f"{keep} kept", ok, detail)
+
+
+EXTREMES: tuple[tuple[Literal["all", "none"], float], ...] = (("all", -LARGEST), ("none", LARGEST))
+
+
+def _keeps(
+    model: ModelUnderTest, images: Sequence[Prepared], actual: Result, keep: str
+) -> tuple[bool, str]:
     """Whether a run keeps all that its budgets allow, or only what may not be pruned."""
-    tokens = np.full(len(subject.gates), subject.config.num_tokens)
+    config, rows, noun = model.config.at(images[0].size), model.rows(images), model.task.noun
+    tokens = np.full(len(model.gates), config.num_tokens)
     if keep == "none":
-        tokens = np.array([first_gated(subject.config, gate) for gate in subject.gates])
-    elif subject.rows is not None:
-        tokens = subject.rows
-    kept = actual.keep_mask.sum(axis=2)
-    wrong = [gate for gate in subject.gates if (kept[:, gate] != tokens[gate]).any()]
+        tokens = np.array([config.first_gated(gate) for gate in model.gates])
+    elif rows is not None:
+        tokens = rows
+    kept = actual.selected.keep_mask.sum(axis=2)
+    wrong = [gate for gate in model.gates if (kept[:, gate] != tokens[gate]).any()]
     if wrong:
         gate = wrong[0]
-        return False, f"gate {gate} keeps {kept[:, gate].min()} tokens or more, not {tokens[gate]}"
-    if not np.isfinite(actual.logits).all():
-        return False, "logits are not finite"
-    return True, "runs, as many tokens as there should be, logits are finite"
+        fewest = number_of(int(kept[:, gate].min()), "token")
+        return False, f"gate {gate} keeps {fewest} or more, not {tokens[gate]}"
+    if not all(map(model.task.finite, actual.outputs)):
+        return False, f"{noun} are not finite"
+    return True, f"runs, as many tokens as there should be, {noun} are finite"
 
 
-def _same(
-    subject: Subject, actual: Observed, expected: Observed, thresholds: np.ndarray | None = None
-) -> tuple[bool, str]:
-    """Whether masks agree but for coin tosses, and logits of images with equal masks agree."""
-    _, ok, detail = subject.compare_decisions(actual, expected, thresholds)
-    same = ~(actual.decisions != expected.decisions).any(axis=(1, 2))
-    error = logits_error(actual.logits[same], expected.logits[same])
-    limit = subject.limits.logits
-    if ok and error > limit:
-        return False, f"logits differ by {error:.2g} (limit {limit:.2g})"
-    return ok, f"{detail}, logits within {error:.2g}" if ok else detail
+def _mirrored(image: Prepared) -> Prepared:
+    return dataclasses.replace(image, pixels=np.ascontiguousarray(image.pixels[:, :, ::-1]))

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from svit_deploy.bundle import Bundle
-from svit_deploy.config import ModelConfig
-from svit_deploy.models import Model, load_model
+from svit_deploy.loading.load import load_model
+from svit_deploy.methods.families import family_of
+from svit_deploy.model.config import ModelConfig
+from svit_deploy.model.model import Model
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +31,10 @@ def load_reference_model(
     bundle's manifest is trusted for it, and a wrong head count there goes unnoticed.
     """
     if not arch and not overrides:
-        overrides = told_by_manifest(bundle.config)
+        overrides = settings_from_manifest(bundle.config)
     model = load_model(
         checkpoint,
+        task=bundle.task.name,
         arch=arch,
         overrides=overrides,
         image_size=bundle.config.image_size,
@@ -44,7 +47,7 @@ def load_reference_model(
     return model
 
 
-def told_by_manifest(config: ModelConfig) -> dict[str, str]:
+def settings_from_manifest(config: ModelConfig) -> dict[str, str]:
     """The manifest's word on what weights cannot tell, in the form of `--set`."""
     preprocess, patch = config.preprocess, config.patch_size
     told = {
@@ -59,9 +62,9 @@ def told_by_manifest(config: ModelConfig) -> dict[str, str]:
     }
     if config.settings is not None:
         told |= {name: _as_typed(value) for name, value in asdict(config.settings).items()}
-    elif config.num_gates:
-        told["gate_blocks"] = ",".join(map(str, config.gate_blocks))
-        told["gate_class_token"] = ",".join(str(sees).lower() for sees in config.gate_class_token)
+    if config.num_gates and family_of(config).method.settings is None:  # else they tell the places
+        told["gate_blocks"] = _as_typed(config.gate_blocks)
+        told["gate_class_token"] = _as_typed(config.gate_class_token)
     return told
 
 

@@ -4,126 +4,72 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from svit_deploy.bundle import Bundle
-from svit_deploy.config import ModelConfig, TokenMode
 from svit_deploy.errors import InputError
-from svit_deploy.export import names
 from svit_deploy.images import ImageSet
-from svit_deploy.models import Model, config_to_dict, without_gates
+from svit_deploy.images.prepared import Prepared, groups
+from svit_deploy.loading.serialise import config_to_dict
+from svit_deploy.model.config import ModelConfig, TokenMode
+from svit_deploy.model.model import Model, without_gates
+from svit_deploy.model.result import Result
+from svit_deploy.tasks import Part, Task
+from svit_deploy.tasks.samples import prepare_all
+from svit_deploy.verify.words import number_of
 
-BATCH = 16
 CHOSEN = frozenset({"image_size", "thresholds", "target_keep"})
 """Fields of a model's configuration that an export may choose; the checkpoint gives the others."""
 
 
-@dataclass(frozen=True)
-class Expected:
-    """Inputs and what the reference computes for them.
-
-    Attributes:
-        inputs: `[n, 3, H, W]` float32, as the graph gets them.
-        logits: `[n, classes]`.
-        keep_mask, margin: `[n, G, S]`.
-        source, lead: `[n, G, S]`, for a method that merges tokens.
-        features: feature maps `[n, tokens, C]` after the embedding and each block; empty if
-            unknown.
-        values: the decisions as the graph holds them (`Method.values`).
-    """
-
-    inputs: np.ndarray
-    logits: np.ndarray
-    keep_mask: np.ndarray
-    margin: np.ndarray
-    source: np.ndarray | None = None
-    lead: np.ndarray | None = None
-    features: list[np.ndarray] = field(default_factory=list)
-    values: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def __getitem__(self, images: slice) -> Expected:
-        return Expected(
-            self.inputs[images],
-            self.logits[images],
-            self.keep_mask[images],
-            self.margin[images],
-            None if self.source is None else self.source[images],
-            None if self.lead is None else self.lead[images],
-            [features[images] for features in self.features],
-            {name: value[images] for name, value in self.values.items()},
-        )
-
-
-class Expectations(ABC):
-    """A source of expected outputs, read in parts of some images each.
+class ExpectedResults(ABC):
+    """A source of expected results, read in parts of some images each.
 
     Attributes:
         count: images, at least 1.
-        has_features: whether feature maps are known, so that each stage can be run by itself.
-        labels: `[count]`, if known.
+        has_stages: whether it is known what each stage gave, so that each can be run by itself.
         differences: a check's name to the settings in which the bundle differs from the reference.
         notes: what else a reader of the verdict should know.
     """
 
     description: str
     count: int
-    has_features: bool
-    labels: np.ndarray | None = None
+    has_stages: bool
     differences: Mapping[str, list[str]] = MappingProxyType({})
     notes: tuple[str, ...] = ()
 
     @abstractmethod
-    def parts(self) -> Iterator[Expected]:
-        """All images in order."""
+    def parts(self) -> Iterator[Part]:
+        """All images in order, those of a part of one size."""
 
     @abstractmethod
-    def extreme(self, part: Expected, keep: str) -> Expected | None:
-        """What the reference computes when every gate keeps "all" or "none", if it can be run."""
+    def extreme(self, images: Sequence[Prepared], keep: Literal["all", "none"]) -> Result | None:
+        """What is expected when every gate keeps all or none of its tokens, if it is known."""
 
 
-class Recorded(Expectations):
-    """The bundle's reference.npz: no PyTorch needed, no feature maps, no extreme runs."""
+class StoredReference(ExpectedResults):
+    """The bundle's reference.npz: no PyTorch needed, no stages, no extreme runs."""
 
-    has_features = False
+    has_stages = False
 
     def __init__(self, bundle: Bundle) -> None:
-        arrays, config = bundle.load_reference(), bundle.config
-        keep, margin = arrays["keep_mask"], arrays["margin"]
-        if bundle.method.counted:
-            known = bundle.method.values(config) | bundle.method.hints(config)
-            values = {name: arrays[name] for name in known}
-        else:
-            gates = range(config.num_gates)
-            values = {names.decision_name(gate): keep[:, gate] for gate in gates}
-            values |= {names.margin_name(gate): margin[:, gate] for gate in gates}
-        found = bundle.method.trace(config, values, len(keep))
-        self.arrays = Expected(
-            arrays["images"],
-            arrays["logits"],
-            keep,
-            margin,
-            found.source,
-            found.lead,
-            values=values,
-        )
-        self.labels = arrays.get("labels")
-        self.count = count_images(self.arrays.inputs)
-        self.description = f"reference recorded at export ({self.count} images)"
+        self.samples = bundle.load_samples()
+        self.count = _at_least_one(sum(map(len, self.samples)))
+        self.description = f"reference recorded at export ({number_of(self.count, 'image')})"
 
-    def parts(self) -> Iterator[Expected]:
-        for start in range(0, self.count, BATCH):
-            yield self.arrays[start : start + BATCH]
+    def parts(self) -> Iterator[Part]:
+        yield from self.samples
 
-    def extreme(self, part: Expected, keep: str) -> Expected | None:
+    def extreme(self, images: Sequence[Prepared], keep: Literal["all", "none"]) -> Result | None:
         return None
 
 
-class Recomputed(Expectations):
+class LiveReference(ExpectedResults):
     """The checkpoint's plain PyTorch forward on given images.
 
     What an export chooses is taken from the bundle: image size, thresholds, budgets, and whether
@@ -131,64 +77,73 @@ class Recomputed(Expectations):
 
     Args:
         model: the checkpoint, loaded independently.
-        images: what to run, or the bundle's own recorded inputs if None.
-        batch: images that the graph and the reference get at once.
+        images: what to run, or the bundle's own samples if None.
+        together: images that the graph and the reference get at once; as many as the task says by
+            default.
     """
 
-    has_features = True
+    has_stages = True
 
     def __init__(
-        self, bundle: Bundle, model: Model, images: ImageSet | None, *, batch: int = BATCH
+        self,
+        bundle: Bundle,
+        model: Model,
+        images: ImageSet | None = None,
+        *,
+        together: int | None = None,
     ) -> None:
-        from svit_deploy.models.reference import Reference, keep_above, keep_budget
+        from svit_deploy.tasks.reference import Reference
 
-        self.rows, exported = bundle.budget_rows, bundle.config
         if bundle.mode is TokenMode.DENSE:
             model = without_gates(model)
-        self.differences = compare_configs(exported, model.config)
+        self.differences = compare_configs(bundle.config, model.config)
         self.notes = tuple(_notes(bundle, model))
-        chosen = {name: getattr(exported, name) for name in CHOSEN}
         if not self.differences["configuration"]:  # else they may not fit the model
+            chosen = {name: getattr(bundle.config, name) for name in CHOSEN}
             model = dataclasses.replace(model, config=dataclasses.replace(model.config, **chosen))
-        self.reference = Reference(model)
-        self.rule = keep_budget(keep_above(exported.thresholds), self.rows)
-        if images is None:
-            recorded = bundle.load_reference()
-            self.inputs, self.labels = recorded["images"], recorded.get("labels")
-        else:
-            self.inputs = images.inputs(exported.preprocess, exported.image_size)
-            self.labels = images.labels
-        self.count, self.batch = count_images(self.inputs), batch
-        self.description = f"PyTorch reference ({self.count} images)"
+        self.bundle, self.pictures = bundle, images
+        self.reference = Reference(model, bundle.task)
+        self.together = together or bundle.task.together
+        self.samples = [i for part in bundle.load_samples() for i in part.images]
+        self.count = _at_least_one(len(self.samples if images is None else images))
+        self.description = f"PyTorch reference ({number_of(self.count, 'image')})"
 
-    def parts(self) -> Iterator[Expected]:
-        for start in range(0, self.count, self.batch):
-            inputs = self.inputs[start : start + self.batch]
-            outputs = self.reference.run(inputs, self.rule, batch=self.batch, features=True)
-            yield Expected(
-                inputs,
-                outputs.logits,
-                outputs.keep_mask,
-                outputs.margin,
-                outputs.source,
-                outputs.lead,
-                outputs.features,
-                outputs.values,
-            )
+    def images(self) -> Iterator[Prepared]:
+        """Each when it is its turn: large ones do not all fit into memory."""
+        if self.pictures is None:
+            return iter(self.samples)
+        bundle = self.bundle
+        return prepare_all(self.pictures, bundle.task, bundle.config, bundle.sizes)
 
-    def extreme(self, part: Expected, keep: str) -> Expected | None:
-        from svit_deploy.models.reference import keep_all, keep_budget, keep_none
+    def parts(self) -> Iterator[Part]:
+        from svit_deploy.backbones.rules import keep_above, keep_budget
 
-        everything = keep_all if keep == "all" else keep_none
-        outputs = self.reference.run(part.inputs, keep_budget(everything, self.rows))
-        return Expected(part.inputs, outputs.logits, outputs.keep_mask, outputs.margin)
+        decide, images = keep_above(self.bundle.config.thresholds), self.images()
+        while some := list(islice(images, self.together)):
+            for group in groups(some, self.together):
+                rule = keep_budget(decide, self.bundle.rows(group[0].size))
+                yield Part(tuple(group), self.reference.run(group, rule, stages=True))
+
+    def extreme(self, images: Sequence[Prepared], keep: Literal["all", "none"]) -> Result | None:
+        from svit_deploy.backbones.rules import keep_all, keep_budget, keep_none
+
+        decide = keep_all if keep == "all" else keep_none
+        return self.reference.run(images, keep_budget(decide, self.bundle.rows(images[0].size)))
 
 
-def count_images(inputs: np.ndarray) -> int:
-    """How many there are, at least one; raises InputError."""
-    if not len(inputs):
-        raise InputError("there is no image to verify on", "give some with --images")
-    return len(inputs)
+def refuse_non_finite(part: Part, task: Task, removes: bool) -> None:
+    """Raises InputError where the reference itself computes nothing that could be compared.
+
+    Args:
+        removes: whether a token may be gone, its margin -inf.
+    """
+    margin = part.result.selected.margin
+    broken = np.isnan(margin) | (np.isneginf(margin) & (not removes))
+    if broken.any() or not all(map(task.finite, part.result.outputs)):
+        raise InputError(
+            f"the reference's own {task.noun} or margins are not finite",
+            "check the checkpoint and the images: nothing can be compared with NaN",
+        )
 
 
 def compare_configs(exported: ModelConfig, given: ModelConfig) -> dict[str, list[str]]:
@@ -196,9 +151,10 @@ def compare_configs(exported: ModelConfig, given: ModelConfig) -> dict[str, list
 
     def differ(of_bundle: dict[str, Any], of_checkpoint: dict[str, Any]) -> list[str]:
         return [
-            f"{name} is {of_bundle[name]} in the bundle, {of_checkpoint[name]} in the checkpoint's"
-            for name in of_bundle
-            if of_bundle[name] != of_checkpoint[name]
+            f"{name} is {of_bundle.get(name)} in the bundle, {of_checkpoint.get(name)} in the "
+            "checkpoint's"
+            for name in dict.fromkeys([*of_bundle, *of_checkpoint])
+            if of_bundle.get(name) != of_checkpoint.get(name)
         ]
 
     ours, theirs = config_to_dict(exported), config_to_dict(given)
@@ -206,6 +162,13 @@ def compare_configs(exported: ModelConfig, given: ModelConfig) -> dict[str, list
     for name in CHOSEN:
         del ours[name], theirs[name]
     return {"configuration": differ(ours, theirs), "inputs": inputs}
+
+
+def _at_least_one(images: int) -> int:
+    """How many images there are; raises InputError for none."""
+    if not images:
+        raise InputError("there is no image to verify on", "give some with --images")
+    return images
 
 
 def _notes(bundle: Bundle, model: Model) -> Iterator[str]:

@@ -3,44 +3,70 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import onnx
 
-from svit_deploy.compare import (
-    effective_keep,
-    keep_ratios,
-    logits_error,
-    margin_error,
-    rms,
-    token_error,
-)
-from svit_deploy.config import TokenMode
-from svit_deploy.engines.base import Engine
-from svit_deploy.errors import InputError
-from svit_deploy.export import names
-from svit_deploy.graph_edit import FED, add_outputs, feed_values, read_scalar
-from svit_deploy.onnx_file import random_operators
+from svit_deploy import names
+from svit_deploy.graph.edit import read_scalar
+from svit_deploy.images.prepared import Prepared
+from svit_deploy.io.onnx_file import random_operators
+from svit_deploy.model.counts import keep_ratios
+from svit_deploy.model.result import Outputs, Result, Selected
 from svit_deploy.progress import Progress
-from svit_deploy.verify.expected import Expectations, Expected
-from svit_deploy.verify.guided import decided, forced, guided_logits
-from svit_deploy.verify.report import GateResult, Stage
-from svit_deploy.verify.subject import Observed, Subject
+from svit_deploy.verify.decisions import GateFlips, effective_keep, margin_drift
+from svit_deploy.verify.expected import ExpectedResults, refuse_non_finite
+from svit_deploy.verify.forced_decisions import ForcedDecisions
+from svit_deploy.verify.model_under_test import ModelUnderTest
+from svit_deploy.verify.report import GateResult
+from svit_deploy.verify.stages import Stages
+from svit_deploy.verify.words import number_of
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Images of one size: what the file made of them, and what is expected.
+
+    Attributes:
+        images: without their pixels.
+        forced: what came out, of images that flipped a decision without that flip.
+        rows: `[G]`, tokens let through of each; None where their number is free.
+    """
+
+    images: tuple[Prepared, ...]
+    actual: Result
+    expected: Result
+    forced: list[Outputs]
+    rows: np.ndarray | None
+
+    @property
+    def selected(self) -> tuple[Selected, Selected]:
+        """Of the file and of the reference."""
+        return self.actual.selected, self.expected.selected
 
 
 class Parity:
-    """Compares a subject with what is expected of it, adding to the subject's report."""
+    """Compares a model with what is expected of it, adding to the report.
 
-    def __init__(self, subject: Subject, expectations: Expectations) -> None:
-        self.subject, self.expectations = subject, expectations
-        self.config, self.limits, self.report = subject.config, subject.limits, subject.report
-        self.gates, self.check = subject.gates, subject.report.check
+    Args:
+        truth: annotations of the images, as the task reads them.
+    """
+
+    def __init__(
+        self, model: ModelUnderTest, reference: ExpectedResults, truth: Any = None
+    ) -> None:
+        self.model, self.reference, self.truth = model, reference, truth
+        self.config, self.limits, self.report = model.config, model.limits, model.report
+        self.gates, self.check = model.gates, model.report.check
+        self.parts: list[Compared] = []
 
     def check_file(self) -> None:
         """What can be said without running: settings, random operators, thresholds."""
-        for name, differences in self.expectations.differences.items():
+        for name, differences in self.reference.differences.items():
             self.check(name, not differences, ", ".join(differences) or "as the reference's")
-        random = random_operators(self.subject.model)
+        random = random_operators(self.model.model)
         self.check(
             "no random operator",
             not random,
@@ -51,238 +77,163 @@ class Parity:
 
     def check_thresholds(self) -> None:
         wrong = []
-        for gate, expected in zip(self.gates, self.subject.thresholds, strict=True):
-            threshold = np.float32(read_scalar(self.subject.model, names.threshold_name(gate)))
+        for gate, expected in zip(self.gates, self.model.thresholds, strict=True):
+            threshold = np.float32(read_scalar(self.model.model, names.threshold_name(gate)))
             # The slack of one ulp-scale step lets a threshold pass through decimal text.
             if not abs(threshold - expected) <= 1e-7 + 2 * np.spacing(abs(expected)):
                 wrong.append(f"gate {gate} has {threshold:g}, not {expected:g}")
         self.check("thresholds", not wrong, ", ".join(wrong) or "as the manifest says")
 
-    def compare(self, progress: Progress) -> Expected:
-        """Runs the graph with forced masks and as shipped beside the reference.
+    def compare(self, progress: Progress) -> Sequence[Prepared]:
+        """Runs the graph with forced decisions and as shipped beside the reference.
 
         Returns:
-            The first part of the reference's outputs, for the behaviour checks.
+            The first images, for the behaviour checks.
         """
-        subject = self.subject
-        errors: dict[str, float] = {}
-        expected: list[Expected] = []
-        actual: list[Observed] = []
-        with subject.engine(self.staged()) as staged, subject.shipped() as shipped:
+        model = self.model
+        first: Sequence[Prepared] = ()
+        stages = Stages(model, self.reference.has_stages)
+        with (
+            model.engine(stages.graph()) as staged,
+            model.shipped() as shipped,
+            ForcedDecisions(model) as forced,
+        ):
             self.report.engine = shipped.description
-            for part in self.expectations.parts():
-                refuse_non_finite(part, subject.method.removes)
-                done = sum(len(past.inputs) for past in expected) / self.expectations.count
+            for part in self.reference.parts():
+                done = sum(len(past.images) for past in self.parts) / self.reference.count
                 progress.update("comparing with the reference", 0.7 * done)
-                for stage, error in self.stage_errors(staged, part).items():
-                    errors[stage] = max(errors.get(stage, 0.0), error)
-                actual.append(subject.observe(shipped, part.inputs))
-                chosen = {name: part.values[name] for name in decided(subject)}
-                expected.append(dataclasses.replace(part, features=[], values=chosen))
-        whole = Observed.concatenate(
-            [
-                Observed(
-                    part.logits, part.keep_mask, part.margin, source=part.source, lead=part.lead
-                )
-                for part in expected
-            ]
-        )
-        finite = np.where(np.isfinite(whole.margin), whole.margin, 0)
-        unit = subject.method.margin_unit
-        subject.scales = np.array([unit or max(1.0, rms(finite[:, g])) for g in self.gates])
-        self.judge_stages(errors)
-        shown = Observed.concatenate(actual)
-        self.judge_decisions(shown, whole)
-        self.judge_budget(shown)
-        self.judge_logits(
-            shown.logits, guided_logits(subject, shown, whole, expected), whole.logits
-        )
-        return expected[0]
+                refuse_non_finite(part, model.task, model.method.removes)
+                stages.run(staged, part)
+                actual = model.observe(shipped, part.images)
+                outputs = forced.outputs(part, actual)
+                lean = Result(part.result.outputs, part.result.selected)
+                images = tuple(map(_without_pixels, part.images))
+                rows = model.rows(part.images)
+                self.parts.append(Compared(images, actual, lean, outputs, rows))
+                first = first or part.images
+        model.scales = self.margin_scales()
+        stages.judge()
+        if self.gates:
+            self.judge_decisions()
+            self.judge_budget()
+        forced.judge()
+        self.judge_outputs()
+        return first
 
-    @property
-    def packs(self) -> bool:
-        """Whether the graph's feature maps hold only the tokens that are still there."""
-        return self.subject.method.removes and self.subject.bundle.mode is TokenMode.DYNAMIC
+    def margin_scales(self) -> np.ndarray:
+        """What an error of each gate's margins is measured in `[G]`."""
+        unit = self.model.method.margin_unit
+        if unit:
+            return np.full(len(self.gates), float(unit))
+        squares, count = np.zeros(len(self.gates)), 0
+        for part in self.parts:
+            margin = part.expected.selected.margin.astype(np.float64)
+            squares += (np.where(np.isfinite(margin), margin, 0.0) ** 2).sum(axis=(0, 2))
+            count += margin.shape[0] * margin.shape[2]
+        return np.maximum(1.0, np.sqrt(squares / count))
 
-    def staged(self) -> onnx.ModelProto:
-        """The graph with the reference's decisions and, if known, feature maps for inputs."""
-        values, chosen = self.subject.values, decided(self.subject)
-        model = add_outputs(forced(self.subject), [name for name in values if name not in chosen])
-        if not self.expectations.has_features:
-            return model
-        shapes = {name: (f"{name}.rows", f"{name}.width") for name in self.subject.bundle.stages}
-        return feed_values(model, shapes)
-
-    def stage_errors(self, staged: Engine, part: Expected) -> dict[str, float]:
-        """Error of each value of the graph that the reference knows."""
-        feeds = {names.INPUT: part.inputs}
-        ranked = []
-        for name, (kind, _) in self.subject.values.items():
-            if kind is np.float32:
-                ranked.append(name)
-            else:
-                feeds[name] = np.ascontiguousarray(part.values[name])
-        maps = list(zip(self.subject.bundle.stages, part.features, strict=False))
-        there = [~np.isnan(features[..., 0]) for _, features in maps]
-        for (name, features), tokens in zip(maps, there, strict=True):
-            rows = features[tokens] if self.packs else np.nan_to_num(features)
-            feeds[name + FED] = rows.reshape(-1, features.shape[-1])
-        actual = staged.run(feeds)
-        errors = {names.LOGITS: logits_error(actual[names.LOGITS], part.logits)}
-        for name in ranked:
-            errors[name] = margin_error(actual[name], part.values[name])
-        for (name, features), tokens in zip(maps, there, strict=True):
-            rows = actual[name] if self.packs else actual[name].reshape(features.shape)[tokens]
-            errors[name] = token_error(rows, features[tokens])
-        return errors
-
-    def judge_stages(self, errors: dict[str, float]) -> None:
-        """Lists the stages in the order they run and names the first that differs."""
-        limits, stages, scales = self.limits, self.report.stages, self.subject.scales
-        alone = self.expectations.has_features  # else errors add up from stage to stage
-        gate_of = self.config.gate_of
-        margin = limits.margin
-        if self.subject.method.ranks_inside:
-            margin = max(margin, limits.block)
-        order = [("embedding", names.EMBEDDING, limits.embedding)]
-        for block in range(self.config.depth):
-            if (gate := gate_of.get(block)) is not None:
-                limit = (margin if alone else limits.rounding) * scales[gate]
-                order.append((f"gate {gate}", names.margin_name(gate), limit))
-            order.append((f"block {block}", names.block_name(block), limits.block))
-        order.append(("head", names.LOGITS, limits.head if alone else limits.logits))
-        stages += [Stage(n, errors[v], float(limit)) for n, v, limit in order if v in errors]
-        wrong = [stage for stage in stages if not stage.error <= stage.limit]
-        detail = f"largest error is {max(s.error / s.limit for s in stages):.0%} of its limit"
-        if wrong:
-            first = wrong[0]
-            by = f"by {first.error:.2g} (limit {first.limit:.2g})"
-            if np.isinf(first.error):
-                by = "by NaN, infinity or a token that only one of them always keeps"
-            rest = f" of {len(wrong)}" if len(wrong) > 1 else ""
-            detail = f"{first.name} is the first{rest} to differ from the reference, {by}"
-        self.check("every stage by itself" if alone else "gates and logits", not wrong, detail)
-
-    def judge_decisions(self, actual: Observed, expected: Observed) -> None:
+    def judge_decisions(self) -> None:
         """The decisions of the file as it is, gate by gate."""
-        if not self.gates:
-            return
-        subject, config = self.subject, self.config
-        decision = actual.margin > subject.thresholds[None, :, None]
-        honest = actual.keep_mask == effective_keep(decision, actual.margin, subject.rows)
-        wrong = [gate for gate in self.gates if not honest[:, gate].all()]
+        model = self.model
+        wrong: set[int] = set()
+        flips: list[list[GateFlips]] = []
+        drift = np.zeros(len(self.gates))
+        for part in self.parts:
+            actual, expected = part.selected
+            decision = actual.margin > model.thresholds[None, :, None]
+            honest = actual.keep_mask == effective_keep(decision, actual.margin, part.rows)
+            wrong |= {gate for gate in self.gates if not honest[:, gate].all()}
+            flips.append(model.flips(actual, expected, part.rows))
+            drift = np.maximum(drift, margin_drift(actual, expected))
         self.check(
             "keep mask follows the margins",
             not wrong,
-            f"gate {wrong[0]} does not keep by {self.subject.rule}" if wrong else self.subject.rule,
+            f"gate {min(wrong)} does not keep by {model.rule}" if wrong else model.rule,
         )
-        flips, explained, detail = subject.compare_decisions(actual, expected)
-        self.check("gate decisions", explained, detail)
-        self.check("few decisions turn", *subject.count_turned(flips))
-        drift = margin_drift(actual, expected)
-        wrong = [gate for gate in self.gates if not drift[gate] <= subject.rounding[gate]]
+        total = [GateFlips.total(of_gate) for of_gate in zip(*flips, strict=True)]
+        self.check("gate decisions", *model.explain_flips(total))
+        self.check("few decisions flip", *model.count_flips(total))
+        beyond = [gate for gate in self.gates if not drift[gate] <= model.rounding[gate]]
         self.check(
             "margins",
-            not wrong,
-            f"those of gate {wrong[0]} differ by {drift[wrong[0]]:.2g} where rounding explains "
-            f"{subject.rounding[wrong[0]]:.2g}"
-            if wrong
-            else f"differ by at most {np.max(drift / subject.scales):.2g}, in units of "
+            not beyond,
+            f"those of gate {beyond[0]} differ by {drift[beyond[0]]:.2g} where rounding explains "
+            f"{model.rounding[beyond[0]]:.2g}"
+            if beyond
+            else f"differ by at most {np.max(drift / model.scales):.2g}, in units of "
             "max(1, rms of the gate)",
         )
-        ratios = keep_ratios(actual.keep_mask, config)
-        expected_ratios = keep_ratios(expected.keep_mask, config)
+        self.list_gates(total, drift)
+
+    def list_gates(self, flips: list[GateFlips], drift: np.ndarray) -> None:
+        config = self.config
+        keep, expected_keep = np.zeros((2, len(self.gates)))
+        for part in self.parts:
+            at_size = config.at(part.images[0].size)
+            share = len(part.images) / self.reference.count
+            actual, expected = part.selected
+            keep += share * np.array(keep_ratios(actual.keep_mask, at_size))
+            expected_keep += share * np.array(keep_ratios(expected.keep_mask, at_size))
         for gate in self.gates:
             result = GateResult(
                 gate=gate,
                 block=config.gate_blocks[gate],
                 flips=flips[gate],
                 drift=float(drift[gate]),
-                rounding=float(subject.rounding[gate]),
-                keep=ratios[gate],
-                expected_keep=expected_ratios[gate],
+                rounding=float(self.model.rounding[gate]),
+                keep=float(keep[gate]),
+                expected_keep=float(expected_keep[gate]),
                 target_keep=config.target_keep[gate] if config.target_keep else None,
             )
             self.report.gates.append(result)
 
-    def judge_budget(self, actual: Observed) -> None:
+    def judge_budget(self) -> None:
         """What the budget cuts is counted right, and worth knowing: the model itself would not."""
-        subject, rows = self.subject, self.subject.rows
-        if rows is None or not subject.bundle.budgets:
+        if not self.model.bundle.budgets:
             return
-        wanted = (actual.margin > subject.thresholds[None, :, None]).sum(axis=2)
-        beyond = np.maximum(wanted - rows, 0)
-        if actual.overflow is not None:
-            wrong = [g for g in self.gates if (actual.overflow[:, g] != beyond[:, g]).any()]
+        miscounted: set[int] = set()
+        cut, told = [], True
+        for part in self.parts:
+            actual, _ = part.selected
+            assert part.rows is not None
+            wanted = (actual.margin > self.model.thresholds[None, :, None]).sum(axis=2)
+            beyond = np.maximum(wanted - part.rows, 0)
+            cut.append(beyond)
+            if actual.overflow is None:
+                told = False
+            else:
+                differ = (actual.overflow != beyond).any(axis=0)
+                miscounted |= set(np.flatnonzero(differ).tolist())
+        beyond = np.concatenate(cut)
+        if told:
             self.check(
                 "overflow counts what the budget cuts",
-                not wrong,
-                f"gate {wrong[0]} miscounts" if wrong else f"{int(beyond.sum())} tokens",
+                not miscounted,
+                f"gate {min(miscounted)} miscounts"
+                if miscounted
+                else number_of(int(beyond.sum()), "token"),
             )
         if beyond.any():
-            images = (beyond > 0).any(axis=1)
+            images = int((beyond > 0).any(axis=1).sum())
             gates = [str(gate) for gate in self.gates if beyond[:, gate].any()]
             self.report.notes.append(
-                f"the budgets cut tokens in {images.sum()} of {len(images)} images (gates "
-                f"{', '.join(gates)}); the reference was given the same budgets"
+                f"the budgets cut tokens in {images} of {number_of(len(beyond), 'image')} "
+                f"(gate{'s' * (len(gates) > 1)} {', '.join(gates)}); the reference was given the "
+                "same budgets"
             )
 
-    def judge_logits(self, shown: np.ndarray, actual: np.ndarray, expected: np.ndarray) -> None:
-        """Logits and classes of the whole model.
-
-        Args:
-            shown, actual, expected: `[n, classes]`, of the file as it is, the same on the
-                reference's decisions, and of the reference.
-        """
-        broken = ~np.isfinite(shown).all(axis=1)
-        error = logits_error(actual, expected)
-        self.report.logits_error = error
-        self.check(
-            "logits",
-            error <= self.limits.logits and not broken.any(),
-            f"NaN or infinity in {broken.sum()} of {len(broken)} images"
-            if broken.any()
-            else f"error {error:.2g}, limit {self.limits.logits:.2g}",
-        )
-        top1, expected_top1 = shown.argmax(1), expected.argmax(1)
-        agree = actual.argmax(1) == expected_top1
-        # Two classes within rounding of each other are a coin toss too.
-        ranked = np.sort(expected, axis=1)
-        lead = ranked[:, -1] - ranked[:, -2] if ranked.shape[1] > 1 else np.inf
-        clear = np.broadcast_to(
-            lead > 2 * self.limits.logits * max(1.0, rms(expected)), agree.shape
-        )
-        self.check(
-            "top-1 agreement",
-            bool(agree[clear].mean() >= self.limits.top1) if clear.any() else True,
-            f"{(top1 == expected_top1).mean():.2%} of {len(agree)} images, {agree[clear].sum()} "
-            f"of {clear.sum()} with a clear winner",
-        )
-        labels = self.expectations.labels
-        if labels is not None:
-            self.report.accuracy = float((top1 == labels).mean())
-            self.report.reference_accuracy = float((expected_top1 == labels).mean())
+    def judge_outputs(self) -> None:
+        """What comes out of the whole model, as the task judges it."""
+        task = self.model.task
+        shown = [outputs for part in self.parts for outputs in part.actual.outputs]
+        forced = [outputs for part in self.parts for outputs in part.forced]
+        expected = [outputs for part in self.parts for outputs in part.expected.outputs]
+        images = [image for part in self.parts for image in part.images]
+        self.report.add(task.judge(shown, forced, expected, self.config, self.limits))
+        self.report.add(task.metrics(images, shown, expected, self.truth))
 
 
-def margin_drift(actual: Observed, expected: Observed) -> np.ndarray:
-    """Largest difference of the margins of each gate `[G]`, where all decisions before it agree."""
-    late = np.zeros(len(actual.logits), bool)
-    drift = []
-    for gate in range(actual.margin.shape[1]):
-        drift.append(margin_error(actual.margin[~late, gate], expected.margin[~late, gate]))
-        late |= (actual.decisions[:, gate] != expected.decisions[:, gate]).any(axis=1)
-    return np.array(drift)
-
-
-def refuse_non_finite(part: Expected, removes: bool) -> None:
-    """Raises InputError where the reference itself computes nothing that could be compared.
-
-    Args:
-        removes: whether a token may be gone, its margin -inf.
-    """
-    broken = np.isnan(part.margin) | (np.isneginf(part.margin) & (not removes))
-    if broken.any() or not np.isfinite(part.logits).all():
-        raise InputError(
-            "the reference's own logits or margins are not finite",
-            "check the checkpoint and the images: nothing can be compared with NaN",
-        )
+def _without_pixels(image: Prepared) -> Prepared:
+    """The image, its pixels one number: large ones do not all fit into memory."""
+    blank = np.broadcast_to(np.float32(0), image.pixels.shape)
+    return dataclasses.replace(image, pixels=blank)

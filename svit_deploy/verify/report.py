@@ -12,9 +12,11 @@ from rich.table import Table
 
 from svit_deploy import __version__
 from svit_deploy.bundle import Bundle
-from svit_deploy.compare import GateFlips
-from svit_deploy.environment import describe_environment
-from svit_deploy.verify.limits import LIMITS, Limits
+from svit_deploy.machine.environment import describe_environment
+from svit_deploy.tasks.limits import Limits
+from svit_deploy.tasks.task import Judgement
+from svit_deploy.verify.decisions import GateFlips
+from svit_deploy.verify.words import decisions_in_words, number_of
 
 SCHEMA_VERSION = 1
 
@@ -43,7 +45,7 @@ class GateResult:
 
     Attributes:
         drift: largest difference of its margins where all decisions before it agree.
-        rounding: how far rounding may move a margin: nearer to its cut, it may turn.
+        rounding: how far rounding may move a margin: nearer to its cut, a decision may flip.
         keep, expected_keep: mean keep ratio of the graph and of the reference.
     """
 
@@ -59,7 +61,12 @@ class GateResult:
 
 @dataclass
 class VerifyReport:
-    """The outcome of a verification; `passed` is the verdict."""
+    """The outcome of a verification; `passed` is the verdict.
+
+    Attributes:
+        results: what the bundle's task says of its outputs, JSON-able.
+        lines, summary: the same for the terminal, above the gates and below the checks.
+    """
 
     bundle: Bundle
     images: int
@@ -69,17 +76,29 @@ class VerifyReport:
     gates: list[GateResult] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    logits_error: float | None = None
-    accuracy: float | None = None
-    reference_accuracy: float | None = None
+    results: dict[str, Any] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    summary: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.results = {**self.bundle.task.no_results, **self.results}
 
     @property
     def limits(self) -> Limits:
         """What the differences were held against."""
-        return LIMITS[self.bundle.manifest["precision"]]
+        return self.bundle.task.limits[self.bundle.precision]
 
     def check(self, name: str, passed: bool, detail: str) -> None:
         self.checks.append(Check(name, bool(passed), detail))
+
+    def add(self, judgement: Judgement) -> None:
+        """Takes in what a task says."""
+        for check in judgement.checks:
+            self.check(*check)
+        self.notes += judgement.notes
+        self.results |= judgement.results
+        self.lines += judgement.lines
+        self.summary += judgement.summary
 
     @property
     def passed(self) -> bool:
@@ -92,12 +111,14 @@ class VerifyReport:
         if failed:
             more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
             return f"FAIL {self.bundle.name}: {failed[0].name}: {failed[0].detail}{more}"
-        decisions = decisions_in_words([result.flips for result in self.gates])
-        gates = f", decisions of {len(self.gates)} gates {decisions}" if self.gates else ""
-        return f"PASS {self.bundle.name}: {self.images} images{gates}, against the {self.reference}"
+        seen = number_of(self.images, "image")
+        if self.gates:
+            decisions = decisions_in_words([result.flips for result in self.gates])
+            seen += f", decisions of {number_of(len(self.gates), 'gate')} {decisions}"
+        return f"PASS {self.bundle.name}: {seen}, against the {self.reference}"
 
     def to_dict(self, command: list[str] | None = None) -> dict[str, Any]:
-        """JSON-able record; an infinite error is written as null."""
+        """JSON-able record; what is infinite or no number is written as null."""
         return {
             "schema_version": SCHEMA_VERSION,
             "tool": {"name": "svit-deploy", "version": __version__},
@@ -120,34 +141,16 @@ class VerifyReport:
                     {"name": s.name, "error": _finite(s.error), "limit": s.limit}
                     for s in self.stages
                 ],
-                "gates": [self._gate_dict(result) for result in self.gates],
-                "logits_error": None if self.logits_error is None else _finite(self.logits_error),
-                "top1_accuracy": self.accuracy,
-                "reference_top1_accuracy": self.reference_accuracy,
+                "gates": [_gate_dict(result) for result in self.gates],
+                **_finite(self.results),
                 "notes": self.notes,
             },
         }
 
-    @staticmethod
-    def _gate_dict(result: GateResult) -> dict[str, Any]:
-        flips = result.flips
-        return {
-            "gate": result.gate,
-            "block": result.block,
-            "agreement": flips.agreement,
-            "coin_toss_flips": flips.coin_tosses,
-            "fault_flips": flips.faults,
-            "consequent_flips": flips.consequences,
-            "largest_flipped_margin": _finite(flips.largest_margin),
-            "margin_drift": _finite(result.drift),
-            "rounding": result.rounding,
-            "keep_ratio": result.keep,
-            "reference_keep_ratio": result.expected_keep,
-            "target_keep_ratio": result.target_keep,
-        }
-
     def render(self, console: Console) -> None:
         """Prints gates, stages (worst ones first to be seen), checks and the verdict."""
+        for line in self.lines:
+            console.print(line, highlight=False, markup=False)
         if self.gates:
             console.print(self._gate_table())
         if self.stages:
@@ -161,11 +164,8 @@ class VerifyReport:
             state = "ok" if check.passed else "[bold red]FAIL[/]"
             table.add_row(state, check.name, escape(check.detail))
         console.print(table)
-        if self.accuracy is not None and self.reference_accuracy is not None:
-            console.print(
-                f"top-1 accuracy {self.accuracy:.2%}, reference {self.reference_accuracy:.2%}",
-                highlight=False,
-            )
+        for line in self.summary:
+            console.print(line, highlight=False, markup=False)
         for note in self.notes:
             console.print(f"note: {note}", highlight=False, markup=False)
         style = "bold green" if self.passed else "bold red"
@@ -173,7 +173,7 @@ class VerifyReport:
 
     def _gate_table(self) -> Table:
         table = Table(box=None, pad_edge=False)
-        for heading in ("gate", "block", "agreement", "coin tosses", "faults", "keep", "target"):
+        for heading in ("gate", "block", "agreement", "near ties", "faults", "keep", "target"):
             table.add_column(heading, justify="right")
         for result in self.gates:
             flips = result.flips
@@ -182,7 +182,7 @@ class VerifyReport:
                 str(result.gate),
                 str(result.block),
                 f"{flips.agreement:.4%}",
-                str(flips.coin_tosses),
+                str(flips.near_ties),
                 str(flips.faults),
                 f"{result.keep:.3f}",
                 target,
@@ -190,17 +190,28 @@ class VerifyReport:
         return table
 
 
-def decisions_in_words(flips: list[GateFlips]) -> str:
-    """How far decisions agree whose differences rounding explains."""
-    tosses = sum(flip.coin_tosses for flip in flips)
-    later = sum(flip.consequences for flip in flips)
-    if not tosses:
-        return "identical"
-    plural = "" if tosses == 1 else "es"
-    return f"identical but for {tosses} coin toss{plural}" + (
-        f" and {later} decisions after {'it' if tosses == 1 else 'them'}" if later else ""
-    )
+def _gate_dict(result: GateResult) -> dict[str, Any]:
+    flips = result.flips
+    return {
+        "gate": result.gate,
+        "block": result.block,
+        "agreement": flips.agreement,
+        "coin_toss_flips": flips.near_ties,
+        "fault_flips": flips.faults,
+        "consequent_flips": flips.consequences,
+        "largest_flipped_margin": _finite(flips.largest_margin),
+        "margin_drift": _finite(result.drift),
+        "rounding": result.rounding,
+        "keep_ratio": result.keep,
+        "reference_keep_ratio": result.expected_keep,
+        "target_keep_ratio": result.target_keep,
+    }
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _finite(value: Any) -> Any:
+    """The value with None for what JSON has no number for, at any depth."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -23,8 +23,8 @@ from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.engines.tensorrt.runner import TensorRTEngine
 from svit_deploy.errors import CapabilityError, InputError, UsageError
 from svit_deploy.images import load_images
-from svit_deploy.profiles import Profile
-from svit_deploy.targets import bench_targets, check_targets
+from svit_deploy.model.profiles import Profile
+from svit_deploy.bench.targets import bench_targets, check_targets
 from tests.engines.tensorrt.fake.cuda import Device
 from tests.engines.tensorrt.fake.engines import install, remove_sidecar, write_engine
 

@@ -49,7 +49,7 @@ def export(golden: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two painted pictures, upright and across."""
-    from svit_deploy.synthetic import paint_scene
+    from svit_deploy.images.synthetic import paint_scene
 
     folder = tmp_path_factory.mktemp("photos")
     for name, size in (("across", (60, 90)), ("upright", (90, 50))):

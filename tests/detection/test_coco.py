@@ -18,7 +18,7 @@ from svit_deploy import api
 from svit_deploy.detection.coco import GroundTruth
 from svit_deploy.detection.postprocess import Detections
 from svit_deploy.errors import InputError, UsageError
-from svit_deploy.synthetic import paint_scene
+from svit_deploy.images.synthetic import paint_scene
 
 
 def annotate(path: Path, found: Detections, name: str, size: tuple[int, int]) -> Path:

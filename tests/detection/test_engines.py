@@ -27,7 +27,7 @@ from svit_deploy.detection.preprocess import feeds_of
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.engines.tensorrt.sidecar import read_sidecar
 from svit_deploy.errors import InputError, UsageError
-from svit_deploy.export import names
+from svit_deploy import names
 from tests.engines.tensorrt.fake.cuda import Device
 from tests.engines.tensorrt.fake.engines import install
 

@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
-from svit_deploy.export.builder import FLOAT, INT64, GraphBuilder
+from svit_deploy.graph.builder import FLOAT, INT64, GraphBuilder
 
 
 def test_names_are_scoped_and_numbered():

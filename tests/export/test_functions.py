@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 import pytest
 
-from svit_deploy.config import TokenMode
+from svit_deploy.model.config import TokenMode
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.export.onnx import build_graph, export_model
 from svit_deploy.export.settings import ExportSettings
-from svit_deploy.halves import inline_functions
+from svit_deploy.graph.half_precision import inline_functions
 from svit_deploy.verify import Recomputed, verify_bundle
 
 NAMES = {"SvitCompact", "SvitGather", "SvitScatter"}

@@ -9,13 +9,13 @@ import numpy as np
 import onnx
 import pytest
 
-from svit_deploy.config import TokenMode
+from svit_deploy.model.config import TokenMode
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.errors import ExportError, UsageError
 from svit_deploy.export.onnx import build_graph, export_model
 from svit_deploy.export.settings import ExportSettings
-from svit_deploy.graph_edit import add_outputs
-from svit_deploy.halves import emulate_halves, view_in_float32
+from svit_deploy.graph.edit import add_outputs
+from svit_deploy.graph.half_precision import emulate_halves, view_in_float32
 from svit_deploy.verify import Recomputed, Recorded, verify_bundle
 from svit_deploy.verify.limits import LIMITS
 
@@ -103,7 +103,7 @@ def test_a_half_precision_export_is_accepted(
 
 @pytest.mark.parametrize("precision", HALVES)
 def test_a_fault_in_a_half_precision_graph_is_refused(golden, tmp_path, monkeypatch, precision):
-    monkeypatch.setattr("svit_deploy.export.tokens.MASKED", -1.0)
+    monkeypatch.setattr("svit_deploy.graph.tokens.MASKED", -1.0)
     model, images = golden("svit_cls").model, golden("svit_cls").images
     settings = ExportSettings(tokens=TokenMode.MASKED, precision=precision)
     bundle = export_model(model, tmp_path / "out", settings)
@@ -113,7 +113,7 @@ def test_a_fault_in_a_half_precision_graph_is_refused(golden, tmp_path, monkeypa
 
 
 def test_a_gate_in_half_precision_is_refused(golden, tmp_path, monkeypatch):
-    from svit_deploy.export.layers import Layers
+    from svit_deploy.graph.layers import Layers
 
     def half(self, x, name):
         if not name.startswith("gates"):

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
-from svit_deploy.export.builder import BOOL, FLOAT, GraphBuilder
-from svit_deploy.export.tokens import (
+from svit_deploy.graph.builder import BOOL, FLOAT, GraphBuilder
+from svit_deploy.graph.tokens import (
     Selection,
     TokenGrid,
     select_budget,

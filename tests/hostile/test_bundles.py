@@ -18,11 +18,11 @@ import numpy as np
 import onnx
 import pytest
 
-from svit_deploy.bundle import MANIFEST, MODEL, REFERENCE, Bundle, hash_file, open_bundle
+from svit_deploy.bundle import MANIFEST, MODEL, REFERENCE, Bundle, open_bundle
 from svit_deploy.errors import EXIT_INPUT, InputError
 from svit_deploy.inspection import inspect_path
-from svit_deploy.manifest import SCHEMA
-from svit_deploy.strict_json import MAX_BYTES
+from svit_deploy.bundle.manifest import SCHEMA
+from svit_deploy.io.strict_json import MAX_BYTES
 
 Manifest = dict[str, Any]
 
@@ -311,7 +311,7 @@ def test_model_that_is_no_model_although_its_hash_fits(bundle: Path) -> None:
 def reference_refusal(bundle: Path) -> str:
     accept_changes(bundle)
     opened = open_bundle(bundle)
-    return refusal(bundle, lambda _: opened.load_reference())
+    return refusal(bundle, lambda _: opened.load_samples())
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 no archive", b"text"])
@@ -353,7 +353,9 @@ def test_reference_of_another_model(bundle: Path, changes: Manifest, words: str)
 def test_reference_with_other_arrays_and_labels_is_read(bundle: Path) -> None:
     change_reference(bundle, labels=np.zeros(3, np.int64), other=np.zeros(5))
     accept_changes(bundle)
-    assert "other" not in open_bundle(bundle).load_reference()
+    (part,) = open_bundle(bundle).load_samples()
+    assert [image.label for image in part.images] == [0, 0, 0]
+    assert "other" not in part.result.values
 
 
 def put_array(bundle: Path, header: bytes, data: bytes) -> None:
@@ -374,7 +376,7 @@ def test_array_larger_than_its_data(bundle: Path, shape: str) -> None:
 
 
 def test_reference_that_is_a_zip_bomb(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("svit_deploy.bundle.MAX_REFERENCE_BYTES", 10**7)
+    monkeypatch.setattr("svit_deploy.bundle.bundle.MAX_REFERENCE_BYTES", 10**7)
     put_array(bundle, npy_header("(5000000,)"), bytes(20_000_000))
     assert (bundle / REFERENCE).stat().st_size < 100_000
     assert "would unpack to 200000" in reference_refusal(bundle)

@@ -22,9 +22,9 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from svit_deploy.checkpoint import read_checkpoint
+from svit_deploy.io.checkpoint import read_checkpoint
 from svit_deploy.errors import EXIT_INPUT, InputError, SvitDeployError
-from svit_deploy.torch_file import pickle_globals
+from svit_deploy.io.torch_file import pickle_globals
 
 torch = pytest.importorskip("torch")
 
@@ -344,14 +344,14 @@ def test_zip_of_overlapping_entries(tmp_path: Path) -> None:
 
 
 def test_many_names_for_one_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("svit_deploy.torch_file.MAX_BYTES", 10_000)
+    monkeypatch.setattr("svit_deploy.io.torch_file.MAX_BYTES", 10_000)
     shared = torch.ones(1000)
     torch.save({f"w{i}": shared for i in range(9)}, tmp_path / "w.pth")
     assert "declares more data" in refusal(tmp_path / "w.pth")
 
 
 def test_file_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("svit_deploy.checkpoint.MAX_BYTES", 1000)
+    monkeypatch.setattr("svit_deploy.io.checkpoint.MAX_BYTES", 1000)
     assert "larger than" in refusal(GOLDEN)
 
 

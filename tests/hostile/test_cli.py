@@ -33,7 +33,7 @@ from svit_deploy.commands.common import (
     parse_seconds,
     parse_whole_numbers,
 )
-from svit_deploy.config import BatchRange, parse_image_size, parse_ratios
+from svit_deploy.model.config import BatchRange, parse_image_size, parse_ratios
 from svit_deploy.errors import UsageError
 from svit_deploy.export import vit
 

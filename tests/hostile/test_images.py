@@ -255,7 +255,7 @@ def test_missing_label_file(folder: Path, tmp_path: Path) -> None:
 
 
 def test_an_npz_that_declares_too_much_is_refused_unread(tmp_path, monkeypatch):
-    monkeypatch.setattr("svit_deploy.npz.read_npz.__kwdefaults__", {"max_bytes": 10**6})
+    monkeypatch.setattr("svit_deploy.io.npz.read_npz.__kwdefaults__", {"max_bytes": 10**6})
     path = tmp_path / "bomb.npz"
     np.savez_compressed(path, images=np.zeros((100, 64, 64, 3), np.uint8))
     assert path.stat().st_size < 10_000

@@ -18,9 +18,9 @@ from onnx import TensorProto, helper
 
 from svit_deploy.engines import OnnxRuntimeEngine
 from svit_deploy.errors import EXIT_INPUT, InputError, SvitDeployError
-from svit_deploy.graph_edit import add_outputs, force_values, read_scalar, set_scalars
+from svit_deploy.graph.edit import add_outputs, force_values, read_scalar, set_scalars
 from svit_deploy.inspection import inspect_path
-from svit_deploy.onnx_file import load_onnx
+from svit_deploy.io.onnx_file import load_onnx
 
 SECRET = np.arange(4, dtype=np.float32).tobytes()
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from svit_deploy.bundle import Bundle
-from svit_deploy.config import TokenMode
+from svit_deploy.model.config import TokenMode
 from svit_deploy.export.onnx import export_model
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.images import ImageSet, synthetic_images

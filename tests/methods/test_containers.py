@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from svit_deploy.checkpoint import read_checkpoint
+from svit_deploy.io.checkpoint import read_checkpoint
 from svit_deploy.errors import InputError
 
 torch = pytest.importorskip("torch")

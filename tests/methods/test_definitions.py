@@ -10,7 +10,7 @@ import math
 import numpy as np
 import pytest
 
-from svit_deploy.config import TokenMode
+from svit_deploy.model.config import TokenMode
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.export.onnx import export_model
 from svit_deploy.export.settings import ExportSettings

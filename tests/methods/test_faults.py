@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from svit_deploy.config import TokenMode
+from svit_deploy.model.config import TokenMode
 from svit_deploy.export.onnx import export_model
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.images import ImageSet

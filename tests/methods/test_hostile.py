@@ -7,8 +7,8 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from svit_deploy.checkpoint import read_checkpoint
-from svit_deploy.config import TokenMode
+from svit_deploy.io.checkpoint import read_checkpoint
+from svit_deploy.model.config import TokenMode
 from svit_deploy.errors import InputError, SvitDeployError, UsageError
 from svit_deploy.export.onnx import export_model
 from svit_deploy.export.settings import EngineOptions, ExportSettings

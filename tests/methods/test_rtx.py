@@ -10,7 +10,7 @@ import pytest
 from svit_deploy.bundle import MODEL
 from svit_deploy.engines.tensorrt.build import build_engine
 from svit_deploy.engines.tensorrt.settings import BuildSettings
-from svit_deploy.profiles import Profile
+from svit_deploy.model.profiles import Profile
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="its wheels are for Linux here"),

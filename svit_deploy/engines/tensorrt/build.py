@@ -17,11 +17,11 @@ from typing import IO, Any
 
 from svit_deploy import errors
 from svit_deploy.engines.tensorrt.channel import ERROR, LOG, PROGRESS, RESULT
-from svit_deploy.engines.tensorrt.library import NAMES, RTX
 from svit_deploy.engines.tensorrt.settings import BuildSettings
 from svit_deploy.engines.tensorrt.sidecar import Sidecar, read_sidecar, sidecar_path
 from svit_deploy.errors import ExportError
-from svit_deploy.onnx_file import load_onnx
+from svit_deploy.io.onnx_file import load_onnx
+from svit_deploy.machine.tensorrt import NAMES, RTX
 from svit_deploy.progress import SILENT, Progress
 
 WORKER = "svit_deploy.engines.tensorrt.worker"

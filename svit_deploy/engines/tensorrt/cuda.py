@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from svit_deploy.engines.tensorrt.library import ENTERPRISE, INSTALL
 from svit_deploy.engines.tensorrt.sidecar import Gpu
 from svit_deploy.errors import CapabilityError, SvitDeployError, UsageError
+from svit_deploy.machine.tensorrt import ENTERPRISE, INSTALL
 
 NO_GPU = "run on a machine with an NVIDIA GPU, or use its ONNX model with --provider cpu"
 

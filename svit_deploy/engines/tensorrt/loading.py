@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from svit_deploy.engines.tensorrt.cuda import Cuda
-from svit_deploy.engines.tensorrt.library import ENTERPRISE, NAMES, RTX, Library, load_library
 from svit_deploy.engines.tensorrt.sidecar import BUILD_AGAIN, Sidecar, read_sidecar, sidecar_path
 from svit_deploy.errors import CapabilityError, InputError, SvitDeployError
-from svit_deploy.files import hash_file, reading
+from svit_deploy.io.files import hash_file, reading
+from svit_deploy.machine.tensorrt import ENTERPRISE, NAMES, RTX, Library, load_library
 from svit_deploy.plugins import library_path
 
 log = logging.getLogger(__name__)

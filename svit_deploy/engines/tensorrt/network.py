@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from svit_deploy.engines.tensorrt.channel import Channel, make_monitor
-from svit_deploy.engines.tensorrt.library import Library, one_line
 from svit_deploy.engines.tensorrt.settings import BuildSettings
 from svit_deploy.errors import CapabilityError, ExportError, UsageError
-from svit_deploy.export.names import INPUT
+from svit_deploy.machine.tensorrt import Library, one_line
+from svit_deploy.names import INPUT
 
 PARSED = 0.05
 

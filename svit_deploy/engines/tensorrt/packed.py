@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from svit_deploy.engines.tensorrt.library import Library
+from svit_deploy.machine.tensorrt import Library
 
 
 def has_packed_attention(library: Library) -> bool:

@@ -18,7 +18,7 @@ from svit_deploy.engines.tensorrt.graphs import DYNAMIC, CudaGraphs
 from svit_deploy.engines.tensorrt.inspector import LayerCounts, read_layers
 from svit_deploy.engines.tensorrt.loading import Loaded, load_engine
 from svit_deploy.errors import InputError
-from svit_deploy.profiles import Profile, Shape, choose_profile
+from svit_deploy.model.profiles import Profile, Shape, choose_profile
 
 MAX_SHAPES = 16
 OwnedT = TypeVar("OwnedT", Stream, Buffer, PinnedBuffer, Event)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svit_deploy.profiles import Profile
+from svit_deploy.model.profiles import Profile
 
 NO_TIMING_CACHE = "none"
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from svit_deploy import __version__
 from svit_deploy.errors import InputError
-from svit_deploy.files import hash_file
-from svit_deploy.profiles import Profile
-from svit_deploy.strict_json import read_json, write_json
+from svit_deploy.io.files import hash_file
+from svit_deploy.io.strict_json import read_json, write_json
+from svit_deploy.model.profiles import Profile
 
 SCHEMA_VERSION = 1
 BUILD_AGAIN = "build the engine again on this machine: svit-deploy export BUNDLE --target"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from svit_deploy.errors import SvitDeployError
-from svit_deploy.files import cache_folder, write_file
+from svit_deploy.io.files import cache_folder, write_file
 
 SCHEMA_VERSION = 1
 

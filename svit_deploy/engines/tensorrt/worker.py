@@ -18,7 +18,6 @@ from typing import Any
 from svit_deploy.engines.tensorrt.channel import LOG, RESULT, Channel, make_logger
 from svit_deploy.engines.tensorrt.gpu import Versions, require_gpu
 from svit_deploy.engines.tensorrt.inspector import read_layer_lines
-from svit_deploy.engines.tensorrt.library import ENTERPRISE, RTX, Library, load_library, one_line
 from svit_deploy.engines.tensorrt.network import (
     PARSED,
     configure,
@@ -30,7 +29,8 @@ from svit_deploy.engines.tensorrt.settings import NO_TIMING_CACHE, BuildSettings
 from svit_deploy.engines.tensorrt.sidecar import Gpu, Sidecar
 from svit_deploy.engines.tensorrt.timing_cache import TimingCache, default_path
 from svit_deploy.errors import CapabilityError, ExportError, SvitDeployError
-from svit_deploy.files import hash_file
+from svit_deploy.io.files import hash_file
+from svit_deploy.machine.tensorrt import ENTERPRISE, RTX, Library, load_library, one_line
 
 log = logging.getLogger(__name__)
 

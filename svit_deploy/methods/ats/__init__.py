@@ -16,45 +16,46 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from svit_deploy.config import ModelConfig, TokenMode
+from svit_deploy.backbones.tokens import GraphTokens, ReferenceTokens
 from svit_deploy.methods.ats.graph import AtsGraph
 from svit_deploy.methods.ats.settings import AtsSettings
-from svit_deploy.methods.keys import Dims
 from svit_deploy.methods.method import Gates, Method
+from svit_deploy.model.arch import Arch
+from svit_deploy.model.config import ModelConfig, TokenMode
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from svit_deploy.models.presets import Arch
-    from svit_deploy.models.reference import Reference, Steps
 
 
 class Ats(Method):
     """On DeiT's weights, without parameters of its own."""
 
-    name, title, keys_of = "ats", "ATS", "deit"
+    title = "ATS"
     modes = (TokenMode.DYNAMIC, TokenMode.MASKED, TokenMode.DENSE)
     settings = AtsSettings
-    graph = AtsGraph
     rule = "keep iff margin > threshold, margin = how far a sample is inside the token's reach"
     removes = True
     ranks_inside = True
     margin_unit = 0.05  # of cumulative significance, which ends at 1
 
-    def told(self, args: Mapping[str, Any]) -> dict[str, Any] | None:
+    def settings_from_args(self, args: Mapping[str, Any]) -> dict[str, Any] | None:
         blocks = args.get("VIT.ATS_BLOCKS")
         return {"ats_blocks": tuple(map(int, blocks))} if isinstance(blocks, list) else None
 
-    def gates(self, arch: Arch, dims: Dims, settings: AtsSettings) -> Gates:
+    def gates(self, arch: Arch, dims: Any, settings: Any, class_token: bool) -> Gates:
         return Gates(settings.ats_blocks, (False,) * len(settings.ats_blocks))
 
     def places(self, config: ModelConfig) -> tuple[int, ...]:
-        return config.settings.ats_blocks
+        blocks: tuple[int, ...] = config.settings.ats_blocks
+        return blocks
 
     def check(self, config: ModelConfig) -> None:
         self.refuse_distillation_token(config)
 
-    def forward(self, reference: Reference, images: Tensor) -> Steps:
-        from svit_deploy.methods.ats.reference import forward
+    def graph(self, writer: Any, rows: str) -> GraphTokens:
+        return AtsGraph(writer, rows)
 
-        return forward(reference, images)
+    def reference(self, backbone: Any, x: Tensor) -> ReferenceTokens:
+        from svit_deploy.methods.ats.reference import AtsReference
+
+        return AtsReference(backbone, x)

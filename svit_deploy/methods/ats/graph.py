@@ -2,54 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import ArrayLike
 
-from svit_deploy.config import TokenMode
-from svit_deploy.export.builder import FLOAT, INT64_MAX, GraphBuilder
-from svit_deploy.export.layers import attention
-from svit_deploy.export.names import block_name, decision_name, margin_name, threshold_name
-from svit_deploy.export.rows import gather_rows, true_positions
-from svit_deploy.export.tokens import TINY, Decided, Packed, attend_to_all, key_bias, pack
-from svit_deploy.export.vit import VitGraph
+from svit_deploy.backbones.tokens import Decided, GraphTokens
+from svit_deploy.graph.builder import FLOAT, INT64_MAX, GraphBuilder
+from svit_deploy.graph.layers import attention
+from svit_deploy.graph.rows import gather_rows, true_positions
+from svit_deploy.graph.tokens import TINY, Packed, TokenGrid, attend_to_all, key_bias, pack
 from svit_deploy.methods.ats.settings import FAR
+from svit_deploy.model.config import TokenMode
+from svit_deploy.names import decision_name, margin_name, threshold_name
 
 
-class AtsGraph(VitGraph):
-    """Rows are those of the tokens still there (`dynamic`), or of all tokens (`masked`)."""
+class AtsGraph(GraphTokens):
+    """Rows are those of the tokens still there (`dynamic`), or of all tokens (`masked`).
 
-    def run(self, x: str) -> tuple[str, Sequence[Decided]]:
-        config, graph = self.config, self.graph
-        gate_of = config.gate_of
-        decided: list[Decided] = []
-        alive: str | None = None
-        packed: Packed | None = None
-        for block in range(config.depth):
-            with graph.scope(f"block_{block}"):
-                if block in gate_of:
-                    x, alive, packed = self.sample(x, block, gate_of[block], alive, packed)
-                    decided.append(Decided(alive, margin_name(gate_of[block])))
-                elif packed is not None:
-                    x = self.block(x, block, packed.attend)
-                else:
-                    bias = None if alive is None else key_bias(graph, alive)
-                    x = self.block(x, block, attend_to_all(graph, self.grid, bias))
-            x = graph.rename(x, block_name(block))
-        if packed is None:
-            return self.classify(x), decided
-        return self.classify(gather_rows(graph, x, first_rows(graph, packed)), 1), decided
+    Attributes:
+        alive: `[B, S]` bool, the tokens still there; None before the first selection.
+        packed: where their rows are, in `dynamic` mode.
+    """
+
+    alive: str | None = None
+    packed: Packed | None = None
+
+    def block(self, block: int) -> str:
+        graph, x = self.graph, self.rows
+        if (gate := self.config.gate_of.get(block)) is not None:
+            x, self.alive, self.packed = self.sample(x, block, gate, self.alive, self.packed)
+            self.decided.append(Decided(self.alive, margin_name(gate)))
+            return x
+        if self.packed is not None:
+            return self.writer.block(x, block, self.packed.attend)
+        bias = None if self.alive is None else key_bias(graph, self.alive)
+        return self.writer.block(x, block, attend_to_all(graph, self.grid, bias))
+
+    def for_head(self) -> tuple[str, int | str]:
+        if self.packed is None:
+            return super().for_head()
+        return gather_rows(self.graph, self.rows, first_rows(self.graph, self.packed)), 1
+
+    @property
+    def grid(self) -> TokenGrid:
+        return self.writer.grid
 
     def sample(
         self, x: str, block: int, gate: int, alive: str | None, packed: Packed | None
     ) -> tuple[str, str, Packed | None]:
         """A sampling block; all tokens there are its keys, the tokens that stay its queries."""
-        graph, layers, grid, name = self.graph, self.layers, self.grid, f"blocks.{block}"
+        graph, layers, grid, name = self.graph, self.writer.layers, self.grid, f"blocks.{block}"
         if alive is None:
             shape = graph.op("Concat", self.batch(x), graph.constant([grid.num_tokens]), axis=0)
             alive = graph.op("Expand", graph.constant([[True]], bool), shape)
-            if self.mode is TokenMode.DYNAMIC:
+            if self.writer.mode is TokenMode.DYNAMIC:
                 packed = pack(graph, grid, alive)
         with graph.scope("attention"):
             eps = self.config.block_eps

@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from svit_deploy.export.names import decision_name, margin_name
-from svit_deploy.export.tokens import TINY
+from svit_deploy.backbones.tokens import ReferenceTokens, Steps
+from svit_deploy.graph.tokens import TINY
 from svit_deploy.methods.ats.settings import FAR
-from svit_deploy.models.reference import Passed, Reference, Steps
+from svit_deploy.names import decision_name, margin_name
 
 
-def forward(reference: Reference, images: Tensor) -> Steps:
-    """See `Method.forward`."""
-    config = reference.config
-    gate_of = config.gate_of
-    x = reference.embed(images)
-    maps = [x]
-    values: dict[str, Tensor] = {}
-    alive = torch.ones(x.shape[:2], dtype=torch.bool)
-    for block in range(config.depth):
-        hidden = torch.zeros(alive.shape).masked_fill(~alive, -torch.inf)
-        y, weights, key_value = reference.attention(x, block, hidden)
-        if (gate := gate_of.get(block)) is not None:
+class AtsReference(ReferenceTokens):
+    def __init__(self, backbone: Any, rows: Tensor) -> None:
+        super().__init__(backbone, rows)
+        self.alive = torch.ones(rows.shape[:2], dtype=torch.bool)
+
+    @property
+    def visible(self) -> Tensor:
+        return self.rows.masked_fill(~self.alive[..., None], torch.nan)  # nothing is left of those
+
+    def block(self, block: int) -> Steps:
+        hidden = torch.zeros(self.alive.shape).masked_fill(~self.alive, -torch.inf)
+        y, weights, key_value = self.backbone.attention(self.rows, block, hidden)
+        if (gate := self.config.gate_of.get(block)) is not None:
             length = key_value[1].transpose(1, 2).flatten(2).norm(dim=2)
             score = weights[:, :, 0].sum(dim=1) * length
-            margin = torch.stack([sample(s, a) for s, a in zip(score, alive, strict=True)])
+            margin = torch.stack([sample(s, a) for s, a in zip(score, self.alive, strict=True)])
             keep = yield gate, margin
-            alive = alive & keep
-            values |= {margin_name(gate): margin, decision_name(gate): alive}
-        x = torch.where(alive[..., None], reference.feed_forward(y, block), x)
-        maps.append(x.masked_fill(~alive[..., None], torch.nan))  # nothing is left of those
-    return Passed(reference.classify(x), maps, values)
+            self.alive = self.alive & keep
+            self.values |= {margin_name(gate): margin, decision_name(gate): self.alive}
+        computed = self.backbone.feed_forward(y, block)
+        self.rows = torch.where(self.alive[..., None], computed, self.rows)
 
 
 def sample(score: Tensor, alive: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ FAR = 2.0
 """Beyond any sample, all of which lie in [0, 1]."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AtsSettings:
     """What is chosen for a DeiT.
 

@@ -11,52 +11,36 @@ the semantic ones. Nothing is selected: the graph is static and no decision is t
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from svit_deploy.config import ModelConfig, TokenMode
+from svit_deploy.backbones.swin import Swin
+from svit_deploy.backbones.tokens import GraphTokens, ReferenceTokens
 from svit_deploy.errors import InputError
-from svit_deploy.methods.keys import Dims, Shape, Tensors, linear, norm
-from svit_deploy.methods.stvitr.graph import StvitRGraph
+from svit_deploy.methods.method import Method
+from svit_deploy.methods.stvitr.graph import ConvStemGraph, StvitRGraph
 from svit_deploy.methods.stvitr.settings import SEMANTIC, SIDE, UNIT, WINDOWS, StvitRSettings
-from svit_deploy.methods.swin import Swin, SwinDims
+from svit_deploy.model.config import ModelConfig, TokenMode
+from svit_deploy.model.keys import Shape, Tensors, linear, norm
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from svit_deploy.models.presets import Arch
-    from svit_deploy.models.reference import Passed, Reference
+    from svit_deploy.backbones.reference import BackboneReference
 
 
-@dataclass(frozen=True)
-class StvitRDims(SwinDims):
-    """`has_global`: whether the first unit has semantic tokens of its own (`semantic_token2`)."""
+class StvitRSwin(Swin):
+    """Swin, but that convolutions make the patches, and the third stage has other blocks."""
 
-    has_global: bool = False
+    graph = ConvStemGraph
 
+    def reference(self) -> type[BackboneReference]:
+        from svit_deploy.methods.stvitr.reference import ConvStemReference
 
-class StvitR(Swin):
-    name, title = "stvitr", "STViT-R"
-    modes = (TokenMode.STATIC,)
-    settings = StvitRSettings
-    graph = StvitRGraph
+        return ConvStemReference
 
-    def matches(self, keys: Collection[str]) -> bool:
-        return "layers.2.blocks.1.attn.kv.weight" in keys
-
-    def told(self, args: Any) -> dict[str, Any] | None:
-        return {"shortcut": bool(args["SHORTCUT"])} if "SHORTCUT" in args else None
-
-    def infer(self, tensors: Tensors) -> StvitRDims:
-        dims = super().infer(tensors)
-        has_global = "layers.2.semantic_token2" in tensors.arrays
-        return StvitRDims(**vars(dims), has_global=has_global)
-
-    def sketch(self, arch: Arch) -> StvitRDims:
-        return StvitRDims(**vars(super().sketch(arch)))
-
-    def stem_shapes(self, dims: Dims) -> dict[str, Shape]:
+    def stem_shapes(self, dims: Any) -> dict[str, Shape]:
         shapes: dict[str, Shape] = {}
         sizes = {0: (dims.embed_dim // 2, 3), 2: (dims.embed_dim, dims.embed_dim // 2)}
         for part, (outputs, inputs) in sizes.items():
@@ -66,14 +50,8 @@ class StvitR(Swin):
             shapes |= {f"{name}.bn.running_mean": (outputs,), f"{name}.bn.running_var": (outputs,)}
         return shapes
 
-    def shapes(self, dims: Dims) -> dict[str, Shape]:
-        assert isinstance(dims, StvitRDims)
-        own: dict[str, Shape] = {}
-        if dims.has_global:
-            own["layers.2.semantic_token2"] = (1, SEMANTIC, 4 * dims.embed_dim)
-        return super().shapes(dims) | own
-
-    def block_shapes(self, dims: SwinDims, stage: int, block: int) -> dict[str, Shape]:
+    def block_shapes(self, dims: Any, stage: int, block: int) -> dict[str, Shape]:
+        """A block inside a unit has queries of its own, and layer scales."""
         shapes = super().block_shapes(dims, stage, block)
         if stage != 2 or block % UNIT == 0:
             return shapes
@@ -84,8 +62,28 @@ class StvitR(Swin):
         shapes |= linear(f"{name}.attn.kv", 2 * width, width)
         return shapes | {f"{name}.layer_scale_1": (width,), f"{name}.layer_scale_2": (width,)}
 
+
+class StvitR(Method):
+    title = "STViT-R"
+    modes = (TokenMode.STATIC,)
+    settings = StvitRSettings
+
+    def matches(self, keys: Collection[str]) -> bool:
+        return "layers.2.blocks.1.attn.kv.weight" in keys
+
+    def settings_from_args(self, args: Mapping[str, Any]) -> dict[str, Any] | None:
+        return {"shortcut": bool(args["SHORTCUT"])} if "SHORTCUT" in args else None
+
+    def infer(self, tensors: Tensors, dims: Any) -> Any:
+        learnt = "layers.2.semantic_token2" in tensors.arrays
+        return replace(dims, semantic=SEMANTIC if learnt else 0)
+
+    def shapes(self, shapes: dict[str, Shape], dims: Any) -> dict[str, Shape]:
+        if dims.semantic:
+            shapes["layers.2.semantic_token2"] = (1, SEMANTIC, 4 * dims.embed_dim)
+        return shapes
+
     def check(self, config: ModelConfig) -> None:
-        super().check(config)
         side = SIDE * 16
         if config.image_size != (side, side) or config.settings.window != SIDE // WINDOWS:
             raise InputError(
@@ -99,7 +97,10 @@ class StvitR(Swin):
                 "give a complete STViT-R checkpoint",
             )
 
-    def forward(self, reference: Reference, images: Tensor) -> Passed:
-        from svit_deploy.methods.stvitr.reference import forward
+    def graph(self, writer: Any, rows: str) -> GraphTokens:
+        return StvitRGraph(writer, rows)
 
-        return forward(reference, images)
+    def reference(self, backbone: Any, x: Tensor) -> ReferenceTokens:
+        from svit_deploy.methods.stvitr.reference import StvitRReference
+
+        return StvitRReference(backbone, x)

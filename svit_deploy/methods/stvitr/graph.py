@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from svit_deploy.export.layers import attend_heads
-from svit_deploy.export.names import block_name
-from svit_deploy.export.tokens import Decided
+from svit_deploy.backbones.swin.graph import SwinGraph
+from svit_deploy.backbones.swin.settings import Stage, places
+from svit_deploy.backbones.tokens import GraphTokens
+from svit_deploy.graph.layers import attend_heads
 from svit_deploy.methods.stvitr.settings import (
     AROUND,
     BN_EPS,
@@ -19,12 +20,10 @@ from svit_deploy.methods.stvitr.settings import (
     UNIT,
     WINDOWS,
 )
-from svit_deploy.methods.swin.graph import SwinGraph
-from svit_deploy.methods.swin.settings import Stage, stages
 
 
-class StvitRGraph(SwinGraph):
-    """Layer scales are multiplied into the layers before them."""
+class ConvStemGraph(SwinGraph):
+    """A Swin whose patches come from convolutions."""
 
     def stem(self, images: str, exact: bool) -> str:
         """Two convolutions of stride 2; each batch norm is multiplied into its convolution."""
@@ -42,43 +41,65 @@ class StvitRGraph(SwinGraph):
     def after_stem(self, rows: str) -> str:
         return rows
 
-    def run(self, x: str) -> tuple[str, Sequence[Decided]]:
-        graph, number, semantic = self.graph, 0, ""
-        for stage in stages(self.config):
-            for block in range(stage.depth):
-                with graph.scope(f"block_{number}"):
-                    if stage.index and not block:
-                        x = self.merge_patches(x, stage)
-                    role = block % UNIT if stage.index == 2 else 0
-                    if role == 0:
-                        x = out = self.swin_block(x, stage, block)
-                    elif role == 5:
-                        x = out = self.look(x, semantic, stage, block, stage.tokens, SEMANTIC)
-                    elif role == 1:
-                        semantic = out = self.begin(x, stage, block)
-                    elif role == 2:
-                        semantic = out = self.look_around(semantic, x, stage, block)
-                    else:
-                        semantic = out = self.look_inside(semantic, stage, block, local=role == 3)
-                out = graph.rename(out, block_name(number))
-                x, semantic = (out, semantic) if role in (0, 5) else (x, out)
-                number += 1
-        return self.classify_mean(x, stage.tokens, stage.width), []
+
+class StvitRGraph(GraphTokens):
+    """Layer scales are multiplied into the layers before them.
+
+    Attributes:
+        image, semantic: what the last block gave of either kind.
+    """
+
+    semantic = ""
+
+    def __init__(self, writer: Any, rows: str) -> None:
+        super().__init__(writer, rows)
+        self.image = rows
+
+    def map(self) -> str:
+        return self.image
+
+    def put_map(self, x: str) -> None:
+        self.rows = self.image = x
+
+    def step(self, block: int) -> None:
+        super().step(block)
+        if self.role(block) in (0, 5):
+            self.image = self.rows
+        else:
+            self.semantic = self.rows
+
+    def role(self, block: int) -> int:
+        """The block's place in its unit; 0 outside of units."""
+        stage, number = places(self.config)[block]
+        return number % UNIT if stage.index == 2 else 0
+
+    def block(self, block: int) -> str:
+        stage, number = places(self.config)[block]
+        role, x, semantic = self.role(block), self.image, self.semantic
+        if role == 0:
+            return str(self.writer.swin_block(x, stage, number))
+        if role == 5:
+            return self.look(x, semantic, stage, number, stage.tokens, SEMANTIC)
+        if role == 1:
+            return self.begin(x, stage, number)
+        if role == 2:
+            return self.look_around(semantic, x, stage, number)
+        return self.look_inside(semantic, stage, number, local=role == 3)
 
     def begin(self, x: str, stage: Stage, block: int) -> str:
         """The semantic tokens `[B * 36, C]` out of image tokens `[B * 196, C]`.
 
         Keys and values are computed once for each image token, whatever windows it is in.
         """
-        graph, layers, name, width = self.graph, self.layers, stage.block(block), stage.width
+        graph, layers, name, width = self.graph, self.writer.layers, stage.block(block), stage.width
         places, windows = sample_places(), WINDOWS**2
         split = graph.reshape(x, -1, stage.tokens, width)
         with graph.scope("attention"):
             near = graph.op("Gather", split, graph.constant(places.reshape(SEMANTIC, -1)), axis=1)
             pooled = graph.op("ReduceMax", near, graph.constant([2]), keepdims=0)
             pooled = graph.reshape(pooled, -1, width)
-            normed = graph.narrow(layers.layer_norm(pooled, f"{name}.norm1", self.eps))
-            image = graph.narrow(layers.layer_norm(x, f"{name}.norm1", self.eps))
+            normed = graph.narrow(layers.layer_norm(pooled, f"{name}.norm1", self.writer.eps))
+            image = graph.narrow(layers.layer_norm(x, f"{name}.norm1", self.writer.eps))
             query = layers.linear(normed, f"{name}.attn.q")
             own, others = (self.keys_values(rows, name) for rows in (normed, image))
             joined = []
@@ -93,7 +114,7 @@ class StvitRGraph(SwinGraph):
             tokens = self.scaled(mixed, f"{name}.attn.proj", f"{name}.layer_scale_1")
             if self.config.settings.shortcut:
                 tokens = graph.op("Add", pooled, tokens)
-            tokens = self.reorder(tokens, np.argsort(semantic_order()), SEMANTIC, width)
+            tokens = self.writer.reorder(tokens, np.argsort(semantic_order()), SEMANTIC, width)
         return self.feed(tokens, name)
 
     def look_around(self, semantic: str, x: str, stage: Stage, block: int) -> str:
@@ -105,8 +126,8 @@ class StvitRGraph(SwinGraph):
             graph.reshape(x, -1, stage.tokens, width),
             axis=1,
         )
-        if block < UNIT and "layers.2.semantic_token2" in self.layers.weights:
-            learnt = self.layers.narrow_weight("layers.2.semantic_token2")
+        if block < UNIT and "layers.2.semantic_token2" in self.writer.layers.weights:
+            learnt = self.writer.layers.narrow_weight("layers.2.semantic_token2")
             semantic = graph.op("Add", graph.reshape(semantic, -1, SEMANTIC, width), learnt)
             semantic = graph.reshape(semantic, -1, width)
         tokens = SEMANTIC + stage.tokens
@@ -117,18 +138,18 @@ class StvitRGraph(SwinGraph):
         if not local:
             return self.look(semantic, semantic, stage, block, SEMANTIC, SEMANTIC)
         order = semantic_order()
-        semantic = self.reorder(semantic, order, SEMANTIC, stage.width)
+        semantic = self.writer.reorder(semantic, order, SEMANTIC, stage.width)
         found = self.look(semantic, semantic, stage, block, SAMPLE**2, SAMPLE**2)
-        return self.reorder(found, np.argsort(order), SEMANTIC, stage.width)
+        return self.writer.reorder(found, np.argsort(order), SEMANTIC, stage.width)
 
     def look(self, x: str, at: str, stage: Stage, block: int, tokens: int, keys: int) -> str:
         """A block whose `tokens` rows of each group look at `keys` rows of another value."""
-        graph, layers, name = self.graph, self.layers, stage.block(block)
+        graph, layers, name = self.graph, self.writer.layers, stage.block(block)
         with graph.scope("attention"):
-            normed = graph.narrow(layers.layer_norm(x, f"{name}.norm1", self.eps))
+            normed = graph.narrow(layers.layer_norm(x, f"{name}.norm1", self.writer.eps))
             other = normed
             if at != x:
-                other = graph.narrow(layers.layer_norm(at, f"{name}.norm1", self.eps))
+                other = graph.narrow(layers.layer_norm(at, f"{name}.norm1", self.writer.eps))
             query = layers.linear(normed, f"{name}.attn.q")
             key, value = self.keys_values(other, name)
             mixed = self.cross(query, key, value, stage, 1, tokens, keys)
@@ -137,7 +158,7 @@ class StvitRGraph(SwinGraph):
 
     def keys_values(self, rows: str, name: str) -> tuple[str, str]:
         """As two products of rows `[R, C]`."""
-        layers, found = self.layers, []
+        layers, found = self.writer.layers, []
         weights = np.split(layers.weights[f"{name}.attn.kv.weight"], 2)
         biases = np.split(layers.weights[f"{name}.attn.kv.bias"], 2)
         for part, weight, bias in zip("kv", weights, biases, strict=True):
@@ -163,7 +184,7 @@ class StvitRGraph(SwinGraph):
 
     def scaled(self, x: str, name: str, scale: str) -> str:
         """A linear layer and the layer scale after it, in one product."""
-        layers = self.layers
+        layers = self.writer.layers
         factor = layers.weights[scale]
         weight = layers.weights[f"{name}.weight"] * factor[:, None]
         bias = layers.weights[f"{name}.bias"] * factor
@@ -175,9 +196,9 @@ class StvitRGraph(SwinGraph):
 
     def feed(self, x: str, name: str) -> str:
         """The second half of a block with layer scales."""
-        graph, layers = self.graph, self.layers
+        graph, layers = self.graph, self.writer.layers
         with graph.scope("mlp"):
-            normed = graph.narrow(layers.layer_norm(x, f"{name}.norm2", self.eps))
+            normed = graph.narrow(layers.layer_norm(x, f"{name}.norm2", self.writer.eps))
             hidden = graph.op("Gelu", layers.linear(normed, f"{name}.mlp.fc1"))
             return graph.op(
                 "Add", x, self.scaled(hidden, f"{name}.mlp.fc2", f"{name}.layer_scale_2")

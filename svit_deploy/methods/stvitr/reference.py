@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from svit_deploy.backbones.swin.reference import SwinReference
+from svit_deploy.backbones.swin.settings import Stage, places
+from svit_deploy.backbones.tokens import ReferenceTokens
 from svit_deploy.methods.stvitr.settings import (
     AROUND,
     BN_EPS,
@@ -16,44 +21,46 @@ from svit_deploy.methods.stvitr.settings import (
     UNIT,
     WINDOWS,
 )
-from svit_deploy.methods.swin.reference import merge, swin_block
-from svit_deploy.methods.swin.settings import Stage, stages
-from svit_deploy.models.reference import Passed, Reference
 
 
-def forward(reference: Reference, images: Tensor) -> Passed:
-    """See `Method.forward`."""
-    x = stem(reference, images)
-    maps = [x]
-    semantic = x
-    for stage in stages(reference.config):
-        for block in range(stage.depth):
-            if stage.index and not block:
-                x = merge(reference, x, stage)
-            role = block % UNIT if stage.index == 2 else 0
-            if role == 0:
-                x = swin_block(reference, x, stage, block)
-            elif role == 5:
-                x = look(reference, x, semantic, stage, block)
-            else:
-                semantic = next_semantic(reference, semantic, x, stage, block)
-            maps.append(x if role in (0, 5) else semantic)
-    return Passed(reference.classify_mean(x), maps)
+class ConvStemReference(SwinReference):
+    def embed(self, images: Tensor) -> Tensor:
+        """Image tokens `[B, N, C]`."""
+        x, weights = images, self.weights
+        for part in (0, 2):
+            name = f"patch_embed.proj.{part}"
+            x = F.conv2d(x, weights[f"{name}.c.weight"], stride=2, padding=1)
+            mean, variance = weights[f"{name}.bn.running_mean"], weights[f"{name}.bn.running_var"]
+            scale, shift = weights[f"{name}.bn.weight"], weights[f"{name}.bn.bias"]
+            x = F.hardswish(F.batch_norm(x, mean, variance, scale, shift, eps=BN_EPS))
+        return x.flatten(2).transpose(1, 2)
 
 
-def stem(reference: Reference, images: Tensor) -> Tensor:
-    """Image tokens `[B, N, C]`."""
-    x, weights = images, reference.weights
-    for part in (0, 2):
-        name = f"patch_embed.proj.{part}"
-        x = F.conv2d(x, weights[f"{name}.c.weight"], stride=2, padding=1)
-        mean, variance = weights[f"{name}.bn.running_mean"], weights[f"{name}.bn.running_var"]
-        scale, shift = weights[f"{name}.bn.weight"], weights[f"{name}.bn.bias"]
-        x = F.hardswish(F.batch_norm(x, mean, variance, scale, shift, eps=BN_EPS))
-    return x.flatten(2).transpose(1, 2)
+class StvitRReference(ReferenceTokens):
+    def __init__(self, backbone: Any, rows: Tensor) -> None:
+        super().__init__(backbone, rows)
+        self.image = self.semantic = rows
+
+    def map(self) -> Tensor:
+        return self.image
+
+    def put_map(self, x: Tensor) -> None:
+        self.rows = self.image = x
+
+    def step(self, block: int) -> None:
+        stage, number = places(self.config)[block]
+        role = number % UNIT if stage.index == 2 else 0
+        if role == 0:
+            self.rows = self.image = self.backbone.swin_block(self.image, stage, number)
+        elif role == 5:
+            found = look(self.backbone, self.image, self.semantic, stage, number)
+            self.rows = self.image = found
+        else:
+            self.semantic = next_semantic(self.backbone, self.semantic, self.image, stage, number)
+            self.rows = self.semantic
 
 
-def next_semantic(reference: Reference, s: Tensor, x: Tensor, stage: Stage, block: int) -> Tensor:
+def next_semantic(reference: Any, s: Tensor, x: Tensor, stage: Stage, block: int) -> Tensor:
     """What a block inside a unit makes of the semantic tokens `[B, 36, C]`."""
     role, name = block % UNIT, stage.block(block)
     if role == 1:
@@ -74,7 +81,7 @@ def next_semantic(reference: Reference, s: Tensor, x: Tensor, stage: Stage, bloc
     return feed(reference, s, name)
 
 
-def begin(reference: Reference, x: Tensor, stage: Stage, block: int) -> Tensor:
+def begin(reference: Any, x: Tensor, stage: Stage, block: int) -> Tensor:
     """The semantic tokens of a unit, from its image tokens `[B, 196, C]`."""
     name, batch, width = stage.block(block), len(x), stage.width
     image = x.unflatten(1, (SIDE, SIDE))
@@ -93,7 +100,7 @@ def begin(reference: Reference, x: Tensor, stage: Stage, block: int) -> Tensor:
     return feed(reference, s.reshape(batch, SEMANTIC, width), name)
 
 
-def look(reference: Reference, x: Tensor, at: Tensor, stage: Stage, block: int) -> Tensor:
+def look(reference: Any, x: Tensor, at: Tensor, stage: Stage, block: int) -> Tensor:
     """A block whose tokens `[B, T, C]` look at others `[B, K, C]`."""
     name = stage.block(block)
     query, keys = (reference.norm(v, f"{name}.norm1", reference.block_eps) for v in (x, at))
@@ -101,7 +108,7 @@ def look(reference: Reference, x: Tensor, at: Tensor, stage: Stage, block: int) 
     return feed(reference, x + reference.weights[f"{name}.layer_scale_1"] * mixed, name)
 
 
-def cross(reference: Reference, x: Tensor, at: Tensor, stage: Stage, name: str) -> Tensor:
+def cross(reference: Any, x: Tensor, at: Tensor, stage: Stage, name: str) -> Tensor:
     """Attention of normed tokens `[B, T, C]` to normed others `[B, K, C]`, and its projection."""
     query = reference.linear(x, f"{name}.attn.q").unflatten(2, (stage.heads, -1)).transpose(1, 2)
     kv = reference.linear(at, f"{name}.attn.kv").unflatten(2, (2, stage.heads, -1))
@@ -110,7 +117,7 @@ def cross(reference: Reference, x: Tensor, at: Tensor, stage: Stage, name: str) 
     return reference.linear(mixed, f"{name}.attn.proj")
 
 
-def feed(reference: Reference, x: Tensor, name: str) -> Tensor:
+def feed(reference: Any, x: Tensor, name: str) -> Tensor:
     hidden = reference.norm(x, f"{name}.norm2", reference.block_eps)
     hidden = F.gelu(reference.linear(hidden, f"{name}.mlp.fc1"))
     scale = reference.weights[f"{name}.layer_scale_2"]

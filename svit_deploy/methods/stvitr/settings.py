@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from svit_deploy.methods.swin.settings import SwinSettings
-
 UNIT = 6
 """Blocks of a unit."""
 SAMPLE = 3
@@ -18,9 +16,9 @@ SEMANTIC = (SAMPLE * WINDOWS) ** 2
 BN_EPS = 1e-5
 
 
-@dataclass(frozen=True)
-class StvitRSettings(SwinSettings):
-    """Swin's, and one more.
+@dataclass(frozen=True, kw_only=True)
+class StvitRSettings:
+    """What a training chooses.
 
     Attributes:
         shortcut: whether semantic tokens start from the pooled image tokens, as no published model.

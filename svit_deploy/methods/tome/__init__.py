@@ -9,38 +9,36 @@ pairs merge, by mean weighted with how many patches each token stands for.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from svit_deploy.config import ModelConfig, TokenMode
+from svit_deploy.backbones.tokens import GraphTokens, ReferenceTokens
 from svit_deploy.errors import InputError
-from svit_deploy.export.names import decision_name, lead_name, margin_name, target_name
-from svit_deploy.methods.keys import Dims
-from svit_deploy.methods.method import Gates, Method, Selected, Values
+from svit_deploy.methods.method import Gates, Method, Values
+from svit_deploy.methods.ranking import merge_parts
 from svit_deploy.methods.tome.graph import TomeGraph
 from svit_deploy.methods.tome.settings import TomeSettings, merges, schedule
-from svit_deploy.methods.trace import merge_parts
+from svit_deploy.model.arch import Arch
+from svit_deploy.model.config import ModelConfig, TokenMode
+from svit_deploy.model.result import Selected
+from svit_deploy.names import decision_name, lead_name, margin_name, target_name
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from svit_deploy.models.presets import Arch
-    from svit_deploy.models.reference import Passed, Reference
 
 
 class Tome(Method):
     """On DeiT's weights, without parameters of its own."""
 
-    name, title, keys_of = "tome", "ToMe", "deit"
+    title = "ToMe"
     modes = (TokenMode.STATIC, TokenMode.DENSE)
     settings = TomeSettings
-    graph = TomeGraph
     ranks_inside = True
     margin_unit = 1.0  # of the cosine
     removes = True
 
-    def gates(self, arch: Arch, dims: Dims, settings: TomeSettings) -> Gates:
+    def gates(self, arch: Arch, dims: Any, settings: Any, class_token: bool) -> Gates:
         wanted = schedule(settings, dims.depth)
         blocks = tuple(b for b, pairs in enumerate(wanted[: dims.depth]) if pairs > 0)
         return Gates(blocks, (False,) * len(blocks))
@@ -50,7 +48,7 @@ class Tome(Method):
         return tuple(block for block, pairs in enumerate(wanted) if pairs > 0)
 
     def check(self, config: ModelConfig) -> None:
-        settings: TomeSettings = config.settings
+        settings = config.settings
         wanted = schedule(settings, config.depth) if settings.r else []
         if not wanted or min(wanted) < 0 or len(wanted) > config.depth:
             raise InputError(
@@ -79,37 +77,42 @@ class Tome(Method):
             values[target_name(gate)] = (np.int64, (merge.pairs,))
         return values
 
-    def hints(self, config: ModelConfig) -> Values:
+    def reference_values(self, config: ModelConfig) -> Values:
         found = enumerate(merges(config))
         return {lead_name(gate): (np.float32, (merge.pairs,)) for gate, merge in found}
 
-    def trace(self, config: ModelConfig, values: Mapping[str, np.ndarray], batch: int) -> Selected:
-        columns, images = config.num_tokens, np.arange(batch)[:, None]
-        shape = (batch, config.num_gates, columns)
+    def decode_selection(
+        self, config: ModelConfig, values: Mapping[str, np.ndarray], images: int
+    ) -> Selected:
+        tokens, image = config.num_tokens, np.arange(images)[:, None]
+        shape = (images, config.num_gates, tokens)
         keep, margin = np.zeros(shape, bool), np.full(shape, -np.inf, np.float32)
         lead, source = np.full(shape, np.inf, np.float32), np.zeros(shape, np.int64)
-        names = np.tile(np.arange(columns), (batch, 1))  # of the token at each place
+        names = np.tile(np.arange(tokens), (images, 1))  # of the token at each place
         parts = names.copy()  # the name of the token that each patch is part of
         for gate, merge in enumerate(merges(config)):
-            margin[images, gate, names[:, 1::2]] = np.inf
-            margin[images, gate, names[:, 0::2]] = values[margin_name(gate)]
+            margin[image, gate, names[:, 1::2]] = np.inf
+            margin[image, gate, names[:, 0::2]] = values[margin_name(gate)]
             sources = values[decision_name(gate)] * 2
             gone = np.take_along_axis(names, sources, axis=1)
             into = np.take_along_axis(names, values[target_name(gate)] * 2 + 1, axis=1)
             if lead_name(gate) in values:
-                lead[images, gate, gone] = values[lead_name(gate)]
+                lead[image, gate, gone] = values[lead_name(gate)]
             parts = merge_parts(parts, gone, into)
-            stays = np.ones((batch, merge.tokens), bool)
+            stays = np.ones((images, merge.tokens), bool)
             np.put_along_axis(stays, sources, False, axis=1)
-            a = names[:, 0::2][stays[:, 0::2]].reshape(batch, merge.a - merge.pairs)
+            a = names[:, 0::2][stays[:, 0::2]].reshape(images, merge.a - merge.pairs)
             b = names[:, 1::2]
             split = [a[:, :1], b[:, :1], a[:, 1:], b[:, 1:]] if config.distilled else [a, b]
             names = np.concatenate(split, axis=1)
             source[:, gate] = parts
-            keep[images, gate, names] = True
+            keep[image, gate, names] = True
         return Selected(keep, margin, source, lead)
 
-    def forward(self, reference: Reference, images: Tensor) -> Passed:
-        from svit_deploy.methods.tome.reference import forward
+    def graph(self, writer: Any, rows: str) -> GraphTokens:
+        return TomeGraph(writer, rows)
 
-        return forward(reference, images)
+    def reference(self, backbone: Any, x: Tensor) -> ReferenceTokens:
+        from svit_deploy.methods.tome.reference import TomeReference
+
+        return TomeReference(backbone, x)

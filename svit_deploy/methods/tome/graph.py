@@ -2,49 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from svit_deploy.export.builder import FLOAT, INT64_MAX
-from svit_deploy.export.layers import QKV, attention
-from svit_deploy.export.names import INPUT, block_name, decision_name, margin_name, target_name
-from svit_deploy.export.rows import flat_rows, gather_rows
-from svit_deploy.export.tokens import Decided, attend_to_all, merge_tokens, unit_rows
-from svit_deploy.export.vit import VitGraph
+from svit_deploy.backbones.tokens import Decided, GraphTokens
+from svit_deploy.graph.builder import FLOAT, INT64_MAX
+from svit_deploy.graph.layers import QKV, attention
+from svit_deploy.graph.rows import flat_rows, gather_rows
+from svit_deploy.graph.tokens import attend_to_all, merge_tokens, unit_rows
 from svit_deploy.methods.tome.settings import Merge, merges
+from svit_deploy.names import INPUT, decision_name, margin_name, target_name
 
 
-class TomeGraph(VitGraph):
-    def run(self, x: str) -> tuple[str, Sequence[Decided]]:
-        config, graph, tokens = self.config, self.graph, self.config.num_tokens
-        gate_of = config.gate_of
-        sizes: str | None = None  # [B, tokens, 1] float32, patches that each token stands for
-        books = Books(self)
-        decided: list[Decided] = []
-        for block in range(config.depth):
-            with graph.scope(f"block_{block}"):
-                bias = None
-                if sizes is not None and config.settings.prop_attn:
-                    shares = graph.op("Log", graph.reshape(sizes, -1, 1, 1, tokens))
-                    bias = graph.narrow(shares)
-                if (gate := gate_of.get(block)) is None:
-                    x = self.block(x, block, attend_to_all(graph, self.grid_of(tokens), bias))
-                else:
-                    merge = merges(config)[gate]
-                    x, metric = self.attend(x, block, tokens, bias)
-                    with graph.scope("merge"):
-                        sources, kept, target = self.match(metric, merge, gate)
-                        decided.append(books.merge(merge, gate, sources, kept, target))
-                        x, sizes = self.merge(x, sizes, merge, sources, kept, target)
-                    tokens -= merge.pairs
-                    x = self.layers.feed_forward(x, f"blocks.{block}", config.block_eps)
-            x = graph.rename(x, block_name(block))
-        return self.classify(x, tokens), decided
+class TomeGraph(GraphTokens):
+    """In a block that merges, the tokens in front of its MLP are fewer than those it began with.
+
+    Attributes:
+        sizes: `[B, count, 1]` float32, patches that each token stands for; None before a merge.
+    """
+
+    sizes: str | None = None
+
+    def __init__(self, writer: Any, rows: str) -> None:
+        super().__init__(writer, rows)
+        self.layers, self.origins = writer.layers, Origins(self)
+
+    def block(self, block: int) -> str:
+        graph, config, tokens = self.graph, self.config, self.count
+        assert isinstance(tokens, int)
+        bias = None
+        if self.sizes is not None and config.settings.prop_attn:
+            shares = graph.op("Log", graph.reshape(self.sizes, -1, 1, 1, tokens))
+            bias = graph.narrow(shares)
+        if (gate := config.gate_of.get(block)) is None:
+            attend = attend_to_all(graph, self.writer.grid_of(tokens), bias)
+            return self.writer.block(self.rows, block, attend)
+        merge = merges(config)[gate]
+        x, metric = self.attend(self.rows, block, tokens, bias)
+        with graph.scope("merge"):
+            sources, kept, target = self.match(metric, merge, gate)
+            self.decided.append(self.origins.merge(merge, gate, sources, kept, target))
+            x, self.sizes = self.merge(x, self.sizes, merge, sources, kept, target)
+        self.count = tokens - merge.pairs
+        return self.layers.feed_forward(x, f"blocks.{block}", config.block_eps)
 
     def attend(self, x: str, block: int, tokens: int, bias: str | None) -> tuple[str, str]:
         """The block's first half, and the mean of each token's keys `[B, tokens, D]`, length 1."""
-        graph, grid = self.graph, self.grid_of(tokens)
+        graph, grid = self.graph, self.writer.grid_of(tokens)
         metrics = []
 
         def attend(qkv: QKV) -> str:
@@ -140,17 +145,17 @@ class TomeGraph(VitGraph):
         return graph.op("Concat", *parts, axis=1)
 
 
-class Books:
-    """Keeps track of which token each patch is part of, for the graph's outputs alone.
+class Origins:
+    """Tracks which token each patch is part of, for the graph's outputs alone.
 
     A token is known by the patch that it began as; one that others merge into keeps its name.
     """
 
-    def __init__(self, writer: TomeGraph) -> None:
-        self.writer, self.graph = writer, writer.graph
-        self.columns = writer.config.num_tokens
+    def __init__(self, tokens: TomeGraph) -> None:
+        self.tokens, self.graph = tokens, tokens.graph
+        self.width = tokens.config.num_tokens
         self.batch = self.graph.shape(INPUT, 0)
-        self.names = self.places = self.fill(np.arange(self.columns))
+        self.names = self.places = self.fill(np.arange(self.width))
 
     def fill(self, row: np.ndarray) -> str:
         """A row for each image."""
@@ -167,10 +172,10 @@ class Books:
             margin_name(gate),
             axis=1,
         )
-        gone = self.fill(np.full(self.columns, -np.inf, np.float32))
+        gone = self.fill(np.full(self.width, -np.inf, np.float32))
         margin = graph.op("ScatterElements", gone, self.names, margin, axis=1)
         # Where each place goes: those that stay first, then B, and the sources with them.
-        order = self.writer.ordered(
+        order = self.tokens.ordered(
             self.fill(np.arange(stay)), self.fill(np.arange(stay, stay + merge.b))
         )
         back = graph.op(
@@ -190,12 +195,12 @@ class Books:
         ):
             table = graph.op("ScatterElements", table, places, new, axis=1)
         self.places = graph.op("GatherElements", table, self.places, axis=1)
-        self.names = self.writer.ordered(
+        self.names = self.tokens.ordered(
             *(
                 graph.op("GatherElements", self.names, places, axis=1)
                 for places in (kept_places, odd)
             )
         )
         source = graph.op("GatherElements", self.names, self.places, axis=1)
-        keep = graph.op("Equal", source, graph.constant([list(range(self.columns))]))
+        keep = graph.op("Equal", source, graph.constant([list(range(self.width))]))
         return Decided(keep, margin, source)

@@ -5,25 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from svit_deploy.export.names import decision_name, lead_name, margin_name, target_name
+from svit_deploy.backbones.tokens import ReferenceTokens
 from svit_deploy.methods.tome.settings import merges
-from svit_deploy.models.reference import Passed, Reference
+from svit_deploy.names import decision_name, lead_name, margin_name, target_name
 
 
-def forward(reference: Reference, images: Tensor) -> Passed:
-    """See `Method.forward`."""
-    config = reference.config
-    gate_of = config.gate_of
+class TomeReference(ReferenceTokens):
     sizes: Tensor | None = None
-    x = reference.embed(images)
-    maps = [x]
-    values: dict[str, Tensor] = {}
-    for block in range(config.depth):
-        bias = None
-        if sizes is not None and config.settings.prop_attn:
-            bias = sizes.log()
-        x, _, key_value = reference.attention(x, block, bias)
-        if (gate := gate_of.get(block)) is not None:
+
+    def step(self, block: int) -> None:
+        config, bias = self.config, None
+        if self.sizes is not None and config.settings.prop_attn:
+            bias = self.sizes.log()
+        x, _, key_value = self.backbone.attention(self.rows, block, bias)
+        if (gate := config.gate_of.get(block)) is not None:
             metric = key_value[0].mean(dim=1)
             metric = metric / metric.norm(dim=2, keepdim=True)
             similar = metric[:, 0::2] @ metric[:, 1::2].transpose(1, 2)
@@ -35,12 +30,10 @@ def forward(reference: Reference, images: Tensor) -> Passed:
             pairs = merges(config)[gate].pairs
             gone, stay = order[:, :pairs], order[:, pairs:].sort(dim=1).values
             into = torch.take_along_dim(target, gone, dim=1)
-            x, sizes = merge_into(x, sizes, gone, stay, into, config.distilled)
-            values |= {margin_name(gate): -best, decision_name(gate): gone}
-            values |= {target_name(gate): into, lead_name(gate): lead_of(similar, gone)}
-        x = reference.feed_forward(x, block)
-        maps.append(x)
-    return Passed(reference.classify(x), maps, values)
+            x, self.sizes = merge_into(x, self.sizes, gone, stay, into, config.distilled)
+            self.values |= {margin_name(gate): -best, decision_name(gate): gone}
+            self.values |= {target_name(gate): into, lead_name(gate): lead_of(similar, gone)}
+        self.rows = self.backbone.feed_forward(x, block)
 
 
 def lead_of(similar: Tensor, gone: Tensor) -> Tensor:

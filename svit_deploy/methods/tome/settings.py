@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from svit_deploy.config import ModelConfig
+from svit_deploy.model.config import ModelConfig
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TomeSettings:
     """What is chosen for a DeiT.
 

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from svit_deploy.engines.tensorrt.settings import BuildSettings
-from svit_deploy.profiles import Profile
+from svit_deploy.model.profiles import Profile
 
 SHAPE = ("B", 3, 4, 4)
 

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from svit_deploy.engines.tensorrt.runner import TensorRTEngine
 from svit_deploy.errors import CapabilityError, UsageError
-from svit_deploy.profiles import Profile
+from svit_deploy.model.profiles import Profile
 from tests.engines.tensorrt.fake.cuda import Device, Error
 from tests.engines.tensorrt.fake.engines import RTX_VERSION, install, write_engine
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from svit_deploy.engines.tensorrt.library import Library, load_library, one_line
+from svit_deploy.machine.tensorrt import Library, load_library, one_line
 from svit_deploy.errors import CapabilityError, UsageError
 from tests.engines.tensorrt.fake import make_module
 

@@ -10,8 +10,8 @@ import pytest
 
 from svit_deploy.engines.tensorrt.sidecar import Gpu, Sidecar, read_sidecar, sidecar_path
 from svit_deploy.errors import InputError
-from svit_deploy.files import hash_file
-from svit_deploy.profiles import Profile
+from svit_deploy.io.files import hash_file
+from svit_deploy.model.profiles import Profile
 
 CONTENT = b"an engine"
 

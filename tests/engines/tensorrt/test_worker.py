@@ -15,8 +15,8 @@ from svit_deploy.engines.tensorrt import worker
 from svit_deploy.engines.tensorrt.settings import BuildSettings
 from svit_deploy.engines.tensorrt.sidecar import Gpu, read_sidecar
 from svit_deploy.errors import CapabilityError, ExportError, UsageError
-from svit_deploy.files import hash_file
-from svit_deploy.profiles import Profile
+from svit_deploy.io.files import hash_file
+from svit_deploy.model.profiles import Profile
 from tests.engines.tensorrt.fake import make_module
 from tests.engines.tensorrt.fake.cuda import Device, make_cuda
 from tests.engines.tensorrt.fake.runtime import Plan

@@ -11,8 +11,8 @@ import onnx
 import pytest
 
 from svit_deploy.engines.tensorrt.sidecar import Gpu, Sidecar, sidecar_path
-from svit_deploy.files import hash_file
-from svit_deploy.profiles import Profile
+from svit_deploy.io.files import hash_file
+from svit_deploy.model.profiles import Profile
 from tests.engines.tensorrt.fake import make_module
 from tests.engines.tensorrt.fake.cuda import Device, make_cuda
 from tests.engines.tensorrt.fake.runtime import Plan

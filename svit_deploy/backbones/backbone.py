@@ -1,0 +1,117 @@
+"""What a backbone is, as data: the layout of its weights, its sizes and its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from svit_deploy.backbones.heads import CLASS_TOKEN, Head
+from svit_deploy.backbones.writer import GraphWriter
+from svit_deploy.model.arch import Arch
+from svit_deploy.model.config import ModelConfig
+from svit_deploy.model.keys import Shape, Tensors
+from svit_deploy.names import EMBEDDING, block_name
+
+if TYPE_CHECKING:
+    from svit_deploy.backbones.reference import BackboneReference
+
+Named = Callable[[str], str]
+"""A canonical name in the layout of the official repository."""
+
+
+class Backbone:
+    """How an image becomes tokens and what a block is.
+
+    Attributes:
+        title: its name in its paper.
+        tasks: names of the tasks that it serves.
+        graph: writes its part of a graph.
+        head: from its tokens to logits, if it classifies.
+        settings: a frozen dataclass, keyword only, of what its weights cannot tell. Fields
+            without a default must be given. A boolean, a number, or a tuple of them each.
+        sizes: a frozen dataclass of `ModelConfig.backbone`; None without sizes of its own.
+        required: names among the settings that random weights need.
+        eps: LayerNorm epsilon of blocks, gates and the final norm.
+        class_token: whether its tokens begin with one.
+        has_positions: whether its weights hold an embedding of positions.
+        step: what both sides of an image must be multiples of; None for the patch size.
+    """
+
+    title: ClassVar[str]
+    tasks: ClassVar[tuple[str, ...]] = ("classify",)
+    graph: ClassVar[type[GraphWriter]]
+    head: ClassVar[Head | None] = CLASS_TOKEN
+    settings: ClassVar[type | None] = None
+    sizes: ClassVar[type | None] = None
+    required: ClassVar[tuple[str, ...]] = ()
+    eps: ClassVar[tuple[float, float, float]] = (1e-6, 1e-6, 1e-6)
+    class_token: ClassVar[bool] = True
+    has_positions: ClassVar[bool] = True
+    step: ClassVar[int | None] = None
+
+    def reference(self) -> type[BackboneReference]:
+        """Its plain PyTorch forward; imports PyTorch."""
+        raise NotImplementedError
+
+    def matches(self, keys: Collection[str]) -> bool:
+        """Whether these are its keys, whatever the method."""
+        raise NotImplementedError
+
+    def is_unused(self, key: str) -> bool:
+        """Whether inference does without an official tensor of that name."""
+        return False
+
+    def infer(self, family: str, tensors: Tensors, named: Named) -> Any:
+        """Reads the sizes off a few tensors; all are checked against the rest later.
+
+        Args:
+            named: canonical names to those of the checkpoint.
+
+        Raises:
+            InputError: one of the tensors that tell is missing or has the wrong rank.
+        """
+        raise NotImplementedError
+
+    def dims_from_arch(self, family: str, arch: Arch) -> Any:
+        """The sizes of an architecture whose sizes are all given, for random weights.
+
+        Raises:
+            UsageError: one of them is missing or impossible.
+        """
+        raise NotImplementedError
+
+    def shapes(self, dims: Any) -> dict[str, Shape]:
+        """Canonical name to shape, for every tensor of a model without a method."""
+        raise NotImplementedError
+
+    def settings_from_weights(self, dims: Any) -> dict[str, Any]:
+        """Settings that follow from the sizes of the weights."""
+        return {}
+
+    def settle(self, settings: Any, dims: Any) -> Any:
+        """The settings with those filled in that follow from others and from the weights.
+
+        Raises:
+            InputError: they contradict each other.
+        """
+        return settings
+
+    def config_sizes(self, dims: Any, settings: Any) -> Any:
+        """An instance of `sizes`."""
+        return None
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises InputError or UsageError for a configuration that it cannot have.
+
+        Whether it is a user's or a manifest's: of the settings nothing is known but their types.
+        """
+
+    def stages(self, config: ModelConfig) -> list[str]:
+        """The graph's values that the reference knows, in order, before the task's own."""
+        return [EMBEDDING, *(block_name(block) for block in range(config.depth))]
+
+    def random(self, name: str, shape: Shape, rng: np.random.Generator) -> np.ndarray | None:
+        """Random weights of a tensor for which the usual ones would not do."""
+        return None

@@ -1,0 +1,128 @@
+"""The reference: each model's plain PyTorch forward, as its paper evaluates it.
+
+Here are the layers that backbones and methods share. They share no code with the exported graphs,
+and take the numbers that a family fixes (LayerNorm epsilons, the keep channel, GELU) from its
+published code rather than from the export's configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from svit_deploy.backbones.tokens import ReferenceTokens
+from svit_deploy.model.config import ModelConfig
+from svit_deploy.model.model import Model
+
+See = Callable[[str, Tensor], None]
+"""Is told of what each stage gave: the graph's name for it, and the value."""
+
+
+class Selects(Protocol):
+    """What a forward pass must know of a method."""
+
+    def reference(self, backbone: Any, x: Tensor) -> ReferenceTokens:
+        """The embedded tokens `[B, S, C]`, ready for the first block."""
+
+
+class BackboneReference:
+    """A backbone's plain forward pass on the CPU, float32.
+
+    Args:
+        model: configuration and canonical weights.
+        method: which tokens a block computes.
+        eps: LayerNorm epsilon of blocks, gates and the final norm, by the published code.
+    """
+
+    def __init__(self, model: Model, method: Selects, eps: tuple[float, float, float]) -> None:
+        self.config: ModelConfig = model.config
+        self.method = method
+        self.weights = {name: torch.from_numpy(array) for name, array in model.weights.items()}
+        self.block_eps, self.gate_eps, self.norm_eps = eps
+
+    def forward(self, images: Tensor, see: See) -> Generator[Any, Any, tuple[Any, ReferenceTokens]]:
+        """Runs images `[B, 3, H, W]`: the backbone's output, and the tokens it ends with."""
+        raise NotImplementedError
+
+    def plain_block(self, x: Tensor, block: int) -> Tensor:
+        """A block on all of some tokens `[B, T, C]`."""
+        return self.block(x, block)
+
+    # Layers.
+
+    def linear(self, x: Tensor, name: str) -> Tensor:
+        return F.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
+
+    def norm(self, x: Tensor, name: str, eps: float) -> Tensor:
+        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
+
+    def conv(self, x: Tensor, name: str, padding: int = 0, stride: int = 1) -> Tensor:
+        weight, bias = self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias")
+        return F.conv2d(x, weight, bias, stride=stride, padding=padding)
+
+    def batch_norm(self, x: Tensor, name: str, eps: float = 1e-5) -> Tensor:
+        mean, var, weight, bias = (
+            self.weights[f"{name}.{part}"]
+            for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        return F.batch_norm(x, mean, var, weight, bias, eps=eps)
+
+    def qkv(self, x: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values `[B, H, T, D]` of normed tokens."""
+        name, heads = f"blocks.{block}.attn", self.config.num_heads
+        if f"{name}.qkv.weight" in self.weights:
+            joined = self.linear(x, f"{name}.qkv")
+        else:
+            joined = torch.cat([self.linear(x, f"{name}.qk"), self.linear(x, f"{name}.v")], -1)
+        query, key, value = joined.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        return query, key, value
+
+    def add(self, x: Tensor, change: Tensor) -> Tensor:
+        """A residual connection."""
+        return x + change
+
+    def block(self, x: Tensor, block: int, keep: Tensor | None = None) -> Tensor:
+        """A block on all tokens `[B, S, C]`; keys outside `keep [B, S]` are not seen.
+
+        Rows of an image that keeps nothing are undefined (NaN); the caller discards them.
+        """
+        name = f"blocks.{block}"
+        query, key, value = self.qkv(self.norm(x, f"{name}.norm1", self.block_eps), block)
+        mask = None if keep is None else keep[:, None, None, :]
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        x = self.add(x, self.linear(mixed.transpose(1, 2).flatten(2), f"{name}.attn.proj"))
+        return self.feed_forward(x, block)
+
+    def attention(
+        self, x: Tensor, block: int, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The first half of a block, with what methods rank tokens by.
+
+        Args:
+            x: `[B, T, C]`.
+            bias: added to the scores of each key, `[B, T]`.
+
+        Returns:
+            The new tokens `[B, T, C]`, the attention `[B, H, T, T]`, the keys and the values
+            `[2, B, H, T, D]`.
+        """
+        name = f"blocks.{block}"
+        query, key, value = self.qkv(self.norm(x, f"{name}.norm1", self.block_eps), block)
+        scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
+        if bias is not None:
+            scores = scores + bias[:, None, None, :]
+        weights = scores.softmax(-1)
+        mixed = (weights @ value).transpose(1, 2).flatten(2)
+        x = self.add(x, self.linear(mixed, f"{name}.attn.proj"))
+        return x, weights, torch.stack([key, value])
+
+    def feed_forward(self, x: Tensor, block: int) -> Tensor:
+        """The second half of a block."""
+        name = f"blocks.{block}"
+        hidden = self.linear(self.norm(x, f"{name}.norm2", self.block_eps), f"{name}.mlp.fc1")
+        return self.add(x, self.linear(F.gelu(hidden), f"{name}.mlp.fc2"))

@@ -1,0 +1,155 @@
+"""Swin: attention in windows, shifted in every second block; the dense twin of STViT-R.
+
+Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", ICCV 2021;
+keys and numbers are those of microsoft/Swin-Transformer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from svit_deploy.backbones.backbone import Backbone, Named
+from svit_deploy.backbones.heads import MEAN
+from svit_deploy.backbones.swin.graph import SwinGraph
+from svit_deploy.backbones.swin.settings import STAGES, SwinSettings, stages
+from svit_deploy.errors import InputError, UsageError
+from svit_deploy.model.arch import Arch
+from svit_deploy.model.config import ModelConfig
+from svit_deploy.model.keys import Dims, Shape, Tensors, linear, norm
+
+if TYPE_CHECKING:
+    from svit_deploy.backbones.reference import BackboneReference
+
+
+@dataclass(frozen=True)
+class SwinDims(Dims):
+    """`embed_dim` is the width of the first stage, `depth` counts all blocks."""
+
+    depths: tuple[int, ...] = ()
+    heads_of_stages: tuple[int, ...] = ()
+    window: int = 0
+
+
+class Swin(Backbone):
+    title = "Swin"
+    graph = SwinGraph
+    head = MEAN
+    settings = SwinSettings
+    required = ("depths",)
+    eps = (1e-5, 1e-5, 1e-5)
+    class_token = False
+    has_positions = False
+
+    def reference(self) -> type[BackboneReference]:
+        from svit_deploy.backbones.swin.reference import SwinReference
+
+        return SwinReference
+
+    def matches(self, keys: Collection[str]) -> bool:
+        return "layers.0.blocks.0.attn.relative_position_bias_table" in keys
+
+    def is_unused(self, key: str) -> bool:
+        return key.endswith((".relative_position_index", ".attn_mask", ".num_batches_tracked"))
+
+    def infer(self, family: str, tensors: Tensors, named: Named) -> SwinDims:
+        depths, heads, side = [], [], 0
+        for stage in range(STAGES):
+            name = f"layers.{stage}.blocks.0.attn.relative_position_bias_table"
+            table = tensors.shape(name, 2)
+            depths.append(tensors.count(rf"layers\.{stage}\.blocks"))
+            heads.append(table[1])
+            side = side or (math.isqrt(table[0]) + 1) // 2
+        return SwinDims(
+            family=family,
+            embed_dim=tensors.shape("layers.0.blocks.0.norm1.weight", 1)[0],
+            depth=sum(depths),
+            mlp_dim=tensors.shape("layers.0.blocks.0.mlp.fc1.weight", 2)[0],
+            patch_size=4,
+            num_patches=(8 * side) ** 2,  # one window in the last stage
+            num_classes=tensors.shape("head.weight", 2)[0],
+            num_heads=heads[0],
+            depths=tuple(depths),
+            heads_of_stages=tuple(heads),
+            window=side,
+        )
+
+    def dims_from_arch(self, family: str, arch: Arch) -> SwinDims:
+        assert arch.embed_dim and arch.image_size
+        heads = tuple(arch.num_heads << stage for stage in range(STAGES))
+        depths = tuple(arch.settings["depths"])
+        if len(depths) != STAGES or min(depths) < 1:
+            raise UsageError(
+                f"depths {list(depths)} are not those of {STAGES} stages",
+                f"give the blocks of each of {STAGES} stages, for example 2,2,6,2",
+            )
+        return SwinDims(
+            family=family,
+            embed_dim=arch.embed_dim,
+            depth=sum(depths),
+            mlp_dim=4 * arch.embed_dim,
+            patch_size=4,
+            num_patches=(arch.image_size[0] // 4) * (arch.image_size[1] // 4),
+            num_classes=arch.num_classes or 1000,
+            num_heads=heads[0],
+            depths=depths,
+            heads_of_stages=heads,
+            window=arch.image_size[0] // 32,
+        )
+
+    def settings_from_weights(self, dims: Any) -> dict[str, Any]:
+        return {"depths": dims.depths, "stage_heads": dims.heads_of_stages, "window": dims.window}
+
+    def shapes(self, dims: Any) -> dict[str, Shape]:
+        shapes = self.stem_shapes(dims)
+        for stage in range(STAGES):
+            width = dims.embed_dim << stage
+            for block in range(dims.depths[stage]):
+                shapes |= self.block_shapes(dims, stage, block)
+            if stage + 1 < STAGES:
+                name = f"layers.{stage}.downsample"
+                shapes |= norm(f"{name}.norm", 4 * width)
+                shapes[f"{name}.reduction.weight"] = (2 * width, 4 * width)
+        return shapes | norm("norm", width) | linear("head", dims.num_classes, width)
+
+    def stem_shapes(self, dims: Any) -> dict[str, Shape]:
+        width, patch = dims.embed_dim, dims.patch_size
+        weights: dict[str, Shape] = {"patch_embed.proj.weight": (width, 3, patch, patch)}
+        return weights | {"patch_embed.proj.bias": (width,)} | norm("patch_embed.norm", width)
+
+    def block_shapes(self, dims: Any, stage: int, block: int) -> dict[str, Shape]:
+        name, width = f"layers.{stage}.blocks.{block}", dims.embed_dim << stage
+        hidden = dims.mlp_dim << stage
+        shapes = norm(f"{name}.norm1", width) | norm(f"{name}.norm2", width)
+        shapes |= linear(f"{name}.attn.qkv", 3 * width, width)
+        shapes |= linear(f"{name}.attn.proj", width, width)
+        shapes |= linear(f"{name}.mlp.fc1", hidden, width)
+        shapes |= linear(f"{name}.mlp.fc2", width, hidden)
+        table = (2 * dims.window - 1) ** 2, dims.heads_of_stages[stage]
+        return shapes | {f"{name}.attn.relative_position_bias_table": table}
+
+    def check(self, config: ModelConfig) -> None:
+        settings = config.settings
+        heads, depths = settings.stage_heads, settings.depths
+        if len(heads) != STAGES or len(depths) != STAGES or min(*heads, *depths) < 1:
+            raise InputError(
+                f"depths {list(depths)} and heads {list(heads)} are not of {STAGES} stages",
+                "give a complete Swin checkpoint",
+            )
+        side = 32 * settings.window
+        if side < 32 or any(length % side for length in config.image_size):
+            height, width = config.image_size
+            raise InputError(
+                f"windows of {settings.window}x{settings.window} do not tile an image of "
+                f"{height}x{width}",
+                f"use --image-size {side}",
+            )
+        for stage in stages(config):
+            if stage.width % stage.heads:
+                raise InputError(
+                    f"{stage.heads} heads do not divide the width {stage.width} of stage "
+                    f"{stage.index}",
+                    "give a complete Swin checkpoint",
+                )

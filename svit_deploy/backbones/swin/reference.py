@@ -1,0 +1,79 @@
+"""Swin's plain PyTorch forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from svit_deploy.backbones.reference import BackboneReference, See
+from svit_deploy.backbones.swin.settings import CORNERS, HIDDEN, Stage, places
+from svit_deploy.backbones.tokens import ReferenceTokens
+from svit_deploy.names import EMBEDDING, block_name
+
+
+class SwinReference(BackboneReference):
+    def forward(self, images: Tensor, see: See) -> Generator[Any, Any, tuple[Any, ReferenceTokens]]:
+        tokens = self.method.reference(self, self.embed(images))
+        see(EMBEDDING, tokens.rows)
+        for number, (stage, block) in enumerate(places(self.config)):
+            if stage.index and not block:
+                tokens.put_map(self.merge(tokens.map(), stage))
+            yield from tokens.block(number)
+            see(block_name(number), tokens.visible)
+        return tokens.rows, tokens
+
+    def plain_block(self, x: Tensor, block: int) -> Tensor:
+        return self.swin_block(x, *places(self.config)[block])
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Patches `[B, N, C]` of images."""
+        weights = self.weights
+        weight, bias = weights["patch_embed.proj.weight"], weights["patch_embed.proj.bias"]
+        x = F.conv2d(images, weight, bias, stride=self.config.patch_size)
+        return self.norm(x.flatten(2).transpose(1, 2), "patch_embed.norm", self.block_eps)
+
+    def swin_block(self, x: Tensor, stage: Stage, block: int) -> Tensor:
+        """A block on `[B, tokens, C]`."""
+        name, side, shift = stage.block(block), stage.window, stage.shift(block)
+        batch, down, across = len(x), stage.rows // side, stage.columns // side
+        y = self.norm(x, f"{name}.norm1", self.block_eps)
+        y = y.unflatten(1, (stage.rows, stage.columns)).roll((-shift, -shift), (1, 2))
+        y = (
+            y.reshape(batch, down, side, across, side, -1)
+            .transpose(2, 3)
+            .reshape(-1, side**2, stage.width)
+        )
+        qkv = self.linear(y, f"{name}.attn.qkv").unflatten(2, (3, stage.heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
+        places = torch.cartesian_prod(torch.arange(side), torch.arange(side))
+        apart = places[:, None] - places[None] + side - 1
+        table = self.weights[f"{name}.attn.relative_position_bias_table"]
+        scores = scores + table[apart[..., 0] * (2 * side - 1) + apart[..., 1]].permute(2, 0, 1)
+        if shift:
+            region = torch.zeros(stage.rows, stage.columns)
+            cuts = (slice(0, -side), slice(-side, -shift), slice(-shift, None))
+            for number, (rows, columns) in enumerate((r, c) for r in cuts for c in cuts):
+                region[rows, columns] = number
+            region = region.reshape(down, side, across, side).transpose(1, 2).reshape(-1, side**2)
+            mask = (region[:, None] != region[:, :, None]) * HIDDEN
+            scores = (scores.unflatten(0, (batch, -1)) + mask[:, None]).flatten(0, 1)
+        y = (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
+        y = self.linear(y, f"{name}.attn.proj")
+        y = y.reshape(batch, down, across, side, side, -1).transpose(2, 3)
+        y = y.reshape(batch, stage.rows, stage.columns, -1).roll((shift, shift), (1, 2))
+        x = x + y.flatten(1, 2)
+        y = self.norm(x, f"{name}.norm2", self.block_eps)
+        return x + self.linear(F.gelu(self.linear(y, f"{name}.mlp.fc1")), f"{name}.mlp.fc2")
+
+    def merge(self, x: Tensor, stage: Stage) -> Tensor:
+        """From the tokens of the stage before to those of this one."""
+        name = f"layers.{stage.index - 1}.downsample"
+        x = x.unflatten(1, (2 * stage.rows, 2 * stage.columns))
+        x = torch.cat([x[:, row::2, column::2] for row, column in CORNERS], dim=-1).flatten(1, 2)
+        x = self.norm(x, f"{name}.norm", self.block_eps)
+        return F.linear(x, self.weights[f"{name}.reduction.weight"])

@@ -1,0 +1,69 @@
+"""The stages of a Swin, for its graph and its forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from svit_deploy.model.config import ModelConfig
+
+STAGES = 4
+CORNERS = ((0, 0), (1, 0), (0, 1), (1, 1))
+"""Row and column of the four patches that merge into one, in the order of their channels."""
+HIDDEN = -100.0
+"""Added to the scores of keys that a shift brings into a window from the other side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwinSettings:
+    """What the weights tell: blocks and heads of each stage, tokens along a window's side."""
+
+    depths: tuple[int, ...]
+    stage_heads: tuple[int, ...]
+    window: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One resolution: `rows` x `columns` tokens of `width` channels."""
+
+    index: int
+    rows: int
+    columns: int
+    width: int
+    heads: int
+    window: int
+    depth: int
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.columns
+
+    def shift(self, block: int) -> int:
+        """How far windows are moved in a block of the stage."""
+        odd = block % 2 and min(self.rows, self.columns) > self.window
+        return self.window // 2 if odd else 0
+
+    def block(self, block: int) -> str:
+        return f"layers.{self.index}.blocks.{block}"
+
+
+def stages(config: ModelConfig) -> list[Stage]:
+    settings: SwinSettings = config.settings
+    rows, columns = config.grid
+    return [
+        Stage(
+            index=i,
+            rows=rows >> i,
+            columns=columns >> i,
+            width=config.embed_dim << i,
+            heads=settings.stage_heads[i],
+            window=settings.window,
+            depth=settings.depths[i],
+        )
+        for i in range(STAGES)
+    ]
+
+
+def places(config: ModelConfig) -> list[tuple[Stage, int]]:
+    """The stage of each block, and its number there."""
+    return [(stage, block) for stage in stages(config) for block in range(stage.depth)]

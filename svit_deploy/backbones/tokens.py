@@ -1,0 +1,125 @@
+"""The seam between a backbone and a method: which tokens a block computes.
+
+Once in graphs (`GraphTokens`), once in the plain PyTorch forward (`ReferenceTokens`). A method has
+a subclass of each; the backbone runs its blocks through them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from svit_deploy.names import block_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Steps = Generator[tuple[int, "Tensor"], "Tensor", Any]
+"""A forward pass that stops at each gate: gives its number and margins, takes its keep mask."""
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What the graph's outputs tell of one selection; see `model.result.Selected`.
+
+    Attributes:
+        keep: `[B, S]` bool.
+        margin: `[B, S]` float32.
+        source: `[B, S]` int64, where tokens are merged.
+        overflow: `[B, 1]` int64, where there is a budget.
+    """
+
+    keep: str
+    margin: str
+    source: str | None = None
+    overflow: str | None = None
+
+
+class GraphTokens:
+    """The tokens of a graph on their way through the blocks: all of them, in every block.
+
+    A method that selects overrides `block`, and what of the rest does not hold for it.
+
+    Args:
+        writer: the backbone's `writer.GraphWriter`.
+
+    Attributes:
+        rows: what the last block gave, `[B * count, C]`.
+        count: tokens of each image in it, a number or an int64 vector.
+        decided: the selections so far.
+    """
+
+    def __init__(self, writer: Any, rows: str) -> None:
+        self.writer, self.graph, self.config = writer, writer.graph, writer.config
+        self.rows = rows
+        self.count: int | str = writer.num_tokens
+        self.decided: list[Decided] = []
+
+    def step(self, block: int) -> None:
+        """Runs a block, and gives its result the name that `verify` knows it by."""
+        with self.graph.scope(f"block_{block}"):
+            rows = self.block(block)
+        self.rows = self.graph.rename(rows, block_name(block))
+
+    def block(self, block: int) -> str:
+        """Writes a block, and the selection in front of it or inside; returns its result."""
+        return self.writer.plain_block(self.rows, block, self.count)
+
+    def for_head(self) -> tuple[str, int | str]:
+        """What a classification head reads: rows, and how many of them each image has."""
+        return self.rows, self.count
+
+    def map(self) -> str:
+        """The complete map of patches in raster order `[B * N, C]`, between two blocks."""
+        prefix = self.config.prefix_tokens
+        return self.rows if not prefix else self.writer.without_prefix(self.rows, prefix)
+
+    def put_map(self, x: str) -> None:
+        """Takes a map back that something between two blocks has changed."""
+        prefix = self.config.prefix_tokens
+        self.rows = x if not prefix else self.writer.with_prefix(self.rows, x, prefix)
+
+
+class ReferenceTokens:
+    """The tokens on their way through the blocks: all of them, in every block.
+
+    A method that selects overrides `step`, or `block` where thresholds on margins decide.
+
+    Args:
+        backbone: its `reference.BackboneReference`.
+
+    Attributes:
+        rows: what the last block gave, `[B, T, C]`.
+        values: the decisions so far, as the graph holds them (`Method.values`).
+    """
+
+    def __init__(self, backbone: Any, rows: Tensor) -> None:
+        self.backbone, self.config, self.rows = backbone, backbone.config, rows
+        self.values: dict[str, Tensor] = {}
+
+    def block(self, block: int) -> Steps:
+        """Runs a block; stops at a gate in it, if thresholds decide."""
+        self.step(block)
+        return
+        yield
+
+    def step(self, block: int) -> None:
+        """Runs a block that asks nobody."""
+        self.rows = self.backbone.plain_block(self.rows, block)
+
+    @property
+    def visible(self) -> Tensor:
+        """What the graph names as the block's result `[B, T, C]`, NaN where a token is gone."""
+        return self.rows
+
+    def map(self) -> Tensor:
+        """The complete map of patches in raster order `[B, N, C]`, between two blocks."""
+        return self.rows[:, self.config.prefix_tokens :]
+
+    def put_map(self, x: Tensor) -> None:
+        """Takes a map back that something between two blocks has changed."""
+        import torch
+
+        prefix = self.config.prefix_tokens
+        self.rows = torch.cat([self.rows[:, :prefix], x], dim=1) if prefix else x

@@ -1,0 +1,227 @@
+"""Makes targets of bundles, ONNX files and engines: what runs, on which images."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import onnx
+
+from svit_deploy import names
+from svit_deploy.bench.engine_targets import bundle_around, engine_targets
+from svit_deploy.bench.inputs import Inputs, bench_size
+from svit_deploy.bench.report import BenchReport
+from svit_deploy.bench.run import run_bench
+from svit_deploy.bench.settings import KEEP, BenchSettings, BenchTarget
+from svit_deploy.bench.variants import variants
+from svit_deploy.bench.whole import of_images_alone
+from svit_deploy.bundle import MANIFEST, Bundle, open_bundle
+from svit_deploy.bundle.manifest import UNNAMED
+from svit_deploy.engines.base import Engine
+from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from svit_deploy.errors import InputError, SvitDeployError, UsageError
+from svit_deploy.io.files import hash_file
+from svit_deploy.io.onnx_file import (
+    DATA_DEPENDENT,
+    all_nodes,
+    load_onnx,
+    random_operators,
+    read_metadata,
+)
+from svit_deploy.loading.serialise import config_from_dict
+from svit_deploy.model.config import ModelConfig, Preprocess, TokenMode
+from svit_deploy.model.sizes import Size, SizeRange
+from svit_deploy.progress import SILENT, Progress
+from svit_deploy.tasks import Task, task_named
+
+log = logging.getLogger(__name__)
+
+ENGINES = (".engine", ".plan", ".trt")
+Load = Callable[[Path | bytes], Engine]
+
+
+def bench_paths(
+    paths: Sequence[Path], settings: BenchSettings, progress: Progress = SILENT
+) -> BenchReport:
+    """Measures bundles, ONNX files or engines against the first of them, the baseline.
+
+    Raises:
+        SvitDeployError: see `bench_targets`, `check_targets` and `run_bench`.
+    """
+    inputs = Inputs.load(settings, progress)
+    targets = [target for path in paths for target in bench_targets(path, inputs, settings)]
+    check_targets(targets, settings)
+    return run_bench(relabel(targets), settings, progress)
+
+
+def bench_targets(path: Path, inputs: Inputs, settings: BenchSettings) -> list[BenchTarget]:
+    """Prepares a bundle, an ONNX file or an engine for `run_bench`.
+
+    A bundle that has an engine is benched on it, unless a provider of ONNX Runtime is asked for.
+    Only an engine with `--cuda-graph both` gives more than one target: with and without.
+
+    Raises:
+        InputError: nothing of these, damaged, not a model on images, an image size that it cannot
+            run, or no recorded sample of that size.
+        UsageError: noise for a graph whose latency depends on content, or a batch size that it
+            was not exported or built for.
+        CapabilityError: a foreign engine that cannot be opened here to see what it takes.
+    """
+    if path.is_dir() or path.name == MANIFEST:
+        bundle = open_bundle(path)
+        if bundle.engine_path is None or settings.provider is not None:
+            return [_bundle_target(bundle, inputs, settings)]
+        return engine_targets(bundle.engine_path, bundle, bundle.name, inputs, settings)
+    if path.suffix in ENGINES:
+        return engine_targets(path, bundle_around(path), path.stem, inputs, settings)
+    return [_onnx_target(path, inputs, settings)]
+
+
+def check_targets(targets: Sequence[BenchTarget], settings: BenchSettings) -> None:
+    """Refuses a comparison on different images, and options that mean nothing to any target.
+
+    Raises:
+        UsageError: before anything is measured.
+    """
+    samples = {target.provenance.images_sha256 for target in targets if target.provenance}
+    if len(samples) > 1:
+        raise UsageError(
+            "the bundles were exported with different sample images, on which their latencies "
+            "cannot be compared",
+            "add --images IMAGES",
+        )
+    if settings.cuda_graph != "auto" and not any(target.is_engine for target in targets):
+        raise UsageError(
+            f"--cuda-graph {settings.cuda_graph} has no meaning here, no target is an engine",
+            "leave it out, or bench a bundle that was exported with --target tensorrt",
+        )
+    swept = (name for target in targets for name in target.variants)
+    if settings.sweep and not any(name.startswith(KEEP) for name in swept):
+        if any(target.is_engine and target.content_dependent for target in targets):
+            raise UsageError(
+                "an engine cannot be edited to keep given shares of the tokens",
+                "sweep the bundle's ONNX model: add --provider cpu, or another provider",
+            )
+        raise UsageError(
+            "the latency of none of the targets depends on the tokens kept, there is no sweep",
+            "bench a bundle in token mode dynamic, or leave --sweep-tokens out",
+        )
+
+
+def relabel(targets: Sequence[BenchTarget]) -> list[BenchTarget]:
+    """Numbers targets that share a label."""
+    labels = [target.label for target in targets]
+    return [
+        dataclasses.replace(target, label=f"{target.label}#{i + 1}")
+        if labels.count(target.label) > 1
+        else target
+        for i, target in enumerate(targets)
+    ]
+
+
+def _bundle_target(bundle: Bundle, inputs: Inputs, settings: BenchSettings) -> BenchTarget:
+    batch, task = bundle.manifest["batch"], bundle.task
+    for count in settings.batches:
+        if not batch["min"] <= count <= batch["max"]:
+            raise UsageError(
+                f"batch {count} is outside {bundle.name}'s range {batch['min']} to {batch['max']}",
+                "bench another batch size, or export with a wider --batch MIN:OPT:MAX",
+            )
+    size, dynamic = bench_size(bundle, settings), bundle.mode is TokenMode.DYNAMIC
+    if dynamic:
+        inputs.refuse_noise(bundle.name)
+    arrays, provenance = inputs.of_bundle(bundle, size, bundle.model_path)
+    load_graph = _loader(settings)
+
+    def load(model: Path | bytes) -> Engine:
+        return of_images_alone(load_graph(model), task)
+
+    tokens = bundle.config.at(size).num_tokens
+    return BenchTarget(
+        label=bundle.name,
+        engine_factory=lambda: load(bundle.model_path),
+        content_dependent=dynamic,
+        input_name=names.INPUT,
+        inputs=arrays,
+        keep_output=names.KEEP_MASK if bundle.has_gate_outputs else None,
+        variants=variants(bundle, load, tokens) if dynamic else {},
+        task_outputs=task.outputs(),
+        provenance=provenance,
+    )
+
+
+def _onnx_target(path: Path, inputs: Inputs, settings: BenchSettings) -> BenchTarget:
+    model = load_onnx(path)
+    name, size = image_input(model, path)
+    sizes = SizeRange.single(size)
+    sizes.check(settings.image_size or size)
+    dynamic = any(node.op_type in DATA_DEPENDENT for node in all_nodes(model))
+    if random := random_operators(model):
+        raise InputError(
+            f"{path} draws random numbers in {random[0]}, so two runs are not comparable",
+            "export it with deterministic gates",
+        )
+    if dynamic:
+        inputs.refuse_noise(path.name)
+    inputs.need_some(path.name, dynamic)
+    load, (task, config) = _loader(settings), _told(model, path)
+    if config is None:
+        arrays = inputs.prepare(Preprocess(), size)
+    else:
+        arrays = inputs.prepare_for(task, config, sizes)
+    shown = {output.name for output in model.graph.output}
+    return BenchTarget(
+        label=path.stem,
+        engine_factory=lambda: load(path),
+        content_dependent=dynamic,
+        input_name=name,
+        inputs=arrays,
+        keep_output=names.KEEP_MASK if names.KEEP_MASK in shown else None,
+        task_outputs=task.outputs() if shown.issuperset(task.outputs()) else None,
+        provenance=inputs.provenance(path.name, hash_file(path), path.stat().st_size),
+    )
+
+
+def _told(model: onnx.ModelProto, path: Path) -> tuple[Task, ModelConfig | None]:
+    """The task and the configuration that the file names; a foreign one has no configuration."""
+    told = read_metadata(model)
+    if "model" not in told:
+        log.info("%s does not tell its preprocessing, ImageNet's is used", path.name)
+        return task_named(UNNAMED), None
+    try:
+        task = task_named(str(json.loads(told["task"])) if "task" in told else UNNAMED)
+        return task, config_from_dict(json.loads(told["model"]), task)
+    except (ValueError, RecursionError, SvitDeployError) as error:
+        raise InputError(
+            f"the metadata of {path} is damaged ({str(error).splitlines()[0][:200]})",
+            "export the model again",
+        ) from None
+
+
+def image_input(model: onnx.ModelProto, path: Path) -> tuple[str, Size]:
+    """Name and (height, width) of the only input, float32 `[B, 3, H, W]`.
+
+    Raises:
+        InputError: other inputs than that.
+    """
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    fix = "give a model with one float32 input [batch, 3, height, width]"
+    if len(inputs) != 1:
+        raise InputError(f"{path} has {len(inputs)} inputs", fix)
+    tensor = inputs[0].type.tensor_type
+    sizes = [dim.dim_value for dim in tensor.shape.dim]
+    if tensor.elem_type != onnx.TensorProto.FLOAT or len(sizes) != 4 or sizes[1] != 3:
+        raise InputError(f"{path}'s input {inputs[0].name!r} is not an image batch", fix)
+    if not (sizes[2] and sizes[3]):
+        raise InputError(f"{path} leaves its image size open", "export it with a fixed size")
+    return inputs[0].name, (sizes[2], sizes[3])
+
+
+def _loader(settings: BenchSettings) -> Load:
+    return lambda model: OnnxRuntimeEngine(
+        model, provider=settings.provider or "cpu", threads=settings.threads
+    )

@@ -1,0 +1,15 @@
+"""The folder that an export writes: complete or absent, every file accounted for."""
+
+from svit_deploy.bundle.bundle import MODEL, REFERENCE, Bundle, open_bundle, write_bundle
+from svit_deploy.bundle.manifest import MANIFEST, SCHEMA_VERSION, write_manifest
+
+__all__ = [
+    "MANIFEST",
+    "MODEL",
+    "REFERENCE",
+    "SCHEMA_VERSION",
+    "Bundle",
+    "open_bundle",
+    "write_bundle",
+    "write_manifest",
+]

@@ -1,0 +1,69 @@
+"""Options of a settings class as parameters of a typer command."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING
+from typing import Annotated, Any
+
+import typer
+
+from svit_deploy.options import OptionField, options_of, read_options
+
+
+def with_options(settings: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Puts a class's options in place of the parameter that a typer command annotates with it.
+
+    The command gets one value of the class, made of what was typed.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        options, parameters, taken = options_of(settings), [], ""
+        for parameter in inspect.signature(command, eval_str=True).parameters.values():
+            if parameter.annotation is settings:
+                taken = parameter.name
+                parameters += [_parameter(one) for one in options.values()]
+            else:
+                parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+        def run(**typed: Any) -> None:
+            values = {name: typed.pop(name) for name in options}
+            command(**typed, **{taken: read_options(settings, None, values)})
+
+        wrapped: Any = functools.wraps(command)(run)
+        wrapped.__signature__ = inspect.Signature(parameters)
+        wrapped.__annotations__ = {one.name: one.annotation for one in parameters}
+        return run
+
+    return decorate
+
+
+def _parameter(declared: OptionField) -> inspect.Parameter:
+    """What typer makes an option of."""
+    asked, default = declared.option, declared.field.default
+    kind: Any = declared.kind
+    if asked.many:
+        kind, default = list[kind], None
+    elif default is MISSING:
+        default = inspect.Parameter.empty
+    elif asked.parse is not None:
+        default = asked.typed
+    if default is None:
+        kind |= None
+    told: Any
+    if asked.positional:
+        told = typer.Argument(metavar=asked.metavar, help=asked.help)
+    else:
+        flag = declared.flag
+        if default is True:
+            flag += f"/--no-{flag.removeprefix('--')}"
+        limits: dict[str, Any] = {"min": asked.low, "max": asked.high}
+        told = typer.Option(flag, metavar=asked.metavar, help=asked.help, **limits)
+    return inspect.Parameter(
+        declared.field.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind, told],
+    )

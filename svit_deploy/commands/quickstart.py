@@ -1,0 +1,87 @@
+"""The whole job once, on the trained digits model that comes with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from svit_deploy import api
+from svit_deploy.bench import BenchSettings, render
+from svit_deploy.errors import ExportError, InputError, VerificationFailed
+from svit_deploy.machine.packages import require_torch
+from svit_deploy.progress import Progress
+
+BENCH = BenchSettings(batches=(1, 32), warmup_s=0.5, duration_s=3.0, threads=1)
+PICTURES = 24
+
+
+def digits_folder() -> Path:
+    """Where the digits model is: inside the installed package, or examples/ of a checkout.
+
+    Raises:
+        InputError: neither is there.
+    """
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "digits", package.parent / "examples" / "digits"):
+        if (folder / "svit_digits.pth").is_file():
+            return folder
+    raise InputError("the digits model is not installed", "install svit-deploy again")
+
+
+def run_quickstart(
+    output: Path, console: Console, progress: Progress, *, force: bool = False
+) -> None:
+    """Exports the digits model and its dense twin, verifies, benches and draws token maps.
+
+    Raises:
+        ExportError: `output` exists; with `force` the bundles and maps in it are replaced.
+        VerificationFailed: an export is not equal to its checkpoint.
+    """
+    require_torch("quickstart", "the reference forward pass")
+    digits = digits_folder()
+    if output.exists() and not force and not (output.is_dir() and not any(output.iterdir())):
+        raise ExportError(f"{output} exists", "give another folder with -o, or --force")
+    checkpoint, heldout = digits / "svit_digits.pth", digits / "heldout.npz"
+    arch = str(digits / "arch.yaml")
+    reports = []
+    for mode in ("dense", "dynamic"):
+        console.rule(f"{mode}: export and verify", characters="-")
+        bundle = api.export(
+            checkpoint,
+            output / mode,
+            arch=arch,
+            tokens=mode,
+            calibration=digits / "calibration.npz",
+            force=force,
+            command=["svit-deploy", "quickstart"],
+            progress=progress,
+        )
+        report = api.verify(
+            bundle.path, against=checkpoint, images=heldout, arch=arch, progress=progress
+        )
+        report.render(console)
+        if not report.passed:
+            raise VerificationFailed(report.verdict, "please report this")
+        reports.append((mode, report))
+    console.rule("latency, dense against dynamic", characters="-")
+    targets = [output / mode for mode, _ in reports]
+    render(api.bench(targets, images=heldout, settings=BENCH, progress=progress), console)
+    maps = api.visualize(
+        output / "dynamic",
+        output / "maps",
+        images=heldout,
+        max_images=PICTURES,
+        progress=progress,
+    )
+    console.rule("summary", characters="-")
+    labels = np.load(heldout)["labels"]
+    console.print(f"top-1 on {len(labels)} held-out digits", highlight=False)
+    for mode, report in reports:
+        assert report.accuracy is not None and report.reference_accuracy is not None
+        console.print(
+            f"  {mode:8} PyTorch {report.reference_accuracy:.2%}, exported {report.accuracy:.2%}",
+            highlight=False,
+        )
+    console.print(f"bundles {', '.join(map(str, targets))}; {len(maps)} files in {output / 'maps'}")

@@ -1,0 +1,274 @@
+"""The export, step by step: model, thresholds, budgets, samples, graph, engine, manifest."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from svit_deploy import __version__
+from svit_deploy.backbones.writer import GraphOptions
+from svit_deploy.bundle import (
+    MANIFEST,
+    MODEL,
+    REFERENCE,
+    Bundle,
+    open_bundle,
+    write_bundle,
+    write_manifest,
+)
+from svit_deploy.bundle.manifest import describe_task
+from svit_deploy.errors import UsageError
+from svit_deploy.export.budgets import choose_budgets
+from svit_deploy.export.engine import build_beside, engine_notes, rebuild
+from svit_deploy.export.record import describe_gates, manifest, metadata
+from svit_deploy.export.settings import ExportSettings, images_of
+from svit_deploy.export.shapes import whole_batch
+from svit_deploy.graph.check import finish
+from svit_deploy.images import ImageSet, synthetic_images
+from svit_deploy.images.prepared import Prepared, groups
+from svit_deploy.loading.load import load_model
+from svit_deploy.machine.packages import require, require_torch
+from svit_deploy.methods.families import family_of
+from svit_deploy.model.budget import Budget, rows_within
+from svit_deploy.model.config import ModelConfig, TokenMode, spread_over_gates
+from svit_deploy.model.counts import keep_ratios
+from svit_deploy.model.model import Model, without_gates
+from svit_deploy.model.sizes import SizeRange
+from svit_deploy.progress import SILENT, Progress
+from svit_deploy.tasks import Part, Task, task_named
+from svit_deploy.tasks.samples import prepare_all
+
+log = logging.getLogger(__name__)
+
+
+def export_source(
+    source: Path,
+    output: Path,
+    settings: ExportSettings | None = None,
+    *,
+    force: bool = False,
+    command: Sequence[str] = (),
+    progress: Progress = SILENT,
+) -> Bundle:
+    """Exports a checkpoint to a bundle (docs/architecture.md), or builds an engine of a bundle.
+
+    Args:
+        force: replace a bundle at `output`.
+        command: the command line, kept in the manifest for the record.
+
+    Raises:
+        SvitDeployError: InputError, UsageError, CapabilityError or ExportError, with its fix.
+    """
+    settings = settings or ExportSettings()
+    if source.is_dir() or source.name == MANIFEST:
+        return rebuild(source, output, settings, force=force, command=command, progress=progress)
+    task = task_named(settings.task)
+    task.check_precision(settings.precision)
+    require_torch("export", "the reference outputs that a bundle is verified with")
+    for package, purpose in task.packages:
+        require(package, f"--task {task.name}", f"{purpose} of a bundle")
+    wanted = task.parse_sizes(settings.image_size)
+    progress.update(f"reading {source.name}", 0)
+    model = load_model(
+        source,
+        task=task.name,
+        arch=settings.arch,
+        overrides=settings.overrides,
+        image_size=None if wanted is None else wanted.opt,
+        allow_pickle=settings.allow_pickle,
+    )
+    bundle = export_model(
+        model, output, settings, sizes=wanted, force=force, command=command, progress=progress
+    )
+    for note in bundle.manifest["notes"]:
+        log.info("%s", note)
+    return bundle
+
+
+def export_model(
+    model: Model,
+    output: Path,
+    settings: ExportSettings,
+    *,
+    sizes: SizeRange | None = None,
+    force: bool = False,
+    command: Sequence[str] = (),
+    progress: Progress = SILENT,
+) -> Bundle:
+    """Exports a loaded model; see `export_source`.
+
+    Args:
+        sizes: image sizes to run, where the task's graphs run several; its own by default.
+    """
+    settings = dataclasses.replace(settings, tokens=choose_mode(model, settings))
+    task = task_named(settings.task)
+    sizes = task.sizes(model.config, sizes)
+    model = _at(model, sizes)
+    limit = settings.max_images
+    calibration = images_of(settings.calibration, limit, progress)
+    gate_images = images_of(settings.calibrate_gates, limit, progress)
+    with write_bundle(output, force=force) as folder:
+        model, measured = _calibrated(model, task, settings, gate_images, sizes, progress)
+        if settings.mode is TokenMode.DENSE:
+            model = without_gates(model)
+        budgets = choose_budgets(model, task, settings, calibration, sizes)
+        images, source = _samples(task, model.config, sizes, calibration or gate_images)
+        parts: list[Part] = []
+        for group in groups(images, task.together):
+            done = sum(map(len, parts)) / len(images)
+            progress.update("running the reference", 0.7 + 0.2 * done)
+            parts.append(run_reference(model, task, group, budgets))
+        gates = describe_gates(model.config, measured or _kept(parts, model.config), budgets)
+        progress.update("writing and checking the graph", 0.9)
+        extra = describe_task(task, sizes)
+        props = metadata(model, settings, gates, extra)
+        onnx.save(build_graph(model, settings, budgets, sizes, props), folder / MODEL)
+        arrays = task.record(parts, model.config)
+        np.savez_compressed(folder / REFERENCE, **arrays)  # type: ignore[arg-type]
+        engine, notes = None, []
+        if settings.engine is not None:
+            engine = build_beside(folder, model.config, task, sizes, settings, progress)
+            notes = engine_notes(settings.mode, model.config.num_gates)
+        content = manifest(model, settings, gates, source, budgets, command, engine, notes)
+        write_manifest(folder, {**extra, **content})
+    return open_bundle(output)
+
+
+def choose_mode(model: Model, settings: ExportSettings) -> TokenMode:
+    """The token mode asked for, else the method's own.
+
+    Raises:
+        UsageError: the method has no such mode, or nothing tells which method it is.
+    """
+    family, wanted = family_of(model.config), settings.tokens
+    if model.candidates and wanted is not TokenMode.DENSE:
+        raise UsageError(
+            f"a {model.config.family} model has no gates, and {', '.join(model.candidates)} all "
+            "have such weights: they do not tell which tokens to compute",
+            "use --tokens dense, or name the method with --arch, or --set family=NAME",
+        )
+    if wanted is None:
+        wanted = family.method.default_mode(engine=settings.engine is not None)
+    if settings.budget is not None and wanted is not TokenMode.BUDGET:
+        raise UsageError(
+            f"a {family.name} model itself says how many tokens remain", "leave --budget out"
+        )
+    if wanted not in family.modes:
+        known = " or ".join(mode.value for mode in family.modes)
+        what = "has no gates" if not model.config.num_gates else "is exact in other token modes"
+        raise UsageError(
+            f"a {family.name} model {what}, so --tokens {wanted.value} cannot be exported",
+            f"use --tokens {known}",
+        )
+    return wanted
+
+
+def build_graph(
+    model: Model,
+    settings: ExportSettings,
+    budgets: Sequence[Budget],
+    sizes: SizeRange,
+    props: Mapping[str, str],
+) -> onnx.ModelProto:
+    """The checked ONNX graph of a model in one token mode."""
+    task, family = task_named(settings.task), family_of(model.config)
+    options = GraphOptions(
+        mode=settings.mode,
+        budgets=tuple(budgets),
+        gate_outputs=settings.gate_outputs,
+        opset=settings.opset,
+        precision=settings.precision,
+        plugins=settings.plugins,
+        sizes=sizes,
+        single=whole_batch(settings, task).max == 1,
+    )
+    writer = family.backbone.graph(model, family.method, options)
+    task.write(writer)
+    return finish(writer.graph.model(), dict(props), __version__)
+
+
+def run_reference(
+    model: Model, task: Task, images: Sequence[Prepared], budgets: Sequence[Budget]
+) -> Part:
+    """What the reference computes of images of one size, within the budgets."""
+    from svit_deploy.backbones.rules import keep_above, keep_budget
+    from svit_deploy.tasks.reference import Reference
+
+    rows = rows_within(budgets, model.config.at(images[0].size).num_tokens)
+    rule = keep_budget(keep_above(model.config.thresholds), rows)
+    return Part(tuple(images), Reference(model, task).run(images, rule))
+
+
+def _at(model: Model, sizes: SizeRange) -> Model:
+    """The model at the typical size."""
+    return dataclasses.replace(model, config=model.config.at(sizes.opt))
+
+
+def _kept(parts: Sequence[Part], config: ModelConfig) -> tuple[float, ...]:
+    """Mean keep ratio of each gate on the samples."""
+    ratios = [
+        keep_ratios(part.result.selected.keep_mask, config.at(part.images[0].size))
+        for part in parts
+        for _ in part.images
+    ]
+    return tuple(np.mean(ratios, axis=0).tolist()) if config.num_gates else ()
+
+
+def _calibrated(
+    model: Model,
+    task: Task,
+    settings: ExportSettings,
+    images: ImageSet | None,
+    sizes: SizeRange,
+    progress: Progress,
+) -> tuple[Model, tuple[float, ...] | None]:
+    """The model with calibrated thresholds and the keep ratios measured, if asked for."""
+    from svit_deploy.loading.calibrate import calibrate_gates
+    from svit_deploy.tasks.reference import Reference
+
+    config, family = model.config, family_of(model.config)
+    if images is None or settings.mode is TokenMode.DENSE:
+        return model, None
+    if not family.method.trained_gates:
+        raise UsageError(
+            f"{family.title} has no trained gates to calibrate", "leave --calibrate-gates out"
+        )
+    targets = settings.target_keep or config.target_keep
+    if not targets:
+        raise UsageError(
+            "the checkpoint does not say which keep ratios its gates were trained for",
+            "add --target-keep 0.7,0.49,0.343",
+        )
+    targets = spread_over_gates(targets, config.num_gates, "--target-keep")
+    most = task.calibration_images
+    if most is not None and len(images) > most:
+        log.info("gates are calibrated on the first %d images", most)
+        images = images[:most]
+    prepared = list(prepare_all(images, task, config, sizes))
+    progress.update("calibrating the gates", 0.1)
+    found = calibrate_gates(
+        Reference(model, task),
+        prepared,
+        targets,
+        lambda done, total: progress.update("calibrating the gates", 0.1 + 0.6 * done / total),
+    )
+    log.info("gate thresholds calibrated on %d images", len(images))
+    config = dataclasses.replace(config, thresholds=found.thresholds, target_keep=targets)
+    return dataclasses.replace(model, config=config), found.measured_keep
+
+
+def _samples(
+    task: Task, config: ModelConfig, sizes: SizeRange, given: ImageSet | None
+) -> tuple[list[Prepared], ImageSet]:
+    """The first images given, else painted ones of the typical size."""
+    if given is not None:
+        chosen = given[: task.samples]
+        return list(prepare_all(chosen, task, config, sizes)), chosen
+    painted = synthetic_images(task.painted, sizes.opt)
+    inputs = painted.inputs(config.preprocess, sizes.opt)
+    return [Prepared.whole(p, n) for p, n in zip(inputs, painted.names, strict=True)], painted

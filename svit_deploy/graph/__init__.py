@@ -1,0 +1,1 @@
+"""ONNX graphs, written and edited: builder, layers, row moves, token selection, checks."""

@@ -1,0 +1,73 @@
+"""One image, ready for a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from svit_deploy.errors import InputError
+from svit_deploy.images.preprocess import denormalise
+from svit_deploy.model.config import Preprocess
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """One image, ready for a graph.
+
+    Attributes:
+        pixels: `[3, H, W]` float32, normalised.
+        image_size: (height, width) inside the padding.
+        scale: input pixels per pixel of the original, for x, y, x, y.
+        original_size: (height, width) of the picture.
+        name: what the image is called.
+        label: its class, if known.
+    """
+
+    pixels: np.ndarray
+    image_size: tuple[int, int]
+    scale: tuple[float, float, float, float]
+    original_size: tuple[int, int]
+    name: str = ""
+    label: int | None = None
+
+    @classmethod
+    def whole(cls, pixels: np.ndarray, name: str = "", label: int | None = None) -> Prepared:
+        """An image that is preprocessed already, float32 `[3, H, W]`, without padding."""
+        size = (pixels.shape[1], pixels.shape[2])
+        return cls(pixels, size, (1.0, 1.0, 1.0, 1.0), size, name, label)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) with the padding."""
+        return self.pixels.shape[1], self.pixels.shape[2]
+
+    def picture(self, preprocess: Preprocess) -> np.ndarray:
+        """What the model sees inside the padding, uint8 `[h, w, 3]`."""
+        height, width = self.image_size
+        return denormalise(self.pixels[:, :height, :width], preprocess)
+
+
+def stacked(images: Sequence[Prepared]) -> np.ndarray:
+    """The pixels of images of one size, `[n, 3, H, W]`.
+
+    Raises:
+        InputError: there are none, or their sizes differ.
+    """
+    if not images:
+        raise InputError("there is no image to run", "give one or more")
+    if len({image.size for image in images}) > 1:
+        raise InputError(
+            "the images of a batch have different sizes", "run them one by one, or pad them"
+        )
+    return np.stack([image.pixels for image in images])
+
+
+def groups(images: Sequence[Prepared], most: int) -> Iterator[list[Prepared]]:
+    """Neighbours of one size, at most so many at a time."""
+    for _, same in groupby(images, key=lambda image: image.size):
+        found = list(same)
+        for start in range(0, len(found), most):
+            yield found[start : start + most]

@@ -1,0 +1,72 @@
+"""Which of NVIDIA's software is here, for `doctor`: TensorRT, its Python helpers, the compiler."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from svit_deploy.errors import CapabilityError
+from svit_deploy.machine.environment import installed_version
+from svit_deploy.machine.tensorrt import ENTERPRISE, INSTALL, OLDEST, TARGETS, is_too_old
+from svit_deploy.plugins import find_library
+from svit_deploy.plugins.build import find_cmake, find_nvcc
+
+BUILD = {target: f"export --target {target}" for target in TARGETS}
+RUN, COMPILE = "engines: verify, bench", "plugins build"
+COMMANDS = (*BUILD.values(), RUN, COMPILE)
+State = Literal["ok", "missing", "too old"]
+Found = tuple[str, State, str, tuple[str, ...], str]
+"""Name, state, detail, the commands that need it, and what to type if it is not ok."""
+
+
+def examine_nvidia() -> Iterator[Found]:
+    """Looks without importing anything: TensorRT starts CUDA when it is imported."""
+    driver = Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi")
+    yield (
+        "nvidia driver",
+        "ok" if driver else "missing",
+        "found" if driver else "none: CPU only",
+        (BUILD[ENTERPRISE], RUN),
+        "" if driver else "run on a machine with an NVIDIA GPU and its driver",
+    )
+    for target, module in TARGETS.items():
+        version = _version(module)
+        state: State = "missing" if version is None else "ok"
+        detail = version or "not installed"
+        if version and is_too_old(target, version):
+            state, detail = "too old", f"{version}, needs {OLDEST}"
+        fix = "" if state == "ok" else INSTALL[target].removeprefix("run: ")
+        yield module, state, detail, (BUILD[target],), fix
+    bindings = _version("cuda.bindings")
+    fix = "pip install cuda-bindings nvidia-ml-py"
+    yield (
+        "cuda-bindings",
+        "ok" if bindings else "missing",
+        bindings or "not installed",
+        (BUILD[ENTERPRISE], RUN),
+        "" if bindings else fix,
+    )
+    for tool, find in (("nvcc", find_nvcc), ("cmake", find_cmake)):
+        fix = ""
+        try:
+            find()
+        except CapabilityError as error:
+            fix = error.fix.removeprefix("run ")
+        state, detail = ("missing", "not found") if fix else ("ok", "found")
+        yield tool, state, detail, (COMPILE,), fix
+    library = find_library()
+    yield "plugin library", "ok", "built" if library else "not built: see plugins build", (), ""
+
+
+def _version(module: str) -> str | None:
+    """Of an installed module; a JetPack's TensorRT may be there without package metadata."""
+    try:
+        if importlib.util.find_spec(module) is None:
+            return None
+    except ImportError:  # the parent package is missing
+        return None
+    names = {"tensorrt_rtx": "tensorrt_rtx_cu13", "cuda.bindings": "cuda-bindings"}
+    return installed_version(names.get(module, module)) or "installed, version unknown"

@@ -1,0 +1,1 @@
+"""Files that nobody vouches for, read with care; files and folders, written whole."""

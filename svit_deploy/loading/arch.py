@@ -1,0 +1,239 @@
+"""Architectures as users give them: presets by name, architecture files, single settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import yaml
+
+from svit_deploy.errors import InputError, UsageError
+from svit_deploy.loading.presets import PRESETS
+from svit_deploy.methods.families import FAMILIES
+from svit_deploy.model.arch import Arch
+from svit_deploy.model.config import parse_image_size
+from svit_deploy.model.keys import Dims
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int | str) or isinstance(value, bool):
+        raise ValueError
+    return int(value)
+
+
+def _count(value: Any) -> int:
+    if _whole(value) < 1:
+        raise ValueError
+    return _whole(value)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not math.isfinite(float(value)):
+        raise ValueError
+    return float(value)
+
+
+def _boolean(value: Any) -> bool:
+    return {"true": True, "false": False}[str(value).strip().lower()]
+
+
+def _word(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError
+    return value.strip()
+
+
+def _family(value: Any) -> str:
+    if (name := _word(value)) not in FAMILIES:
+        raise ValueError
+    return name
+
+
+def _list(parse: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
+    def parse_list(value: Any) -> tuple[Any, ...]:
+        items = value.split(",") if isinstance(value, str) else value
+        return tuple(parse(item) for item in (items if isinstance(items, list) else [items]))
+
+    return parse_list
+
+
+def _size(value: Any) -> tuple[int, int]:
+    return parse_image_size("x".join(map(str, value if isinstance(value, list) else [value])))
+
+
+_COUNT = (_count, "a whole number of at least 1")
+_NUMBERS = (_list(_number), "numbers with commas between them")
+_FIELDS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "family": (_family, f"one of {', '.join(FAMILIES)}"),
+    "num_heads": _COUNT,
+    "embed_dim": _COUNT,
+    "depth": _COUNT,
+    "patch_size": _COUNT,
+    "image_size": (_size, "pixels, such as 224 or 224x320"),
+    "num_classes": _COUNT,
+    "distilled": (_boolean, "true or false"),
+    "gate_blocks": (_list(_whole), "whole numbers with commas between them"),
+    "gate_class_token": (_list(_boolean), "true or false, with commas between them"),
+    "target_keep": _NUMBERS,
+    "mean": _NUMBERS,
+    "std": _NUMBERS,
+    "crop_ratio": (_number, "a number"),
+    "interpolation": (_word, "nearest, bilinear or bicubic"),
+}
+_KINDS: dict[Any, tuple[Callable[[Any], Any], str]] = {
+    bool: (_boolean, "true or false"),
+    int: (_whole, "a whole number"),
+    float: (_number, "a number"),
+}
+
+
+def _settings_fields() -> dict[str, tuple[Callable[[Any], Any], str]]:
+    """How the settings of all families are parsed; equal names have equal types."""
+    found = {}
+    for family in FAMILIES.values():
+        if family.settings is None:
+            continue
+        hints = get_type_hints(family.settings)
+        for name in (entry.name for entry in fields(family.settings)):
+            hint = hints[name]
+            if hint in _KINDS:
+                found[name] = _KINDS[hint]
+            else:
+                parse, description = _KINDS[get_args(hint)[0]]
+                found[name] = (_list(parse), f"{description}, or several with commas between them")
+    return found
+
+
+_SETTINGS = _settings_fields()
+
+
+def parse_overrides(overrides: Mapping[str, str]) -> dict[str, Any]:
+    """The values of `--set key=value`, each as its field's type.
+
+    Raises:
+        UsageError: an unknown key, or a value of another type.
+    """
+    return {key: _parse(key, text, "--set ", UsageError) for key, text in overrides.items()}
+
+
+def find_arch(name: str) -> tuple[str, Arch]:
+    """A preset by name, or an architecture file by path, with the name to show for it.
+
+    Raises:
+        UsageError: neither a preset nor a file.
+        InputError: the file is not a flat YAML mapping of an Arch's fields.
+    """
+    if name in PRESETS:
+        return name, PRESETS[name]
+    path = Path(name)
+    if not path.is_file():
+        raise UsageError(
+            f"--arch {name!r} is neither a known architecture nor a file",
+            f"use one of {', '.join(PRESETS)}, or the path of a YAML file",
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is not readable YAML ({reason})", "correct the file") from None
+    lines = content if isinstance(content, dict) else {}
+    if missing := [key for key in ("family", "num_heads") if key not in lines]:
+        raise InputError(
+            f"{path} lacks the field {' and '.join(missing)}",
+            "write one 'field: value' per line, for example 'num_heads: 6'",
+        )
+    for key, value in lines.items():  # before anything prints it: aliases nest without end
+        if any(
+            isinstance(item, list | dict) for item in (value if type(value) is list else [value])
+        ):
+            raise InputError(f"{path}: {key!s:.80} is nested", "give a value, or a list of values")
+    values = {key: _parse(key, value, f"{path}: ", InputError) for key, value in lines.items()}
+    return path.name, _arch(values)
+
+
+def _arch(values: Mapping[str, Any], base: Arch | None = None) -> Arch:
+    """An architecture of fields and settings by name, over those of `base`."""
+    plain = {key: value for key, value in values.items() if key in _FIELDS}
+    settings = {key: value for key, value in values.items() if key not in _FIELDS}
+    if base is None:
+        return Arch(**plain, settings=settings)
+    if plain.get("family", base.family) == base.family:
+        settings = {**base.settings, **settings}
+    return replace(base, **plain, settings=settings)
+
+
+def recognise(dims: Dims, family: str | None = None) -> str | None:
+    """The preset with these dimensions, if there is one; of two, the one with this image size.
+
+    Args:
+        family: the method to run; by default the one whose keys the weights have.
+    """
+    sizes = (dims.embed_dim, dims.depth, dims.patch_size, dims.distilled)
+    matches = [
+        name
+        for name, arch in PRESETS.items()
+        if arch.family == (family or dims.family)
+        and (arch.embed_dim, arch.depth, arch.patch_size, arch.distilled) == sizes
+        and (not arch.gate_blocks or len(arch.gate_blocks) == dims.num_gates)
+    ]
+
+    def same_size(name: str) -> bool:
+        height, width = PRESETS[name].image_size or (0, 0)
+        return height * width == dims.num_patches * dims.patch_size**2
+
+    return max(matches, key=same_size, default=None)
+
+
+def resolve_arch(
+    arch: str | None, overrides: Mapping[str, str], dims: Dims
+) -> tuple[Arch, str, tuple[str, ...]]:
+    """Chooses the architecture: what the user named, else the preset that the weights match.
+
+    Args:
+        arch: a preset's name, a YAML file's path, or None.
+        overrides: `--set` values, which win over everything else.
+        dims: what the weights tell.
+
+    Returns:
+        The architecture, its name ("custom" when only `overrides` make it), and notes on what was
+        assumed.
+
+    Raises:
+        UsageError: an unknown name, key or value.
+        InputError: a bad architecture file, or no preset matches and num_heads is unknown.
+    """
+    values = parse_overrides(overrides)
+    notes: tuple[str, ...] = ()
+    if arch is None:
+        arch = recognise(dims, values.get("family")) or recognise(dims)
+        notes = (f"recognised as {arch} by its dimensions",) if arch else ()
+        if arch:  # a method's settings are a choice that nobody made
+            found = PRESETS[arch]
+            own = FAMILIES[found.family].method.settings
+            chosen = {field.name for field in fields(own)} if own else set()
+            kept = {name: v for name, v in found.settings.items() if name not in chosen}
+            return _arch(values, replace(found, settings=kept)), arch, notes
+    else:
+        name, found = find_arch(arch)
+        return _arch(values, found), name, notes
+    if "num_heads" not in values and not dims.num_heads:
+        raise InputError(
+            f"the weights ({dims}) match no known architecture, and do not tell num_heads",
+            f"give --arch ({', '.join(PRESETS)}, or a YAML file) or --set num_heads=NUMBER",
+        )
+    heads = {"family": dims.family, "num_heads": dims.num_heads}
+    return _arch({**heads, **values}), "custom", notes
+
+
+def _parse(key: Any, value: Any, where: str, error: type[UsageError] | type[InputError]) -> Any:
+    known = _FIELDS | _SETTINGS
+    if key not in known:
+        raise error(f"{where}{key} is unknown", f"use one of {', '.join(known)}")
+    parse, description = known[key]
+    try:
+        return parse(value)
+    except (ValueError, TypeError, KeyError, OverflowError, UsageError):
+        raise error(f"{where}{key}={value!s:.80} has a bad value", f"give {description}") from None

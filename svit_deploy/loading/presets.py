@@ -1,0 +1,131 @@
+"""Published architectures, by the names that users know."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from svit_deploy.model.arch import Arch
+
+
+def _deit(num_heads: int, image_size: int = 224, distilled: bool = False) -> Arch:
+    """DeiT's sizes differ by the number of heads, each 64 wide."""
+    size = (image_size, image_size)
+    return Arch("deit", num_heads, 64 * num_heads, 12, 16, size, distilled=distilled)
+
+
+def _on_deit(family: str, num_heads: int, **settings: Any) -> Arch:
+    """A method on a DeiT of 224 pixels, with its published settings."""
+    return replace(_deit(num_heads), family=family, settings=settings)
+
+
+def _swin(family: str, embed_dim: int, third_stage: int) -> Arch:
+    """Swin's sizes differ by the width, in heads of 32, and the depth of the third stage."""
+    depths = (2, 2, third_stage, 2)
+    return Arch(
+        family,
+        embed_dim // 32,
+        embed_dim,
+        sum(depths),
+        4,
+        (224, 224),
+        distilled=False,
+        settings={"depths": depths},
+        crop_ratio=224 / 256,
+    )
+
+
+def _lvvit(
+    num_heads: int, embed_dim: int, depth: int, skip_lam: float, size: int = 224, crop: float = 1.0
+) -> Arch:
+    return Arch(
+        "lvvit",
+        num_heads,
+        embed_dim,
+        depth,
+        16,
+        (size, size),
+        distilled=False,
+        settings={"skip_lam": skip_lam},
+        crop_ratio=crop,
+    )
+
+
+def _dynamicvit_on_lvvit(arch: Arch, base_rate: float) -> Arch:
+    """Evaluated with DeiT's crop."""
+    settings = {**arch.settings, "base_rate": base_rate}
+    return replace(arch, family="dynamicvit_lvvit", settings=settings, crop_ratio=0.875)
+
+
+def _adapter(num_heads: int, family: str) -> Arch:
+    """A ViT-Adapter in front of Mask R-CNN."""
+    gated = family == "svit_adapter"
+    return Arch(
+        family=family,
+        num_heads=num_heads,
+        embed_dim=64 * num_heads,
+        depth=12,
+        patch_size=16,
+        distilled=False,
+        gate_blocks=tuple(range(3, 12)) if gated else (),
+        gate_class_token=(True,) * 9 if gated else (),
+        target_keep=(0.7,) * 3 + (0.49,) * 3 + (0.343,) * 3 if gated else (),
+        crop_ratio=1.0,
+        interpolation="bilinear",
+    )
+
+
+PRESETS: dict[str, Arch] = {
+    "svit_s": Arch(
+        family="svit",
+        num_heads=6,
+        embed_dim=384,
+        depth=12,
+        patch_size=16,
+        image_size=(224, 224),
+        distilled=False,
+        gate_blocks=(3, 4, 5, 6, 7, 8, 9, 10, 11),
+        gate_class_token=(False,) * 8 + (True,),
+        target_keep=(0.7,) * 3 + (0.49,) * 3 + (0.343,) * 3,
+    ),
+    "deit_tiny": _deit(3),
+    "deit_small": _deit(6),
+    "deit_base": _deit(12),
+    "deit_tiny_distilled": _deit(3, distilled=True),
+    "deit_small_distilled": _deit(6, distilled=True),
+    "deit_base_distilled": _deit(12, distilled=True),
+    "deit_base_384": _deit(12, image_size=384),
+    "dynamicvit_256": _on_deit("dynamicvit", 4, base_rate=0.7),
+    "dynamicvit_s": _on_deit("dynamicvit", 6, base_rate=0.7),
+    "dynamicvit_b": _on_deit("dynamicvit", 12, base_rate=0.7),
+    "evit_s": _on_deit("evit", 6, keep_rate=0.7, fuse=True),
+    "evovit_t": _on_deit("evovit", 3),
+    "evovit_s": _on_deit("evovit", 6),
+    "evovit_b": _on_deit("evovit", 12),
+    "ats_s": _on_deit("ats", 6),
+    "tome_t": _on_deit("tome", 3, r=(13,)),
+    "tome_s": _on_deit("tome", 6, r=(13,)),
+    "mergence_t": _on_deit("mergence", 3, keep_rate=0.7),
+    "mergence_s": _on_deit("mergence", 6, keep_rate=0.7),
+    "mergence_b": _on_deit("mergence", 12, keep_rate=0.7),
+    "stvit_t": _on_deit("stvit", 3, semantic=16),
+    "stvit_s": _on_deit("stvit", 6, semantic=16),
+    "stvit_b": _on_deit("stvit", 12, semantic=16),
+    "swin_t": _swin("swin", 96, 6),
+    "swin_s": _swin("swin", 96, 18),
+    "swin_b": _swin("swin", 128, 18),
+    "stvitr_s": _swin("stvitr", 96, 18),
+    "stvitr_b": _swin("stvitr", 128, 18),
+    "lvvit_t": _lvvit(4, 240, 12, 1, crop=0.9),
+    "lvvit_s": _lvvit(6, 384, 16, 2, crop=0.9),
+    "lvvit_m": _lvvit(8, 512, 20, 2),
+    "lvvit_l": _lvvit(12, 768, 24, 3, size=448),
+    "dynamicvit_lvvit_s": _dynamicvit_on_lvvit(_lvvit(6, 384, 16, 2), base_rate=0.7),
+    "dynamicvit_lvvit_m": _dynamicvit_on_lvvit(_lvvit(8, 512, 20, 2), base_rate=0.7),
+    "svit_adapter_t": _adapter(3, "svit_adapter"),
+    "svit_adapter_s": _adapter(6, "svit_adapter"),
+    "vit_adapter_t": _adapter(3, "vit_adapter"),
+    "vit_adapter_s": _adapter(6, "vit_adapter"),
+    "evovit_adapter_t": _adapter(3, "evovit_adapter"),
+    "evovit_adapter_s": _adapter(6, "evovit_adapter"),
+}

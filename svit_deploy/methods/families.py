@@ -1,0 +1,185 @@
+"""Which methods run on which backbones: a row each.
+
+A family's name stands in checkpoints' configurations, architecture files and manifests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+from svit_deploy.backbones.adapter import Adapter
+from svit_deploy.backbones.backbone import Backbone
+from svit_deploy.backbones.heads import MEAN, PATCH_MEAN, Head
+from svit_deploy.backbones.lvvit import LvVit
+from svit_deploy.backbones.swin import Swin
+from svit_deploy.backbones.vit import Vit
+from svit_deploy.errors import InputError, UsageError
+from svit_deploy.methods.ats import Ats
+from svit_deploy.methods.dynamicvit import DynamicVit
+from svit_deploy.methods.evit import Evit
+from svit_deploy.methods.evovit import EvoVit, EvoVitPerBlock
+from svit_deploy.methods.mergence import Mergence
+from svit_deploy.methods.method import Dense, Method
+from svit_deploy.methods.stvit import Stvit
+from svit_deploy.methods.stvitr import StvitR, StvitRSwin
+from svit_deploy.methods.svit import Svit
+from svit_deploy.methods.tome import Tome
+from svit_deploy.model.arch import Arch
+from svit_deploy.model.config import ModelConfig, TokenMode
+from svit_deploy.model.keys import Shape, Tensors
+
+
+@dataclass(frozen=True)
+class Family:
+    """A method on a backbone.
+
+    Attributes:
+        name: in configurations.
+        title: in papers.
+        eps: LayerNorm epsilon of blocks, gates and the final norm; the backbone's by default.
+        head: from tokens to logits; the backbone's by default.
+        class_token: whether the tokens begin with one; as the backbone by default.
+        keys_of: the family whose checkpoints it runs on; its own by default.
+    """
+
+    name: str
+    title: str
+    backbone: Backbone
+    method: Method
+    eps: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    head: Head | None = None
+    class_token: bool = True
+    keys_of: str = ""
+
+    @property
+    def modes(self) -> tuple[TokenMode, ...]:
+        """Token modes in which its graph equals the model; the first is the default."""
+        return self.method.modes
+
+    @property
+    def dense(self) -> bool:
+        """Whether there is nothing to select."""
+        return self.modes == (TokenMode.DENSE,)
+
+    @cached_property
+    def settings(self) -> type | None:
+        """A frozen dataclass of what the weights cannot tell of backbone and method together."""
+        parts = [axis.settings for axis in (self.backbone, self.method) if axis.settings]
+        if len(parts) < 2:
+            return parts[0] if parts else None
+        return dataclass(frozen=True)(type(f"{self.name}_settings", tuple(parts), {}))
+
+    # What a checkpoint tells.
+
+    def matches(self, keys: Collection[str]) -> bool:
+        """Whether these are its own keys; asked of each family in turn."""
+        return not self.keys_of and self.backbone.matches(keys) and self.method.matches(keys)
+
+    def is_unused(self, key: str) -> bool:
+        """Whether inference does without an official tensor of that name."""
+        return self.backbone.is_unused(key) or self.method.is_unused(key)
+
+    def official_name(self, name: str) -> str:
+        """A canonical name in the layout of the official repository."""
+        return self.method.official_name(name)
+
+    def infer(self, tensors: Tensors) -> Any:
+        """Reads the sizes off a few tensors."""
+        dims = self.backbone.infer(self.name, tensors, self.official_name)
+        return self.method.infer(tensors, dims)
+
+    def shapes(self, dims: Any) -> dict[str, Shape]:
+        """Canonical name to shape, for every tensor of a model without a task's heads."""
+        return self.method.shapes(self.backbone.shapes(dims), dims)
+
+    def dims_from_arch(self, arch: Arch) -> Any:
+        """The sizes of an architecture whose sizes are all given, for random weights."""
+        dims = self.backbone.dims_from_arch(self.keys_of or self.name, arch)
+        return self.method.dims_from_arch(dims, arch)
+
+    def settings_from_weights(self, dims: Any) -> dict[str, Any]:
+        return {
+            **self.backbone.settings_from_weights(dims),
+            **self.method.settings_from_weights(dims),
+        }
+
+    # Configuration.
+
+    def choose(self, given: Mapping[str, Any], dims: Any) -> Any:
+        """An instance of `settings` from values by name, completed from the weights.
+
+        Raises:
+            UsageError: a name that the family does not know.
+            InputError: one is missing, or they contradict the weights.
+        """
+        known = fields(self.settings) if self.settings else ()
+        foreign = [name for name in given if name not in {field.name for field in known}]
+        if foreign:
+            raise UsageError(
+                f"{foreign[0]} is no setting of {self.name}",
+                f"use {', '.join(field.name for field in known)}" if known else "leave it out",
+            )
+        missing = [f.name for f in known if f.default is MISSING and f.name not in given]
+        if missing:
+            examples = " ".join(f"--set {name}=VALUE" for name in missing)
+            raise InputError(
+                f"neither the weights nor the training's arguments tell {' and '.join(missing)} "
+                f"of this {self.title}",
+                f"give {examples}, or the same in an architecture file",
+            )
+        if self.settings is None:
+            return None
+        chosen = self.backbone.settle(self.settings(**given), dims)
+        return self.method.settle(chosen, dims)
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises InputError or UsageError for a configuration that it cannot have."""
+        self.backbone.check(config)
+        self.method.check(config)
+
+
+def _rows() -> Sequence[Family]:
+    vit, lvvit, swin, adapter = Vit(), LvVit(), Swin(), Adapter()
+    svit, evovit, dense = Svit(), EvoVit(), Dense()
+    # SViT's blocks and gates keep PyTorch's default, where DeiT sets its own everywhere; so do
+    # DynamicViT's predictors.
+    svit_eps = (1e-5, 1e-5, 1e-6)
+    return (
+        Family("dynamicvit_lvvit", "DynamicViT on LV-ViT", lvvit, DynamicVit()),
+        Family("lvvit", "LV-ViT", lvvit, dense),
+        Family("evovit_adapter", "Evo-ViT in ViT-Adapter", adapter, EvoVitPerBlock()),
+        Family("svit_adapter", "SViT-Adapter", adapter, svit, eps=svit_eps, class_token=False),
+        Family("vit_adapter", "ViT-Adapter", adapter, dense, class_token=False),
+        Family("svit", "SViT", vit, svit, eps=svit_eps),
+        Family("dynamicvit", "DynamicViT", vit, DynamicVit(196), eps=(1e-6, 1e-5, 1e-6)),
+        Family("evovit", "Evo-ViT", vit, evovit, head=PATCH_MEAN),
+        Family("stvitr", "STViT-R", StvitRSwin(), StvitR()),
+        Family("swin", "Swin", swin, dense),
+        Family("stvit", "STViT", vit, Stvit(), head=MEAN, class_token=False),
+        Family("deit", "DeiT", vit, dense),
+        Family("evit", "EViT", vit, Evit(), keys_of="deit"),
+        Family("ats", "ATS", vit, Ats(), keys_of="deit"),
+        Family("tome", "ToMe", vit, Tome(), keys_of="deit"),
+        Family("mergence", "Token Mergence", vit, Mergence(), keys_of="deit"),
+    )
+
+
+def _complete(family: Family) -> Family:
+    backbone = family.backbone
+    return replace(
+        family,
+        eps=family.eps if any(family.eps) else backbone.eps,
+        head=family.head or backbone.head,
+        class_token=family.class_token and backbone.class_token,
+    )
+
+
+FAMILIES: dict[str, Family] = {family.name: _complete(family) for family in _rows()}
+"""By name. Those with keys of their own are looked for in this order."""
+
+
+def family_of(config: ModelConfig) -> Family:
+    return FAMILIES[config.family]

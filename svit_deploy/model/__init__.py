@@ -1,0 +1,1 @@
+"""What defines a model, as data: configuration, sizes, shapes of weights, input profiles."""

@@ -1,0 +1,40 @@
+"""A model ready to run or export: its configuration and its weights under canonical names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from svit_deploy.io.checkpoint import Checkpoint
+from svit_deploy.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model ready to run or export.
+
+    Attributes:
+        config: all that its forward pass needs beside the weights.
+        weights: canonical names (see `model.keys`) to float32 arrays; `pos_embed` has the
+            native grid's rows, whatever the image size.
+        arch: a preset's name, an architecture file's name, or "custom".
+        checkpoint: the file it came from, if any.
+        notes: what was assumed or changed, for the user to read.
+        candidates: families that run on such weights, if nothing tells which it is.
+    """
+
+    config: ModelConfig
+    weights: dict[str, np.ndarray]
+    arch: str
+    checkpoint: Checkpoint | None = None
+    notes: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = ()
+
+
+def without_gates(model: Model) -> Model:
+    """The dense twin: the same weights, every block on every token."""
+    config = replace(
+        model.config, gate_blocks=(), gate_class_token=(), target_keep=(), thresholds=()
+    )
+    return replace(model, config=config)

@@ -1,0 +1,21 @@
+"""Tasks: what comes out of a model, and how two results are compared, recorded and drawn."""
+
+from __future__ import annotations
+
+from svit_deploy.errors import UsageError
+from svit_deploy.tasks.classify import Classify
+from svit_deploy.tasks.detect import Detect
+from svit_deploy.tasks.features import Features
+from svit_deploy.tasks.task import Part, Task
+
+__all__ = ["TASKS", "Part", "Task", "task_named"]
+
+TASKS: dict[str, Task] = {task.name: task for task in (Classify(), Features(), Detect())}
+
+
+def task_named(name: str) -> Task:
+    """A task as named after `--task`; raises UsageError."""
+    if name not in TASKS:
+        *most, last = TASKS
+        raise UsageError(f"--task {name!r} is unknown", f"use {', '.join(most)} or {last}")
+    return TASKS[name]

@@ -1,0 +1,218 @@
+"""Classification: a class for each image of one size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from svit_deploy import names
+from svit_deploy.backbones.writer import GraphWriter
+from svit_deploy.graph.builder import FLOAT
+from svit_deploy.images.prepared import Prepared, stacked
+from svit_deploy.images.preprocess import normalise, resize_and_crop
+from svit_deploy.methods.families import family_of
+from svit_deploy.model.config import ModelConfig, parse_image_size
+from svit_deploy.model.result import Outputs, Result, stack
+from svit_deploy.model.sizes import SizeRange
+from svit_deploy.tasks.distance import logits_error, rms
+from svit_deploy.tasks.limits import LIMITS
+from svit_deploy.tasks.recorded import (
+    Wanted,
+    check_array,
+    record_selection,
+    restore_selection,
+    wanted_selection,
+)
+from svit_deploy.tasks.task import Arrays, Judgement, Part, StageLimit, Task
+
+if TYPE_CHECKING:
+    from svit_deploy.backbones.reference import BackboneReference
+
+
+class Classify(Task):
+    name, noun = "classify", "logits"
+    staged = "logits"
+    many_sizes = False
+    samples = painted = 16
+    together = 16
+    engine_batch = "1:1:32"
+    limits = LIMITS
+    refuses_predict = (
+        "is a classifier, which finds no objects",
+        "use visualize for its token maps, or export with --task detect",
+    )
+    no_results: ClassVar[Mapping[str, Any]] = {
+        "logits_error": None,
+        "top1_accuracy": None,
+        "reference_top1_accuracy": None,
+    }
+
+    # Images.
+
+    def parse_sizes(self, text: str | None) -> SizeRange | None:
+        return None if text is None else SizeRange.single(parse_image_size(text))
+
+    def sizes(self, config: ModelConfig, wanted: SizeRange | None) -> SizeRange:
+        return SizeRange.single(config.image_size)
+
+    def prepare(self, picture: np.ndarray, config: ModelConfig, sizes: SizeRange) -> Prepared:
+        height, width = picture.shape[:2]
+        cropped = resize_and_crop(picture, config.preprocess, sizes.opt)
+        pixels = normalise(cropped, config.preprocess)
+        return Prepared(pixels, sizes.opt, (1.0, 1.0, 1.0, 1.0), (height, width))
+
+    def feeds(self, images: Sequence[Prepared]) -> Arrays:
+        return {names.INPUT: stacked(images)}
+
+    # The graph and the reference.
+
+    def write(self, writer: GraphWriter) -> None:
+        head = family_of(writer.config).head
+        assert head is not None
+        tokens = writer.run(writer.image_input())
+        logits = head.write(tokens)
+        writer.graph.output(logits, FLOAT, (writer.batch, writer.config.num_classes))
+        writer.add_gate_outputs(tokens.decided)
+
+    def outputs(self) -> tuple[str, ...]:
+        return (names.LOGITS,)
+
+    def reference_outputs(
+        self, backbone: BackboneReference, output: Any, images: Sequence[Prepared], see: Any
+    ) -> list[Outputs]:
+        head = family_of(backbone.config).head
+        assert head is not None
+        return [{names.LOGITS: logits} for logits in head.reference(backbone, output).numpy()]
+
+    # Results.
+
+    def read(self, outputs: Mapping[str, np.ndarray], images: Sequence[Prepared]) -> list[Outputs]:
+        return [{names.LOGITS: logits} for logits in outputs[names.LOGITS]]
+
+    def wanted(self, config: ModelConfig) -> Wanted:
+        """Type and shape of each output of an image."""
+        return {names.LOGITS: (np.float32, (config.num_classes,))}
+
+    def record(self, parts: Sequence[Part], config: ModelConfig) -> Arrays:
+        """All images stacked: `images`, the outputs, `keep_mask`, `margin`, values, `labels`."""
+        images = [image for part in parts for image in part.images]
+        result = Result.concatenate([part.result for part in parts])
+        arrays = {
+            "images": stacked(images),
+            **{name: stack(result.outputs, name) for name in self.wanted(config)},
+            **record_selection(config, result),
+        }
+        if all(image.label is not None for image in images):
+            arrays["labels"] = np.array([image.label for image in images], np.int64)
+        return arrays
+
+    def restore(
+        self,
+        load: Callable[[Sequence[str]], Arrays],
+        count: int,
+        config: ModelConfig,
+        sizes: SizeRange,
+    ) -> list[Part]:
+        outputs, labels = self.wanted(config), {"labels": (np.int64, ())}
+        images = {"images": (np.float32, (3, *config.image_size))}
+        wanted: Wanted = {**images, **outputs, **labels, **wanted_selection(config)}
+        arrays = load(list(wanted))
+        for name, (dtype, shape) in wanted.items():
+            if name in arrays or name not in labels:
+                check_array(name, arrays.get(name), dtype, (count, *shape))
+        known = arrays["labels"].tolist() if "labels" in arrays else [None] * count
+        prepared = [
+            Prepared.whole(pixels, f"sample-{i}", label)
+            for i, (pixels, label) in enumerate(zip(arrays["images"], known, strict=True))
+        ]
+        found = [{name: arrays[name][i] for name in outputs} for i in range(count)]
+        result = Result(found, *restore_selection(config, arrays, count))
+        return [
+            Part(tuple(prepared[i : i + self.together]), result[i : i + self.together])
+            for i in range(0, count, self.together)
+        ]
+
+    # Parity.
+
+    def stages(self, limits: Any, alone: bool) -> list[StageLimit]:
+        return [StageLimit("head", names.LOGITS, limits.head if alone else limits.logits)]
+
+    def stage_errors(
+        self, actual: Sequence[Outputs], expected: Sequence[Outputs]
+    ) -> dict[str, float]:
+        return {names.LOGITS: _error(actual, expected)}
+
+    def compare(
+        self,
+        actual: Sequence[Outputs],
+        expected: Sequence[Outputs],
+        config: ModelConfig,
+        limits: Any,
+    ) -> tuple[bool, str]:
+        error = _error(actual, expected)
+        if error > limits.logits:
+            return False, f"logits differ by {error:.2g} (limit {limits.logits:.2g})"
+        return True, f"logits within {error:.2g}, limit {limits.logits:.2g}"
+
+    def finite(self, outputs: Outputs) -> bool:
+        return bool(np.isfinite(outputs[names.LOGITS]).all())
+
+    def judge(
+        self,
+        shown: Sequence[Outputs],
+        actual: Sequence[Outputs],
+        expected: Sequence[Outputs],
+        config: ModelConfig,
+        limits: Any,
+    ) -> Judgement:
+        """Logits and classes of the whole model."""
+        broken = np.array([not self.finite(outputs) for outputs in shown])
+        error = _error(actual, expected)
+        wanted = stack(expected, names.LOGITS)
+        result = Judgement(results={"logits_error": error})
+        detail = f"error {error:.2g}, limit {limits.logits:.2g}"
+        if broken.any():
+            detail = f"NaN or infinity in {broken.sum()} of {len(broken)} images"
+        result.checks.append(("logits", error <= limits.logits and not broken.any(), detail))
+        top1 = wanted.argmax(1)
+        agree = stack(actual, names.LOGITS).argmax(1) == top1
+        shown_agree = stack(shown, names.LOGITS).argmax(1) == top1
+        # Two classes within rounding of each other are a near tie too.
+        ranked = np.sort(wanted, axis=1)
+        lead = ranked[:, -1] - ranked[:, -2] if ranked.shape[1] > 1 else np.inf
+        clear = np.broadcast_to(lead > 2 * limits.logits * max(1.0, rms(wanted)), agree.shape)
+        holds = bool(agree[clear].mean() >= limits.top1) if clear.any() else True
+        detail = (
+            f"{shown_agree.mean():.2%} of {len(agree)} image{'s' * (len(agree) > 1)}, "
+            f"{agree[clear].sum()} of {clear.sum()} with a clear winner"
+        )
+        result.checks.append(("top-1 agreement", holds, detail))
+        return result
+
+    def metrics(
+        self,
+        images: Sequence[Prepared],
+        shown: Sequence[Outputs],
+        expected: Sequence[Outputs],
+        truth: Any,
+    ) -> Judgement:
+        """Accuracy, where all images have labels."""
+        if any(image.label is None for image in images):
+            return Judgement()
+        labels = np.array([image.label for image in images])
+        mine, theirs = (
+            float((stack(outputs, names.LOGITS).argmax(1) == labels).mean())
+            for outputs in (shown, expected)
+        )
+        return Judgement(
+            results={"top1_accuracy": mine, "reference_top1_accuracy": theirs},
+            summary=[f"top-1 accuracy {mine:.2%}, reference {theirs:.2%}"],
+        )
+
+
+def _error(actual: Sequence[Outputs], expected: Sequence[Outputs]) -> float:
+    if not expected:
+        return 0.0
+    return logits_error(stack(actual, names.LOGITS), stack(expected, names.LOGITS))

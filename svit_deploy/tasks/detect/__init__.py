@@ -1,0 +1,263 @@
+"""Object detection and instance segmentation: Mask R-CNN around a backbone, as mmdet 2.28 has it.
+
+SViT: Liu et al., "Revisiting Token Pruning for Object Detection and Instance Segmentation",
+WACV 2024 (uzh-rpg/svit @ d2472c13).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from svit_deploy import names
+from svit_deploy.backbones.writer import GraphWriter
+from svit_deploy.engines.base import Engine
+from svit_deploy.errors import InputError, UsageError
+from svit_deploy.images.prepared import Prepared, stacked
+from svit_deploy.model.arch import Arch
+from svit_deploy.model.config import ModelConfig
+from svit_deploy.model.keys import Shape, Tensors
+from svit_deploy.model.result import Outputs
+from svit_deploy.tasks.detect.compare import compare_detections, describe, faults, in_words
+from svit_deploy.tasks.detect.detections import (
+    BOXES,
+    LABELS,
+    MASKS,
+    OUTPUTS,
+    SCORES,
+    Detections,
+    split_images,
+)
+from svit_deploy.tasks.detect.draw import describe_detections, draw_detections
+from svit_deploy.tasks.detect.graph import IMAGE_SIZES, SCALE_FACTORS, MaskRcnnGraph
+from svit_deploy.tasks.detect.keys import PREFIXES, HeadDims, head_shapes
+from svit_deploy.tasks.detect.limits import DETECTION_LIMITS
+from svit_deploy.tasks.detect.split import HEADS, SplitDetector, split_graph
+from svit_deploy.tasks.features import FEATURES, Features
+from svit_deploy.tasks.limits import Limits
+from svit_deploy.tasks.numbers import DetectorNumbers
+from svit_deploy.tasks.recorded import Wanted
+from svit_deploy.tasks.task import Arrays, Judgement
+
+if TYPE_CHECKING:
+    from svit_deploy.backbones.reference import BackboneReference
+
+FOUND = (BOXES, SCORES, LABELS, MASKS)
+
+
+class Detect(Features):
+    """Features, and what Mask R-CNN finds in them."""
+
+    name, noun = "detect", "detections"
+    limits: ClassVar[Mapping[str, Limits]] = DETECTION_LIMITS
+    numbers: ClassVar[type | None] = DetectorNumbers
+    foreign_fields: ClassVar[tuple[str, ...]] = ()
+    prefixes = PREFIXES
+    heads: ClassVar[type | None] = HeadDims
+    inputs: ClassVar[tuple[str, ...]] = (names.INPUT, IMAGE_SIZES, SCALE_FACTORS)
+    packages: ClassVar[tuple[tuple[str, str], ...]] = (("torchvision", "the reference detections"),)
+    takes_truth = True
+    engine_files: ClassVar[tuple[str, ...]] = (HEADS,)
+    draws = True
+
+    def check_precision(self, precision: str) -> None:
+        if precision == "bf16":
+            raise UsageError(
+                "a whole detector in bfloat16 would move its boxes by pixels",
+                "use --precision fp16, or --task backbone",
+            )
+
+    # What a checkpoint tells.
+
+    def infer_heads(self, tensors: Tensors, dims: Any) -> Any:
+        box_head = "roi_head.bbox_head"
+        return replace(
+            dims,
+            num_classes=tensors.shape(f"{box_head}.fc_cls.weight", 2)[0] - 1,
+            heads=HeadDims(
+                fpn_dim=tensors.shape("neck.lateral_convs.0.conv.weight", 4)[0],
+                fc_dim=tensors.shape(f"{box_head}.shared_fcs.0.weight", 2)[0],
+            ),
+        )
+
+    def heads_from_arch(self, dims: Any, arch: Arch) -> Any:
+        return replace(dims, num_classes=arch.num_classes or 80, heads=HeadDims(256, 1024))
+
+    def head_shapes(self, dims: Any) -> dict[str, Shape]:
+        return head_shapes(dims)
+
+    def config_numbers(self, dims: Any, args: Mapping[str, Any]) -> DetectorNumbers:
+        classes = _class_names(args.get("CLASSES"), dims.num_classes)
+        heads = dims.heads
+        return DetectorNumbers(fpn_dim=heads.fpn_dim, fc_dim=heads.fc_dim, class_names=classes)
+
+    def check(self, config: ModelConfig) -> None:
+        counts = {name: getattr(config.task, name) for name in ("fpn_dim", "fc_dim")}
+        for name, count in {"num_classes": config.num_classes, **counts}.items():
+            if count < 1:
+                raise InputError(f"{name} is {count}", "give a complete checkpoint")
+
+    # The graph and the reference.
+
+    def feeds(self, images: Sequence[Prepared]) -> Arrays:
+        return {
+            names.INPUT: stacked(images),
+            IMAGE_SIZES: np.array([image.image_size for image in images], np.float32),
+            SCALE_FACTORS: np.array([image.scale for image in images], np.float32),
+        }
+
+    def write(self, writer: GraphWriter) -> None:
+        self.add_gate_outputs(writer, MaskRcnnGraph(writer).write())
+
+    def outputs(self) -> tuple[str, ...]:
+        return OUTPUTS
+
+    def engine_graph(self, folder: Path, model: str) -> AbstractContextManager[Path]:
+        return split_graph(folder, model)
+
+    def with_rest(self, engine: Engine, folder: Path) -> Engine:
+        return SplitDetector(engine, folder / HEADS)
+
+    def reference_outputs(
+        self, backbone: BackboneReference, output: Any, images: Sequence[Prepared], see: Any
+    ) -> list[Outputs]:
+        from svit_deploy.tasks.detect.reference import MaskRcnnReference
+
+        heads = MaskRcnnReference(backbone)
+        results = super().reference_outputs(backbone, output, images, see)
+        for i, (image, result) in enumerate(zip(images, results, strict=True)):
+            maps = [feature[i : i + 1] for feature in output]
+            found = heads.detect(maps, image.image_size, image.scale)
+            result |= found.arrays()
+        return results
+
+    # Results.
+
+    def read(self, outputs: Mapping[str, np.ndarray], images: Sequence[Prepared]) -> list[Outputs]:
+        results = super().read(outputs, images)
+        if set(OUTPUTS) <= set(outputs):
+            for result, found in zip(results, split_images(outputs, len(images)), strict=True):
+                result |= found.arrays()
+        return results
+
+    def wanted(self, config: ModelConfig) -> Wanted:
+        return super().wanted(config) | {
+            BOXES: (np.float32, (-1, 4)),
+            SCORES: (np.float32, (-1,)),
+            LABELS: (np.int64, (-1,)),
+            MASKS: (np.float32, (-1, 28, 28)),
+        }
+
+    # What `predict` shows.
+
+    def above(self, outputs: Outputs, min_score: float) -> Outputs:
+        return outputs | Detections.of(outputs).above(min_score).arrays()
+
+    def draw(self, picture: np.ndarray, outputs: Outputs, config: ModelConfig) -> np.ndarray:
+        return draw_detections(picture, Detections.of(outputs), config.task.class_names)
+
+    def describe(self, outputs: Outputs, config: ModelConfig) -> dict[str, Any]:
+        return describe_detections(Detections.of(outputs), config.task.class_names)
+
+    # Parity.
+
+    def fed_maps(self, config: ModelConfig) -> dict[str, tuple[int | str, ...]]:
+        width = config.embed_dim
+        return {n: ("batch", width, f"rows_{n}", f"columns_{n}") for n in FEATURES}
+
+    def judge_heads(
+        self,
+        actual: Sequence[Outputs],
+        expected: Sequence[Outputs],
+        config: ModelConfig,
+        limits: Any,
+    ) -> tuple[str, bool, str] | None:
+        found = compare_detections(_pairs(actual, expected), config, limits)
+        wrong = faults(found, limits, config)
+        return "heads by themselves", not wrong, ", ".join(wrong) or in_words(found, limits)
+
+    def compare(
+        self,
+        actual: Sequence[Outputs],
+        expected: Sequence[Outputs],
+        config: ModelConfig,
+        limits: Any,
+    ) -> tuple[bool, str]:
+        ok, words = super().compare(actual, expected, config, limits)
+        found = compare_detections(_pairs(actual, expected), config, limits)
+        wrong = [] if ok else [words]
+        wrong += faults(found, limits, config)
+        said = [words] if words else []
+        return not wrong, ", ".join(wrong or [*said, in_words(found, limits)])
+
+    def finite(self, outputs: Outputs) -> bool:
+        known = [outputs[name] for name in (BOXES, SCORES, MASKS) if name in outputs]
+        return super().finite(outputs) and all(np.isfinite(array).all() for array in known)
+
+    def judge(
+        self,
+        shown: Sequence[Outputs],
+        actual: Sequence[Outputs],
+        expected: Sequence[Outputs],
+        config: ModelConfig,
+        limits: Any,
+    ) -> Judgement:
+        result = super().judge(shown, actual, expected, config, limits)
+        if not result.results["features"]:
+            result.notes.append(
+                "a detector's engine does not show its feature maps; its decisions and its "
+                "detections are compared"
+            )
+        found = compare_detections(_pairs(actual, expected), config, limits)
+        wrong = faults(found, limits, config)
+        detail = ", ".join(wrong) or in_words(found, limits)
+        result.checks.append(("detections", not wrong, detail))
+        result.results |= {"detections": asdict(found)}
+        result.lines += describe(found)
+        return result
+
+    def truth(self, path: Path, config: ModelConfig) -> Any:
+        from svit_deploy.tasks.detect.coco import GroundTruth
+
+        return GroundTruth(path, config)
+
+    def metrics(
+        self,
+        images: Sequence[Prepared],
+        shown: Sequence[Outputs],
+        expected: Sequence[Outputs],
+        truth: Any,
+    ) -> Judgement:
+        """COCO's average precision of boxes and masks."""
+        scores: dict[str, dict[str, float]] = {}
+        for side, outputs in (("exported", shown), ("reference", expected)) if truth else ():
+            found = [Detections.of(one) for one in outputs]
+            sizes = [image.original_size for image in images]
+            precision = truth.average_precision([image.name for image in images], found, sizes)
+            for kind, value in precision.items():
+                scores.setdefault(kind, {})[side] = value
+        lines = [
+            f"{kind} AP: {', '.join(f'{side} {value:.4f}' for side, value in of.items())}"
+            for kind, of in scores.items()
+        ]
+        return Judgement(results={"average_precision": scores}, lines=lines)
+
+
+def _class_names(given: object, classes: int) -> tuple[str, ...]:
+    """The checkpoint's own, if it tells as many as it has classes."""
+    if not isinstance(given, list | tuple) or len(given) != classes:
+        return ()
+    return tuple("".join(c if c.isprintable() else "?" for c in str(name)[:80]) for name in given)
+
+
+def _pairs(
+    actual: Sequence[Outputs], expected: Sequence[Outputs]
+) -> list[tuple[Detections, Detections]]:
+    """The detections of both sides, image by image."""
+    pairs = zip(actual, expected, strict=True)
+    return [(Detections.of(mine), Detections.of(theirs)) for mine, theirs in pairs]

@@ -1,0 +1,117 @@
+"""A detector for TensorRT: an engine up to the proposal network, and the heads in ONNX Runtime.
+
+Behind the cut, shapes depend on what is found. Both parts are cut out of the bundle's graph, so
+what is verified of it holds for them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.utils
+
+from svit_deploy import names
+from svit_deploy.engines.base import Engine, RunTimes, TensorSpec, check_feeds, check_outputs
+from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from svit_deploy.errors import CapabilityError
+from svit_deploy.io.onnx_file import load_onnx
+from svit_deploy.tasks.detect.detections import OUTPUTS
+from svit_deploy.tasks.detect.graph import IMAGE_SIZES, SCALE_FACTORS, cut_names
+
+log = logging.getLogger(__name__)
+
+HEADS = "heads.onnx"
+_FRONT = "front.onnx"
+_OWN = (IMAGE_SIZES, SCALE_FACTORS)
+"""Inputs of the heads that are no results of the engine."""
+
+
+@contextlib.contextmanager
+def split_graph(folder: Path, graph: str) -> Iterator[Path]:
+    """Writes the heads beside a detector's graph, and lends the rest to build an engine of."""
+    model = load_onnx(folder / graph)
+    gates = {names.KEEP_MASK, names.MARGIN, names.OVERFLOW}
+    shown = [output.name for output in model.graph.output if output.name in gates]
+    onnx.save(_cut(model, [*_OWN, *cut_names()], OUTPUTS), folder / HEADS)
+    front = folder / _FRONT
+    onnx.save(_cut(model, [names.INPUT], [*cut_names(), *shown]), front)
+    yield front
+    front.unlink()
+
+
+def _cut(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
+    """The part of a graph between some of its values, checked."""
+    part = onnx.utils.Extractor(model).extract_model(list(inputs), list(outputs))
+    part.metadata_props.extend(model.metadata_props)
+    onnx.checker.check_model(part)
+    return part
+
+
+class SplitDetector(Engine):
+    """A detector's engine and its heads as one.
+
+    The heads run on the GPU where ONNX Runtime can, else on the CPU; `description` tells.
+
+    Args:
+        front: the engine, of images alone; closed with this one.
+        heads: the ONNX file of the heads.
+    """
+
+    def __init__(self, front: Engine, heads: Path) -> None:
+        self.front = front
+        try:
+            self.heads = _open_heads(heads)
+        except BaseException:
+            front.close()
+            raise
+        self._inputs = (*front.inputs(), *(s for s in self.heads.inputs() if s.name in _OWN))
+        gates = (spec for spec in front.outputs() if spec.name not in cut_names())
+        self._outputs = (*self.heads.outputs(), *gates)
+
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self._inputs
+
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._outputs
+
+    def run(
+        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        check_feeds(self._inputs, feeds)
+        wanted = [spec.name for spec in self._outputs] if outputs is None else list(outputs)
+        check_outputs(self._outputs, wanted)
+        found = [name for name in wanted if name in OUTPUTS]
+        front = [name for name in wanted if name not in OUTPUTS] + (cut_names() if found else [])
+        seen = self.front.run({names.INPUT: feeds[names.INPUT]}, front)
+        if found:
+            given = {name: seen.pop(name) for name in cut_names()}
+            given |= {name: feeds[name] for name in _OWN}
+            seen |= self.heads.run(given, found)
+        return {name: seen[name] for name in wanted}
+
+    def close(self) -> None:
+        self.front.close()
+        self.heads.close()
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return self.front.description | {"heads": self.heads.description}
+
+    @property
+    def last_times(self) -> RunTimes | None:
+        """The engine's; a run takes longer by the heads."""
+        return self.front.last_times
+
+
+def _open_heads(path: Path) -> Engine:
+    try:
+        return OnnxRuntimeEngine(path, provider="cuda")
+    except CapabilityError as error:
+        log.info("the detector's heads run on the CPU: %s", error.message)
+        return OnnxRuntimeEngine(path, provider="cpu")

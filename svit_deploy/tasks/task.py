@@ -1,0 +1,350 @@
+"""What a task is: what comes out of a model, and how two results are compared, recorded, drawn.
+
+A task states what differs in one module or folder of this package. The pipeline (export, verify,
+bench, predict, ...) asks it and knows none by name; a task knows no bundle, report or engine's
+kind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from svit_deploy import names
+from svit_deploy.backbones.writer import GraphWriter
+from svit_deploy.engines.base import Engine
+from svit_deploy.images.prepared import Prepared
+from svit_deploy.model.arch import Arch
+from svit_deploy.model.config import ModelConfig, Preprocess
+from svit_deploy.model.keys import Shape, Tensors
+from svit_deploy.model.result import Outputs, Result
+from svit_deploy.model.sizes import SizeRange
+from svit_deploy.tasks.limits import Limits
+
+if TYPE_CHECKING:
+    from svit_deploy.backbones.reference import BackboneReference
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images of one size, and what the reference computes of them."""
+
+    images: tuple[Prepared, ...]
+    result: Result
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass
+class Judgement:
+    """What a task says of a model's outputs.
+
+    Attributes:
+        checks: name, whether it holds, and what was seen, as `VerifyReport.check` takes them.
+        notes: what else a reader of the verdict should know.
+        results: JSON-able, for the report's results.
+        lines: what is printed above the gates.
+        summary: what is printed below the checks.
+    """
+
+    checks: list[tuple[str, bool, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    results: dict[str, Any] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    summary: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class StageLimit:
+    """A stage of the task's own, behind the backbone's blocks.
+
+    Attributes:
+        label: what the report calls it.
+        name: the graph's value.
+    """
+
+    label: str
+    name: str
+    limit: float
+
+
+class Task:
+    """What comes out of a model. A task states every attribute without a default.
+
+    Attributes:
+        name: as after `--task`.
+        noun: what comes out, in the plural.
+        many_sizes: whether one graph serves images of many sizes, so that budgets are shares.
+        samples: images that an export records.
+        painted: of them, how many are painted where none are given.
+        calibration_images: most images that choose thresholds and budgets; None for all.
+        random_images, random_size: images, and their (height, width), that set the gates of random
+            weights; the model's own size if None.
+        together: images that the reference and the graph get at once in `verify`.
+        engine_batch: batch sizes of an engine, if nobody says.
+        limits: by precision; a precision that is missing cannot be exported.
+        numbers: frozen dataclass of `ModelConfig.task`; None without numbers of its own.
+        foreign_fields: names in a manifest's configuration that mean nothing to the task.
+        prefixes: what the official keys of its heads' weights begin with; empty without heads.
+        heads: frozen dataclass of `Dims.heads`; None without heads.
+        typical_size: (height, width) of most images; None for the model's own.
+        inputs: names of the graph's inputs.
+        packages: modules beside PyTorch that the reference needs, with what each is for.
+        staged: what `stages` are of, in the plural.
+        takes_truth: whether annotations of images tell how good a model is; see `truth`.
+        no_results: what a report's results say before the task has judged anything.
+    """
+
+    name: ClassVar[str]
+    noun: ClassVar[str]
+    many_sizes: ClassVar[bool]
+    samples: ClassVar[int]
+    painted: ClassVar[int]
+    calibration_images: ClassVar[int | None] = None
+    random_images: ClassVar[int] = 32
+    random_size: ClassVar[tuple[int, int] | None] = None
+    together: ClassVar[int]
+    engine_batch: ClassVar[str]
+    limits: ClassVar[Mapping[str, Limits]]
+    numbers: ClassVar[type | None] = None
+    foreign_fields: ClassVar[tuple[str, ...]] = ()
+    prefixes: ClassVar[tuple[str, ...]] = ()
+    heads: ClassVar[type | None] = None
+    typical_size: ClassVar[tuple[int, int] | None] = None
+    inputs: ClassVar[tuple[str, ...]] = (names.INPUT,)
+    packages: ClassVar[tuple[tuple[str, str], ...]] = ()
+    draws: ClassVar[bool] = False
+    refuses_predict: ClassVar[tuple[str, str] | None] = None
+    staged: ClassVar[str]
+    takes_truth: ClassVar[bool] = False
+    no_results: ClassVar[Mapping[str, Any]]
+
+    def check_precision(self, precision: str) -> None:
+        """Raises UsageError for a precision that the task's results do not survive."""
+
+    # What a checkpoint tells.
+
+    def infer_heads(self, tensors: Tensors, dims: Any) -> Any:
+        """A backbone's sizes with those of the task's heads; raises InputError as `Tensors`."""
+        return dims
+
+    def heads_from_arch(self, dims: Any, arch: Arch) -> Any:
+        """`infer_heads` for random weights."""
+        return dims
+
+    def head_shapes(self, dims: Any) -> dict[str, Shape]:
+        """Canonical name to shape, for every tensor of the heads; names are the official ones."""
+        return {}
+
+    def config_numbers(self, dims: Any, args: Mapping[str, Any]) -> Any:
+        """An instance of `numbers`, of what the weights and a training's arguments tell."""
+        return None
+
+    def preprocess(self, arch: Arch) -> Preprocess:
+        """From a picture to the input, as the model was trained."""
+        return Preprocess(arch.mean, arch.std, arch.crop_ratio, arch.interpolation)
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises InputError for numbers that the task cannot have."""
+
+    # Images.
+
+    def parse_sizes(self, text: str | None) -> SizeRange | None:
+        """The sizes that a user asks for, as after `--image-size`; raises UsageError."""
+        raise NotImplementedError
+
+    def sizes(self, config: ModelConfig, wanted: SizeRange | None) -> SizeRange:
+        """The sizes that a graph of the model runs.
+
+        Args:
+            wanted: what the user asks for, if anything.
+        """
+        raise NotImplementedError
+
+    def prepare(self, picture: np.ndarray, config: ModelConfig, sizes: SizeRange) -> Prepared:
+        """An RGB picture, uint8 `[h, w, 3]`, as the graph gets it.
+
+        Raises:
+            InputError: it cannot be given a size that the graph runs.
+        """
+        raise NotImplementedError
+
+    def feeds(self, images: Sequence[Prepared]) -> Arrays:
+        """The graph's inputs for images of one size."""
+        raise NotImplementedError
+
+    # The graph.
+
+    def write(self, writer: GraphWriter) -> None:
+        """Writes a whole graph: the backbone's part, and what the task makes of it."""
+        raise NotImplementedError
+
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the graph's outputs that the task is about."""
+        raise NotImplementedError
+
+    def inner(self) -> tuple[str, ...]:
+        """Values inside the graph that are compared beside its outputs, in the task's order."""
+        return ()
+
+    def engine_graph(self, folder: Path, model: str) -> AbstractContextManager[Path]:
+        """Lends what of the graph `folder / model` an engine computes; writes the rest beside it.
+
+        By default an engine computes all of it.
+        """
+        return contextlib.nullcontext(folder / model)
+
+    engine_files: ClassVar[tuple[str, ...]] = ()
+    """Files beside an engine that compute what it does not."""
+
+    def with_rest(self, engine: Engine, folder: Path) -> Engine:
+        """What runs the whole model, given its engine; see `engine_graph`."""
+        return engine
+
+    # The reference.
+
+    def reference_outputs(
+        self, backbone: BackboneReference, output: Any, images: Sequence[Prepared], see: Any
+    ) -> list[Outputs]:
+        """What the plain PyTorch forward makes of a backbone's output, image by image.
+
+        Args:
+            output: what the backbone's forward pass returned.
+            see: is told of the `inner` values, as `backbones.reference.See`.
+        """
+        raise NotImplementedError
+
+    # Results.
+
+    def read(self, outputs: Mapping[str, np.ndarray], images: Sequence[Prepared]) -> list[Outputs]:
+        """A run's outputs, image by image, as far as the graph shows them."""
+        raise NotImplementedError
+
+    def record(self, parts: Sequence[Part], config: ModelConfig) -> Arrays:
+        """Samples as named arrays, for reference.npz."""
+        raise NotImplementedError
+
+    def restore(
+        self,
+        load: Callable[[Sequence[str]], Arrays],
+        count: int,
+        config: ModelConfig,
+        sizes: SizeRange,
+    ) -> list[Part]:
+        """The inverse of `record`, of arrays that may come from anywhere.
+
+        Args:
+            load: reads those of some names that the file has.
+            count: images that the manifest tells of.
+
+        Raises:
+            ValueError: an array is missing, or has another type or shape; in words.
+        """
+        raise NotImplementedError
+
+    # What `predict` shows.
+
+    def above(self, outputs: Outputs, min_score: float) -> Outputs:
+        """An image's outputs without what scores less, where anything has a score."""
+        return outputs
+
+    def draw(self, picture: np.ndarray, outputs: Outputs, config: ModelConfig) -> np.ndarray:
+        """A picture, uint8 `[h, w, 3]`, with what came out over it."""
+        return picture
+
+    def describe(self, outputs: Outputs, config: ModelConfig) -> dict[str, Any]:
+        """What came out for an image, JSON-able."""
+        return {}
+
+    # Parity.
+
+    def stages(self, limits: Any, alone: bool) -> list[StageLimit]:
+        """The task's own stages, behind the backbone's.
+
+        Args:
+            limits: those of the precision.
+            alone: whether each runs on the reference's values, so that errors do not add up.
+        """
+        raise NotImplementedError
+
+    def fed_maps(self, config: ModelConfig) -> dict[str, tuple[int | str, ...]]:
+        """Inner values that the task's heads are given by themselves, with their shapes."""
+        return {}
+
+    def stage_errors(
+        self, actual: Sequence[Outputs], expected: Sequence[Outputs]
+    ) -> dict[str, float]:
+        """The error of each of `stages`, of a run on the reference's values."""
+        raise NotImplementedError
+
+    def judge_heads(
+        self,
+        actual: Sequence[Outputs],
+        expected: Sequence[Outputs],
+        config: ModelConfig,
+        limits: Any,
+    ) -> tuple[str, bool, str] | None:
+        """A check of the heads by themselves, where `stages` cannot tell."""
+        return None
+
+    def compare(
+        self,
+        actual: Sequence[Outputs],
+        expected: Sequence[Outputs],
+        config: ModelConfig,
+        limits: Any,
+    ) -> tuple[bool, str]:
+        """Whether two runs of the same images on the same decisions agree, and that in words."""
+        raise NotImplementedError
+
+    def finite(self, outputs: Outputs) -> bool:
+        """Whether what came out is a number everywhere."""
+        raise NotImplementedError
+
+    def judge(
+        self,
+        shown: Sequence[Outputs],
+        actual: Sequence[Outputs],
+        expected: Sequence[Outputs],
+        config: ModelConfig,
+        limits: Any,
+    ) -> Judgement:
+        """The outputs of the whole model.
+
+        Args:
+            shown: of the file as it is.
+            actual: the same, but of images that flipped a decision on the reference's decisions.
+            expected: of the reference.
+        """
+        raise NotImplementedError
+
+    def truth(self, path: Path, config: ModelConfig) -> Any:
+        """Annotations of images, for `metrics`; by default a task takes none.
+
+        Raises:
+            SvitDeployError: they cannot be read, or do not fit the model.
+        """
+        raise NotImplementedError
+
+    def metrics(
+        self,
+        images: Sequence[Prepared],
+        shown: Sequence[Outputs],
+        expected: Sequence[Outputs],
+        truth: Any,
+    ) -> Judgement:
+        """How good both sides are, where it is known what is right.
+
+        Args:
+            truth: from `truth`, or None; an image may also bring its own label.
+        """
+        return Judgement()

@@ -1,0 +1,206 @@
+"""The model under verification: its graph, variants of it, and what can be seen of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from svit_deploy import names
+from svit_deploy.bundle import Bundle
+from svit_deploy.engines.base import Engine
+from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from svit_deploy.graph.edit import add_outputs
+from svit_deploy.graph.half_precision import emulate_halves, inline_functions, view_in_float32
+from svit_deploy.images.prepared import Prepared
+from svit_deploy.model.result import Outputs, Result, Selected
+from svit_deploy.verify.decisions import GateFlips, compare_selections, effective_keep
+from svit_deploy.verify.report import VerifyReport
+from svit_deploy.verify.settings import VerifySettings
+from svit_deploy.verify.words import decisions_in_words, number_of
+
+HANDFUL = 3
+"""Decisions that may flip however few there are."""
+
+
+class ModelUnderTest:
+    """A bundle's graph, variants of it, and the thresholds that its manifest promises.
+
+    Attributes:
+        values: what of the graph decides, by name (`Method.values`), at the typical image size.
+        scales: `[G]`, what an error of a margin is measured in, once margins are known.
+    """
+
+    def __init__(self, bundle: Bundle, settings: VerifySettings, report: VerifyReport) -> None:
+        self.bundle, self.settings, self.report = bundle, settings, report
+        self.config, self.task, self.limits = bundle.config, bundle.task, report.limits
+        self.model = self._editable(inline_functions(bundle.load_model()))
+        self.method, self.gates = bundle.family.method, range(self.config.num_gates)
+        self.values = self.method.values(self.config)
+        lowest = (float(np.finfo(np.float32).min),) * len(self.gates)
+        self.thresholds = np.array(self.config.thresholds or lowest, np.float32)
+        self.scales = np.ones(len(self.gates))
+
+    @property
+    def rounding(self) -> np.ndarray:
+        """How far rounding may move a margin of each gate `[G]`."""
+        return self.limits.rounding * self.scales
+
+    def rows(self, images: Sequence[Prepared]) -> np.ndarray | None:
+        """Tokens `[G]` let through of images of one size; None where their number is free."""
+        return self.bundle.rows(images[0].size)
+
+    # What runs.
+
+    def _editable(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """The graph with all that is fed or looked at in float32."""
+        if self.bundle.precision == "fp32":
+            return model
+        if self.provider == "cpu":
+            self.report.notes.append(
+                f"where its stages are looked at, {self.bundle.precision} is emulated: float32 "
+                "operators, every result rounded"
+            )
+            return emulate_halves(model)
+        return view_in_float32(model, [*self.bundle.stages, *self.task.inner()])
+
+    @property
+    def provider(self) -> str:
+        """Where edited graphs run."""
+        return self.settings.provider or "cpu"
+
+    def engine(self, model: onnx.ModelProto | Path) -> Engine:
+        content = model if isinstance(model, Path) else model.SerializeToString()
+        return OnnxRuntimeEngine(content, provider=self.provider, threads=self.settings.threads)
+
+    @property
+    def runs_engine(self) -> bool:
+        """Whether what the bundle ships is an engine, which cannot be edited."""
+        return self.bundle.engine_path is not None and self.settings.provider is None
+
+    def file(self) -> Engine:
+        """What the bundle ships, as it is: its engine or its graph."""
+        bundle, settings = self.bundle, self.settings
+        if self.runs_engine:
+            return bundle.load_engine(allow_foreign=settings.allow_foreign)
+        if bundle.precision == "bf16" and self.provider == "cpu":
+            return self.engine(self.model)  # ONNX Runtime has no bfloat16 products there
+        return self.engine(bundle.model_path)
+
+    @property
+    def shows_gates(self) -> bool:
+        """Whether the file as it is shows its gates, or has none."""
+        return self.bundle.has_gate_outputs or not self.gates
+
+    def in_view(self) -> onnx.ModelProto:
+        """The graph with its gates and what is compared inside it in view, shipped so or not."""
+        gates = () if self.shows_gates else tuple(self.values)
+        return add_outputs(self.model, [*gates, *self.task.inner()])
+
+    def shipped(self) -> Engine:
+        """The file as it is; of a graph that hides some of what is compared, with that in view."""
+        whole = self.runs_engine or set(self.task.inner()) <= set(self.task.outputs())
+        return self.file() if self.shows_gates and whole else self.engine(self.in_view())
+
+    # What it shows.
+
+    def observe(self, engine: Engine, images: Sequence[Prepared]) -> Result:
+        """Runs images of one size at once, with an engine that has the gates in view."""
+        outputs = engine.run(self.task.feeds(images))
+        found = self.task.read(outputs, images)
+        if names.MARGIN in outputs:
+            seen = Selected(
+                outputs[names.KEEP_MASK],
+                outputs[names.MARGIN],
+                outputs.get(names.SOURCE),
+                overflow=outputs.get(names.OVERFLOW),
+            )
+            return Result(found, seen)
+        config = self.config.at(images[0].size)
+        told = self.method.decode_selection(config, outputs, len(images))
+        keep = effective_keep(told.keep_mask, told.margin, self.rows(images))
+        return Result(found, Selected(keep, told.margin, told.source))
+
+    def outputs(self, engine: Engine, images: Sequence[Prepared]) -> list[Outputs]:
+        """The same without the gates."""
+        return self.task.read(engine.run(self.task.feeds(images)), images)
+
+    # How it compares.
+
+    @property
+    def rule(self) -> str:
+        """How the graph must decide, in words."""
+        if not self.config.thresholds:
+            return "margin, as many as the method keeps"
+        return "margin > threshold, within the budget if there is one"
+
+    def flips(
+        self,
+        actual: Selected,
+        expected: Selected,
+        rows: np.ndarray | None,
+        thresholds: np.ndarray | None = None,
+    ) -> list[GateFlips]:
+        """Each gate's decisions compared, in images of one size."""
+        thresholds = self.thresholds if thresholds is None else thresholds
+        return compare_selections(
+            actual, expected, thresholds, rows, self.rounding, self.scales, self.config
+        )
+
+    def explain_flips(self, flips: Sequence[GateFlips]) -> tuple[bool, str]:
+        """Whether rounding explains all flips, and that in words."""
+        for gate, flip in enumerate(flips):
+            if not flip.faults:
+                continue
+            reach = f"margins up to {flip.largest_margin:.2g} from the cut where rounding "
+            reach += f"explains {self.rounding[gate]:.2g}"
+            if np.isinf(flip.largest_margin):
+                reach = "some of which it must always keep"
+            return False, (
+                f"gate {gate} decides {number_of(flip.faults, 'token')} differently, {reach}"
+            )
+        return True, decisions_in_words(flips)
+
+    def count_flips(self, flips: Sequence[GateFlips]) -> tuple[bool, str]:
+        """Whether few enough decisions differ, explained or not, and that in words."""
+        flipped, decisions = sum(f.flips for f in flips), sum(f.tokens for f in flips)
+        few = HANDFUL + self.limits.turned * decisions
+        return flipped <= few, f"{flipped} of {decisions}, at most {few:.0f} may"
+
+    def compare_outputs(
+        self, actual: Sequence[Outputs], expected: Sequence[Outputs]
+    ) -> tuple[bool, str]:
+        """Whether two runs on the same decisions agree, and that in words.
+
+        As many images at a time as run together: errors are relative to what those show.
+        """
+        most, said = self.task.together, []
+        for start in range(0, max(len(expected), 1), most):
+            part = slice(start, start + most)
+            ok, words = self.task.compare(actual[part], expected[part], self.config, self.limits)
+            if not ok:
+                return False, words
+            said.append(words)
+        return True, said[0]
+
+    def compare(
+        self,
+        actual: Result,
+        expected: Result,
+        rows: np.ndarray | None,
+        thresholds: np.ndarray | None = None,
+    ) -> tuple[bool, str]:
+        """Whether two runs differ by near ties alone, and agree where no decision differs.
+
+        Args:
+            rows, thresholds: what was let through, and the thresholds if not the model's own.
+        """
+        flips = self.flips(actual.selected, expected.selected, rows, thresholds)
+        ok, detail = self.explain_flips(flips)
+        if not ok:
+            return False, detail
+        same = ~(actual.selected.decisions != expected.selected.decisions).any(axis=(1, 2))
+        ok, words = self.compare_outputs(actual[same].outputs, expected[same].outputs)
+        return ok, f"{detail}, {words}" if ok and self.gates else words

@@ -1,0 +1,84 @@
+"""A verification: what to compare with, then parity, then behaviour."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from svit_deploy.bundle import Bundle
+from svit_deploy.errors import UsageError
+from svit_deploy.export.settings import images_of
+from svit_deploy.machine.packages import require, require_torch
+from svit_deploy.progress import SILENT, Progress
+from svit_deploy.verify.behaviour import check_behaviour
+from svit_deploy.verify.expected import ExpectedResults, LiveReference, StoredReference
+from svit_deploy.verify.model_under_test import ModelUnderTest
+from svit_deploy.verify.parity import Parity
+from svit_deploy.verify.report import VerifyReport
+from svit_deploy.verify.settings import VerifySettings
+
+
+def verify_bundle(
+    bundle: Bundle, settings: VerifySettings | None = None, progress: Progress = SILENT
+) -> VerifyReport:
+    """Verifies a bundle against its checkpoint, or against what the export recorded of it.
+
+    Returns:
+        The report; `report.passed` says whether the bundle may be used.
+
+    Raises:
+        UsageError: annotations that the task has no use for.
+        CapabilityError: a package that the checkpoint's reference needs is missing.
+        InputError: the checkpoint, the images or the graph cannot be read or run.
+    """
+    settings, task = settings or VerifySettings(), bundle.task
+    if settings.annotations is not None and (settings.images is None or not task.takes_truth):
+        raise UsageError(
+            "--annotations needs a detector and the images that they are of",
+            "add --images IMAGES, or leave it out",
+        )
+    if settings.against is None:
+        return verify_against(bundle, StoredReference(bundle), settings, progress)
+    require_torch(
+        "verify --against",
+        "the reference forward pass",
+        "leave --against out to compare with the recorded samples",
+    )
+    for package, purpose in task.packages:
+        require(package, "verify --against", purpose)
+    from svit_deploy.verify.checkpoint import load_reference_model
+
+    truth = None
+    if settings.annotations is not None:
+        truth = task.truth(settings.annotations, bundle.config)
+    images = images_of(settings.images, settings.max_images, progress, settings.labels)
+    model = load_reference_model(
+        bundle,
+        settings.against,
+        arch=settings.arch,
+        overrides=settings.overrides,
+        allow_pickle=settings.allow_pickle,
+    )
+    reference = LiveReference(bundle, model, images)
+    return verify_against(bundle, reference, settings, progress, truth)
+
+
+def verify_against(
+    bundle: Bundle,
+    reference: ExpectedResults,
+    settings: VerifySettings | None = None,
+    progress: Progress = SILENT,
+    truth: Any = None,
+) -> VerifyReport:
+    """Verifies a bundle against what a given reference computes; see `verify_bundle`.
+
+    Args:
+        truth: annotations of the reference's images, as the bundle's task reads them.
+    """
+    report = VerifyReport(bundle, reference.count, reference.description)
+    report.notes += reference.notes
+    model = ModelUnderTest(bundle, settings or VerifySettings(), report)
+    parity = Parity(model, reference, truth)
+    parity.check_file()
+    if report.passed:  # else what follows would repeat it in worse words
+        check_behaviour(model, parity.compare(progress), reference, progress)
+    return report

@@ -1,0 +1,74 @@
+"""What to verify a bundle against, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from svit_deploy.engines.settings import RunSettings
+from svit_deploy.errors import UsageError
+from svit_deploy.loading.settings import LoadSettings
+from svit_deploy.options import IMAGES, MAX_IMAGES, option
+
+if TYPE_CHECKING:
+    from svit_deploy.images import ImageSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifySettings(RunSettings, LoadSettings):
+    """How to verify.
+
+    Attributes:
+        against: without it the bundle's reference.npz serves, and no PyTorch is needed.
+        arch, overrides: what the checkpoint's weights cannot tell, independently of the bundle;
+            by default the bundle's manifest is trusted for it.
+        provider: an engine cannot be taken apart: what needs edited graphs runs on cpu then.
+        companions: images run alone and inside a batch.
+
+    Raises:
+        UsageError: options that need others which are not given.
+    """
+
+    against: Path | None = field(
+        default=None,
+        metadata=option(
+            "Checkpoint to compare with. By default the outputs recorded at export.",
+            metavar="CHECKPOINT",
+            kind=Path,
+        ),
+    )
+    images: Path | ImageSet | None = field(default=None, metadata=IMAGES)
+    labels: Path | None = field(
+        default=None,
+        metadata=option("Labels of --images, to report the accuracy.", metavar="FILE", kind=Path),
+    )
+    annotations: Path | None = field(
+        default=None,
+        metadata=option(
+            "COCO annotations of --images, to report a detector's average precision.",
+            metavar="FILE",
+            kind=Path,
+        ),
+    )
+    max_images: int = field(default=1000, metadata=MAX_IMAGES)
+    repeats: int = field(
+        default=3,
+        metadata=option(
+            "Number of runs that must agree bit for bit.",
+            metavar="N",
+            low=2,
+            after=("provider", "threads"),
+        ),
+    )
+    companions: int = 8
+
+    def __post_init__(self) -> None:
+        pictures = self.images is not None or self.labels is not None
+        if self.against is None and (pictures or self.arch or self.overrides):
+            raise UsageError(
+                "--images, --labels, --arch and --set need a checkpoint to compare with",
+                "add --against CHECKPOINT, or leave them out to use the recorded samples",
+            )
+        if self.labels is not None and self.images is None:
+            raise UsageError("--labels needs images", "add --images IMAGES")

@@ -1,0 +1,193 @@
+"""The contract: every family, in each of its modes and for each of its tasks, does what all must.
+
+Random weights of small sizes; what only one family does is tested where it lives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("torchvision")
+
+from svit_deploy.backbones.adapter import AdapterDims
+from svit_deploy.bundle import Bundle, open_bundle
+from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from svit_deploy.errors import InputError, UsageError
+from svit_deploy.export.pipeline import export_model
+from svit_deploy.export.settings import ExportSettings
+from svit_deploy.images import ImageSet
+from svit_deploy.images.prepared import Prepared
+from svit_deploy.loading.layout import to_official
+from svit_deploy.loading.load import build_model
+from svit_deploy.loading.random import random_weights
+from svit_deploy.methods.families import FAMILIES
+from svit_deploy.model.arch import Arch
+from svit_deploy.model.config import TokenMode
+from svit_deploy.model.model import Model
+from svit_deploy.tasks import TASKS
+from svit_deploy.tasks.detect.keys import HeadDims
+from svit_deploy.tasks.reference import Reference
+from svit_deploy.verify import verify_against
+from svit_deploy.verify.expected import LiveReference, StoredReference
+from svit_deploy.verify.settings import VerifySettings
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "dynamicvit": {"base_rate": 0.7},
+    "dynamicvit_lvvit": {"base_rate": 0.7, "skip_lam": 2.0},
+    "lvvit": {"skip_lam": 2.0},
+    "evit": {"keep_rate": 0.7, "fuse": True},
+    "tome": {"r": (13,)},
+    "mergence": {"keep_rate": 0.7},
+    "stvit": {"semantic": 16},
+    "swin": {"depths": (2, 2, 2, 2)},
+    "stvitr": {"depths": (2, 2, 6, 2)},
+}
+"""What a family's weights cannot tell; a new family without a default needs a row."""
+SIZES = {"swin": (224, 4), "stvitr": (224, 4)}
+CASES = [
+    (family.name, task, mode)
+    for family in FAMILIES.values()
+    for task in family.backbone.tasks
+    for mode in family.modes
+]
+VERIFY = VerifySettings(threads=1, repeats=2)
+
+
+def typed(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(typed, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@cache
+def small_model(family: str, task: str) -> Model:
+    """Random weights: 24 channels, 3 heads, 12 blocks."""
+    found, wanted = FAMILIES[family], TASKS[task]
+    size, patch = SIZES.get(family, (56, 4))
+    settings = SETTINGS.get(family, {})
+    arch = Arch(
+        family,
+        3,
+        24,
+        sum(settings.get("depths", (12,))),
+        patch,
+        (size, size),
+        num_classes=5,
+        settings=settings,
+    )
+    dims = wanted.heads_from_arch(found.dims_from_arch(arch), arch)
+    if isinstance(dims, AdapterDims):
+        dims = replace(dims, conv_dim=8, deform_dim=24, samples=24)
+        dims = replace(dims, heads=HeadDims(8, 16)) if dims.heads else dims
+    weights = random_weights(dims, wanted, np.random.default_rng(5))
+    for name in weights:
+        if name.startswith("roi_head.bbox_head.fc_") and name.endswith("weight"):
+            weights[name] *= 0.05  # trained ones do not turn rounding into scores, either
+    told = {"family": family, "num_heads": "3"}
+    told |= {name: typed(value) for name, value in settings.items()}
+    model = build_model(to_official(weights, dims.family, wanted), task=task, overrides=told)
+    if found.method.trained_gates:  # half of the tokens of each gate
+        config = replace(model.config, thresholds=(0.0,) * model.config.num_gates)
+        model = replace(model, config=config)
+    return model
+
+
+def noise(size: tuple[int, int]) -> ImageSet:
+    """Two images without flat parts, of which convolutions would make exact zeros."""
+    pixels = np.random.default_rng(1).standard_normal((2, 3, *size), np.float32)
+    return ImageSet(pixels, ("noise-0", "noise-1"), None, "0" * 64, "npz")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    @cache
+    def make(family: str, task: str, mode: TokenMode) -> Bundle:
+        many = TASKS[task].many_sizes
+        budget = "0.6" if mode is TokenMode.BUDGET else None
+        size = (64, 96) if many else small_model(family, task).config.image_size
+        settings = ExportSettings(task=task, tokens=mode, budget=budget, calibration=noise(size))
+        sizes = TASKS[task].parse_sizes("64x64:64x96:128x128") if many else None
+        folder = tmp_path_factory.mktemp(f"{family}-{task}-{mode.value}")
+        return export_model(small_model(family, task), folder / "out", settings, sizes=sizes)
+
+    return make
+
+
+@pytest.mark.parametrize(("family", "task", "mode"), CASES)
+def test_it_exports_verifies_and_equals_its_reference(exported, family, task, mode):
+    bundle = exported(family, task, mode)
+    again = open_bundle(bundle.path)
+    assert (again.family.name, again.task.name, again.mode) == (family, task, mode)
+    live = LiveReference(bundle, small_model(family, task), None)
+    for reference in (StoredReference(bundle), live):
+        report = verify_against(bundle, reference, VERIFY)
+        assert report.passed, report.verdict
+        assert len(report.gates) == bundle.config.num_gates
+    part = bundle.load_samples()[0]
+    with OnnxRuntimeEngine(bundle.model_path, threads=1) as engine:
+        outputs = engine.run(bundle.task.feeds(part.images))
+    ok, detail = bundle.task.compare(
+        bundle.task.read(outputs, part.images),
+        part.result.outputs,
+        bundle.config,
+        bundle.task.limits["fp32"],
+    )
+    assert ok, detail
+
+
+@pytest.mark.parametrize(("family", "task"), sorted({case[:2] for case in CASES}))
+def test_it_refuses_what_it_cannot_do(tmp_path, family, task):
+    model, modes = small_model(family, task), FAMILIES[family].modes
+    for mode in TokenMode:
+        if mode not in modes:
+            with pytest.raises(UsageError, match=f"use --tokens {modes[0].value}"):
+                export_model(model, tmp_path / "no", ExportSettings(task=task, tokens=mode))
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_it_refuses_tasks_that_its_backbone_does_not_serve(family):
+    served = FAMILIES[family].backbone.tasks
+    weights = to_official(
+        small_model(family, served[0]).weights, FAMILIES[family].keys_of or family, TASKS[served[0]]
+    )
+    for task in set(TASKS) - set(served):
+        with pytest.raises(InputError, match=f"use --task {served[0]}"):
+            build_model(weights, task=task)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_image_does_not_depend_on_its_batch(family):
+    task = FAMILIES[family].backbone.tasks[0]
+    model = small_model(family, task)
+    reference = Reference(model, TASKS[task])
+    size = (64, 96) if TASKS[task].many_sizes else model.config.image_size
+    images = [Prepared.whole(one) for one in noise(size).arrays]
+    together = reference.run(images)
+    for i, image in enumerate(images):
+        alone = reference.run([image])
+        np.testing.assert_array_equal(together.selected.keep_mask[i], alone.selected.keep_mask[0])
+        for name, array in alone.outputs[0].items():
+            np.testing.assert_allclose(together.outputs[i][name], array, rtol=0, atol=1e-4)
+
+
+def test_every_folder_of_weights_is_recognised():
+    """The keys of a family's own weights name it, and no other's."""
+    for family in FAMILIES.values():
+        if not family.keys_of:
+            task = TASKS[family.backbone.tasks[0]]
+            weights = to_official(small_model(family.name, task.name).weights, family.name, task)
+            stripped = {key.removeprefix("backbone.") for key in weights}
+            assert next(f.name for f in FAMILIES.values() if f.matches(stripped)) == family.name
+
+
+def test_goldens_are_in_place():
+    golden = Path(__file__).parents[1] / "data" / "golden"
+    assert {"lvvit", "dynamicvit_lvvit", "evovit_adapter"} <= {p.name for p in golden.iterdir()}

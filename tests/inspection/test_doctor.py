@@ -1,0 +1,171 @@
+"""What doctor finds on machines that lack something, and what it tells the user to type."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from svit_deploy.inspection import doctor
+from svit_deploy.inspection.doctor import Diagnosis, Finding, examine
+
+GOOD = {
+    "numpy": "2.4.6", "onnx": "1.23.2", "onnxruntime": "1.31.1", "pillow": "13.0.0",
+    "pyyaml": "6.0.3", "safetensors": "0.8.0", "torch": "2.13.0+cpu", "matplotlib": "3.11.2",
+    "torchvision": "0.28.0+cpu", "pycocotools": "2.0.11",
+}  # fmt: skip
+Machine = Callable[..., Diagnosis]
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """Examines a machine with the versions of GOOD, but for those given; None: not installed."""
+
+    def with_versions(**changes: str | None) -> Diagnosis:
+        versions = GOOD | {name.replace("_", "-"): version for name, version in changes.items()}
+
+        def version(name: str) -> str:
+            if versions.get(name) is None:
+                raise importlib.metadata.PackageNotFoundError(name)
+            return str(versions[name])
+
+        monkeypatch.setattr(importlib.metadata, "version", version)
+        monkeypatch.setattr(doctor, "examine_nvidia", lambda: iter(()))
+        return examine()
+
+    return with_versions
+
+
+def find(diagnosis: Diagnosis, name: str) -> Finding:
+    (found,) = (finding for finding in diagnosis.findings if finding.name == name)
+    return found
+
+
+def broken_commands(diagnosis: Diagnosis) -> set[str]:
+    return {command for command, reasons in diagnosis.commands.items() if reasons}
+
+
+def shown(diagnosis: Diagnosis) -> str:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    diagnosis.render(Console(file=stream, width=80))
+    stream.flush()
+    text = stream.buffer.getvalue().decode("ascii")
+    assert all(len(line) <= 80 for line in text.splitlines())
+    return text
+
+
+def test_complete_machine(machine: Machine) -> None:
+    diagnosis = machine()
+    assert {finding.state for finding in diagnosis.findings} == {"ok"}
+    assert not any(finding.fix for finding in diagnosis.findings)
+    assert broken_commands(diagnosis) == set()
+    assert list(diagnosis.commands) == [
+        "export", "export --task detect", "verify", "verify --against", "verify --annotations",
+        "bench", "bench --sweep-tokens", "predict", "visualize", "inspect", "init", "quickstart",
+        "export --target tensorrt", "export --target tensorrt-rtx", "engines: verify, bench",
+        "plugins build",
+    ]  # fmt: skip
+    assert "CPU" in find(diagnosis, "onnxruntime").detail
+    text = shown(diagnosis)
+    assert re.search(r"quickstart +yes", text)
+    assert "pip" not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "state", "commands"),
+    [
+        ({"torch": None}, "missing", set(doctor.WITH_CHECKPOINT)),
+        ({"torch": "2.5.1"}, "too old", set(doctor.WITH_CHECKPOINT)),
+        ({"matplotlib": None}, "missing", {"bench --sweep-tokens"}),
+        ({"pycocotools": None}, "missing", {"verify --annotations"}),
+        ({"torchvision": None}, "missing", {"export --task detect", "verify --annotations"}),
+        ({"onnx": "1.20.9"}, "too old", set(doctor.EVERY)),
+        ({"onnxruntime": None}, "missing", set(doctor.RUNNING)),
+        ({"onnxruntime": "1.9.0"}, "too old", set(doctor.RUNNING)),
+        (
+            {"onnxruntime_gpu": "1.31.1"},
+            "broken",
+            set(doctor.RUNNING),
+        ),
+    ],
+)
+def test_what_is_missing(
+    machine: Machine, changes: dict[str, str | None], state: str, commands: set[str]
+) -> None:
+    diagnosis = machine(**changes)
+    name = next(iter(changes)).removesuffix("_gpu")
+    found = find(diagnosis, name)
+    assert found.state == state
+    assert broken_commands(diagnosis) == commands
+    assert all(diagnosis.commands[command] == (f"{name} is {state}",) for command in commands)
+    assert re.search(rf'pip install --upgrade "{name}(-gpu)?>=[\d.]+"$', found.fix)
+    text = shown(diagnosis)
+    assert f"no: {name} is {state}" in text
+    assert "pip install" in text
+
+
+def test_old_torch_says_why(machine: Machine) -> None:
+    assert "CVE-2025-32434" in find(machine(torch="2.5.1+cu121"), "torch").detail
+    found = find(machine(torch="2.6.0a0+git1"), "torch")
+    assert found.state == "ok"
+    assert "2.10 is safer" in found.detail
+    assert find(machine(torch="2.10.0"), "torch").detail == "2.10.0"
+
+
+def test_two_runtimes_overwrite_each_other(machine: Machine) -> None:
+    fix = find(machine(onnxruntime_gpu="1.31.1"), "onnxruntime").fix
+    assert fix.startswith("pip uninstall onnxruntime onnxruntime-gpu, then pip install")
+
+
+def test_runtime_that_cannot_be_loaded(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> list[str]:
+        raise OSError("libfoo.so:\n  undefined symbol")
+
+    monkeypatch.setattr("svit_deploy.engines.onnxruntime.available_providers", fail)
+    found = find(machine(), "onnxruntime")
+    assert found.state == "broken"
+    assert "libfoo.so: undefined symbol" in found.detail
+
+
+def test_record(machine: Machine) -> None:
+    record = json.loads(json.dumps(machine(torch=None).to_dict(), allow_nan=False))
+    assert record["schema_version"] == 1
+    assert record["commands"]["verify"] == {"works": True, "reasons": []}
+    assert record["commands"]["export"] == {"works": False, "reasons": ["torch is missing"]}
+    torch = next(finding for finding in record["findings"] if finding["name"] == "torch")
+    assert torch["needed_for"] == list(doctor.WITH_CHECKPOINT)
+
+
+def test_machine(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "cpu_model", lambda: "Prozessor™")
+    monkeypatch.setattr(doctor, "_cpu_features", lambda: ["AVX2"])
+    monkeypatch.setattr(doctor, "_cpu_quota", lambda: 1.5)
+    diagnosis = machine()
+    assert find(diagnosis, "cpu").detail == "Prozessor™; AVX2"
+    assert "limited to 1.5" in find(diagnosis, "threads").detail
+    assert "Prozessor?" in shown(diagnosis)
+
+
+def test_minimum_versions_are_those_of_the_package() -> None:
+    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    for requirement in doctor.REQUIREMENTS:
+        assert f'"{requirement.name}>={requirement.minimum}"' in text
+    assert f'"onnxruntime>={doctor.RUNTIME_MINIMUM};' in text
+
+
+def test_nothing_heavy_is_imported() -> None:
+    script = (
+        "import sys; from svit_deploy.inspection.doctor import examine; examine()\n"
+        "print([name for name in ('torch', 'onnx', 'matplotlib', 'PIL') if name in sys.modules])"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root)
+    assert done.stdout == "[]\n", done.stderr

@@ -1,0 +1,82 @@
+"""What doctor says of NVIDIA's software, found and missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from importlib import metadata
+
+import pytest
+
+from svit_deploy.inspection import nvidia
+from svit_deploy.inspection.doctor import examine
+from svit_deploy.inspection.nvidia import COMMANDS, examine_nvidia
+
+MODULES = {"tensorrt": "10.16.1.11", "tensorrt_rtx": "1.7.1.116", "cuda.bindings": "13.0.1"}
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Looks at a machine with the given modules and tools."""
+
+    def look(tools=("nvcc", "cmake", "nvidia-smi"), library=True, **modules):
+        versions = {**MODULES, **modules}
+        names = {"tensorrt_rtx_cu13": "tensorrt_rtx", "cuda-bindings": "cuda.bindings"}
+
+        def version(name):
+            found = versions.get(names.get(name, name), "99.0")
+            if found == "unknown":
+                raise metadata.PackageNotFoundError(name)
+            return found
+
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: versions.get(name))
+        monkeypatch.setattr(metadata, "version", version)
+        monkeypatch.setattr(
+            shutil, "which", lambda tool, path=None: tool if tool in tools else None
+        )
+        monkeypatch.setattr(nvidia, "find_library", lambda: "libsvit_trt.so" if library else None)
+        return {
+            name: (state, detail, needed, fix)
+            for name, state, detail, needed, fix in examine_nvidia()
+        }
+
+    return look
+
+
+def test_all_there(machine):
+    found = machine()
+    assert {state for state, *_ in found.values()} == {"ok"}
+    assert found["tensorrt"][1] == "10.16.1.11"
+    assert not any(fix for *_, fix in found.values())
+    assert {command for _, _, needed, _ in found.values() for command in needed} == set(COMMANDS)
+
+
+def test_nothing_there(machine):
+    found = machine(tools=(), library=False, **dict.fromkeys(MODULES))
+    assert found.pop("plugin library")[:2] == ("ok", "not built: see plugins build")
+    assert found.pop("nvidia driver")[0] in ("ok", "missing")  # /proc tells it, too
+    assert {state for state, *_ in found.values()} == {"missing"}
+    assert all(fix for *_, fix in found.values())
+    assert "svit-deploy[tensorrt-rtx]" in found["tensorrt_rtx"][3]
+
+
+def test_old_and_unknown_versions(machine):
+    state, detail, needed, _ = machine(tensorrt="10.2.0")["tensorrt"]
+    assert (state, detail) == ("too old", "10.2.0, needs 10.3")
+    assert needed == ("export --target tensorrt",)
+    assert machine(tensorrt="unknown")["tensorrt"][:2] == ("ok", "installed, version unknown")
+
+
+def test_cuda_compiler_of_a_toolkit_that_is_not_on_the_path(machine, monkeypatch):
+    monkeypatch.setenv("CUDA_HOME", "/opt/cuda")
+    assert machine(tools=("/opt/cuda/bin/nvcc",))["nvcc"][:2] == ("ok", "found")
+    state, detail, needed, fix = machine(tools=())["nvcc"]
+    assert (state, detail, needed) == ("missing", "not found", ("plugins build",))
+    assert fix == "install the CUDA toolkit, or name its nvcc with --nvcc"
+
+
+def test_doctor_lists_them(machine):
+    machine(tensorrt=None)
+    diagnosis = examine()
+    assert diagnosis.commands["export --target tensorrt"] == ("tensorrt is missing",)
+    assert diagnosis.commands["plugins build"] == ()
