@@ -2,7 +2,7 @@
 
     @dataclass(frozen=True, kw_only=True)
     class RunSettings:
-        threads: int = field(default=0, metadata=option("Threads.", metavar="N", low=0))
+        threads: int = option(0, "Threads.", metavar="N", low=0)
 
 `commands.parameters` makes `--threads N` of it, `read_options` makes the settings: of what was
 typed, or of keywords.
@@ -13,16 +13,16 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from svit_deploy.errors import UsageError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-P = ParamSpec("P")
 T = TypeVar("T", bound="DataclassInstance")
 OPTION = "option"
 """Where a field's metadata has its `Option`."""
@@ -60,18 +60,29 @@ class Option:
     after: tuple[str, ...] = ()
 
 
-def _as_metadata(make: Callable[P, Option]) -> Callable[P, dict[str, Option]]:
-    return lambda *args, **kwargs: {OPTION: make(*args, **kwargs)}
+def option(default: Any, help: str, **how: Any) -> Any:
+    """A field that is an option.
+
+    Args:
+        default: of the field; `dict` for a new one each, MISSING for a field that must be given.
+        how: attributes of `Option`.
+    """
+    metadata = {OPTION: Option(help, **how)}
+    if default is dict:
+        return field(default_factory=dict, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
-option = _as_metadata(Option)
-"""The metadata of a field that is an option; takes the attributes of `Option`."""
-
-# Options that stand in several classes, with a default of their own.
-IMAGES = option(
-    "Image folder, single image, or .npz (images [n, H, W, 3] uint8).", metavar="PATH", kind=Path
+# Options that stand in several classes; each is called with its default.
+IMAGES = partial(
+    option,
+    help="Image folder, single image, or .npz (images [n, H, W, 3] uint8).",
+    metavar="PATH",
+    kind=Path,
 )
-MAX_IMAGES = option("Use only the first N images.", metavar="N", low=1, after=("arch", "overrides"))
+MAX_IMAGES = partial(
+    option, help="Use only the first N images.", metavar="N", low=1, after=("arch", "overrides")
+)
 
 
 @dataclass(frozen=True)

@@ -139,102 +139,73 @@ class BenchSettings(RunSettings):
         UsageError: a value that cannot work.
     """
 
-    images: Path | ImageSet | None = field(default=None, metadata=IMAGES)
-    max_images: int = field(default=1000, metadata=MAX_IMAGES)
-    noise: bool = field(
-        default=False, metadata=option("Random noise instead of images.", flag="--random")
+    images: Path | ImageSet | None = IMAGES(None)
+    max_images: int = MAX_IMAGES(1000)
+    noise: bool = option(False, "Random noise instead of images.", flag="--random")
+    allow_noise: bool = option(
+        False, "Accept --random even for a model whose latency depends on the images."
     )
-    allow_noise: bool = field(
-        default=False,
-        metadata=option("Accept --random even for a model whose latency depends on the images."),
+    image_size: tuple[int, int] | None = option(
+        None,
+        "Input size for detectors, for example 800x1216. By default their typical size.",
+        metavar="PIXELS",
+        parse=lambda text, _: parse_image_size(text),
     )
-    image_size: tuple[int, int] | None = field(
-        default=None,
-        metadata=option(
-            "Input size for detectors, for example 800x1216. By default their typical size.",
-            metavar="PIXELS",
-            parse=lambda text, _: parse_image_size(text),
-        ),
+    batches: tuple[int, ...] = option(
+        (1,),
+        "Batch sizes, for example 1,8.",
+        flag="--batch",
+        metavar="N,N",
+        parse=parse_whole_numbers,
+        typed="1",
     )
-    batches: tuple[int, ...] = field(
-        default=(1,),
-        metadata=option(
-            "Batch sizes, for example 1,8.",
-            flag="--batch",
-            metavar="N,N",
-            parse=parse_whole_numbers,
-            typed="1",
-        ),
+    warmup_s: float = option(
+        1.0,
+        "Warm-up time per engine and batch size, for example 1s or 500ms.",
+        flag="--warmup",
+        metavar="TIME",
+        parse=parse_seconds,
+        typed="1s",
     )
-    warmup_s: float = field(
-        default=1.0,
-        metadata=option(
-            "Warm-up time per engine and batch size, for example 1s or 500ms.",
-            flag="--warmup",
-            metavar="TIME",
-            parse=parse_seconds,
-            typed="1s",
-        ),
+    duration_s: float = option(
+        5.0,
+        "Minimum measuring time per engine and batch size.",
+        flag="--duration",
+        metavar="TIME",
+        parse=parse_seconds,
+        typed="5s",
     )
-    duration_s: float = field(
-        default=5.0,
-        metadata=option(
-            "Minimum measuring time per engine and batch size.",
-            flag="--duration",
-            metavar="TIME",
-            parse=parse_seconds,
-            typed="5s",
-        ),
+    min_samples: int = option(
+        64, "Minimum number of timed runs per engine and batch size.", metavar="N", low=1
     )
-    min_samples: int = field(
-        default=64,
-        metadata=option(
-            "Minimum number of timed runs per engine and batch size.", metavar="N", low=1
-        ),
+    worst_case: bool = option(True, "Also time the worst case, in which all tokens are kept.")
+    sweep_tokens: Path | None = option(
+        None,
+        "Also time several keep ratios, and plot latency against kept tokens.",
+        metavar="PNG",
+        kind=Path,
     )
-    worst_case: bool = field(
-        default=True, metadata=option("Also time the worst case, in which all tokens are kept.")
+    cuda_graph: str = option(
+        "auto",
+        "CUDA graphs of engines: auto, on, off, or both to compare them.",
+        metavar="MODE",
+        after=("provider", "threads"),
     )
-    sweep_tokens: Path | None = field(
-        default=None,
-        metadata=option(
-            "Also time several keep ratios, and plot latency against kept tokens.",
-            metavar="PNG",
-            kind=Path,
-        ),
+    plugin_library: str | None = option(
+        None,
+        "Plugin library for engines. By default the one that `plugins build` made.",
+        metavar="FILE",
+        after=("allow_foreign",),
     )
-    cuda_graph: str = field(
-        default="auto",
-        metadata=option(
-            "CUDA graphs of engines: auto, on, off, or both to compare them.",
-            metavar="MODE",
-            after=("provider", "threads"),
-        ),
-    )
-    plugin_library: str | None = field(
-        default=None,
-        metadata=option(
-            "Plugin library for engines. By default the one that `plugins build` made.",
-            metavar="FILE",
-            after=("allow_foreign",),
-        ),
-    )
-    device: int = field(default=0, metadata=option("GPU index.", metavar="N", low=0))
-    seed: int = field(
-        default=0,
-        metadata=option("Seed for the order of images and runs.", metavar="N", low=0),
-    )
-    require_stable: bool = field(
-        default=False, metadata=option("Fail if the timings are unstable.")
-    )
-    fail_above: Mapping[str, float] = field(
-        default_factory=dict,
-        metadata=option(
-            "Fail above a latency limit, p99=12 or p50=8ms; may be repeated.",
-            metavar="NAME=MS",
-            many=True,
-            parse=parse_limits,
-        ),
+    device: int = option(0, "GPU index.", metavar="N", low=0)
+    seed: int = option(0, "Seed for the order of images and runs.", metavar="N", low=0)
+    require_stable: bool = option(False, "Fail if the timings are unstable.")
+    fail_above: Mapping[str, float] = option(
+        dict,
+        "Fail above a latency limit, p99=12 or p50=8ms; may be repeated.",
+        metavar="NAME=MS",
+        many=True,
+        parse=parse_limits,
     )
 
     def __post_init__(self) -> None:

@@ -79,9 +79,6 @@ def run_quickstart(
     labels = np.load(heldout)["labels"]
     console.print(f"top-1 on {len(labels)} held-out digits", highlight=False)
     for mode, report in reports:
-        assert report.accuracy is not None and report.reference_accuracy is not None
-        console.print(
-            f"  {mode:8} PyTorch {report.reference_accuracy:.2%}, exported {report.accuracy:.2%}",
-            highlight=False,
-        )
+        theirs, mine = (report.results[f"{who}top1_accuracy"] for who in ("reference_", ""))
+        console.print(f"  {mode:8} PyTorch {theirs:.2%}, exported {mine:.2%}", highlight=False)
     console.print(f"bundles {', '.join(map(str, targets))}; {len(maps)} files in {output / 'maps'}")

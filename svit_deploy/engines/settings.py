@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from svit_deploy.options import option
 
@@ -11,22 +11,14 @@ from svit_deploy.options import option
 class ProviderSettings:
     """What runs a graph. Without a provider a bundle's engine does, if it has one."""
 
-    provider: str | None = field(
-        default=None,
-        metadata=option(
-            "ONNX Runtime provider: cpu, cuda, tensorrt, ... By default the bundle's TensorRT "
-            "engine runs if it has one, else cpu.",
-            metavar="NAME",
-        ),
+    provider: str | None = option(
+        None,
+        "ONNX Runtime provider: cpu, cuda, tensorrt, ... By default the bundle's TensorRT "
+        "engine runs if it has one, else cpu.",
+        metavar="NAME",
     )
-    threads: int = field(
-        default=0,
-        metadata=option(
-            "ONNX Runtime threads per operator; 0 means one per core.",
-            metavar="N",
-            low=0,
-            high=1024,
-        ),
+    threads: int = option(
+        0, "ONNX Runtime threads per operator; 0 means one per core.", metavar="N", low=0, high=1024
     )
 
 
@@ -34,10 +26,8 @@ class ProviderSettings:
 class RunSettings(ProviderSettings):
     """What runs a graph or an engine."""
 
-    allow_foreign: bool = field(
-        default=False,
-        metadata=option(
-            "Run an engine without its sidecar. Engines are native code: dangerous.",
-            flag="--allow-foreign-engine",
-        ),
+    allow_foreign: bool = option(
+        False,
+        "Run an engine without its sidecar. Engines are native code: dangerous.",
+        flag="--allow-foreign-engine",
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from svit_deploy.errors import UsageError
 from svit_deploy.model.profiles import Profile, shape_profiles
@@ -68,64 +68,49 @@ class EngineSettings:
         workspace: in bytes.
     """
 
-    target: str = field(
-        default=GRAPH_ONLY,
-        metadata=option("What to build: onnx, tensorrt or tensorrt-rtx.", metavar="NAME"),
+    target: str = option(
+        GRAPH_ONLY, "What to build: onnx, tensorrt or tensorrt-rtx.", metavar="NAME"
     )
-    min_shapes: tuple[str, ...] = field(
-        default=(),
-        metadata=option(
-            "Smallest input shape, as for trtexec; once per profile.",
-            metavar="images:BxCxHxW",
-            many=True,
-        ),
+    min_shapes: tuple[str, ...] = option(
+        (),
+        "Smallest input shape, as for trtexec; once per profile.",
+        metavar="images:BxCxHxW",
+        many=True,
     )
-    opt_shapes: tuple[str, ...] = field(
-        default=(),
-        metadata=option(
-            "Typical input shape, as for trtexec; once per profile.",
-            metavar="images:BxCxHxW",
-            many=True,
-        ),
+    opt_shapes: tuple[str, ...] = option(
+        (),
+        "Typical input shape, as for trtexec; once per profile.",
+        metavar="images:BxCxHxW",
+        many=True,
     )
-    max_shapes: tuple[str, ...] = field(
-        default=(),
-        metadata=option(
-            "Largest input shape, as for trtexec; once per profile.",
-            metavar="images:BxCxHxW",
-            many=True,
-        ),
+    max_shapes: tuple[str, ...] = option(
+        (),
+        "Largest input shape, as for trtexec; once per profile.",
+        metavar="images:BxCxHxW",
+        many=True,
     )
-    plugin_library: str | None = field(
-        default=None,
-        metadata=option(
-            "Plugin library to build with, or none. By default the one that `plugins build` made.",
-            metavar="FILE",
-        ),
+    plugin_library: str | None = option(
+        None,
+        "Plugin library to build with, or none. By default the one that `plugins build` made.",
+        metavar="FILE",
     )
-    workspace: int | None = field(
-        default=None,
-        metadata=option(
-            "Workspace limit of the engine builder, for example 4GiB.",
-            metavar="SIZE",
-            parse=parse_bytes,
-        ),
+    workspace: int | None = option(
+        None,
+        "Workspace limit of the engine builder, for example 4GiB.",
+        metavar="SIZE",
+        parse=parse_bytes,
     )
-    optimization_level: int | None = field(
-        default=None,
-        metadata=option(
-            "Optimisation level of the engine builder, 0 to 5.",
-            flag="--opt-level",
-            metavar="N",
-            kind=int,
-        ),
+    optimization_level: int | None = option(
+        None,
+        "Optimisation level of the engine builder, 0 to 5.",
+        flag="--opt-level",
+        metavar="N",
+        kind=int,
     )
-    timing_cache: str | None = field(
-        default=None,
-        metadata=option(
-            "Timing cache of the engine builder, or none. By default one in your cache folder.",
-            metavar="FILE",
-        ),
+    timing_cache: str | None = option(
+        None,
+        "Timing cache of the engine builder, or none. By default one in your cache folder.",
+        metavar="FILE",
     )
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
@@ -49,90 +49,65 @@ class ExportSettings(EngineSettings, LoadSettings):
         UsageError: values that cannot work, or contradict each other.
     """
 
-    task: str = field(
-        default=DEFAULT_TASK,
-        metadata=option(
-            "What the graph computes: classify, backbone (of a detector) or detect.",
-            metavar="TASK",
-        ),
+    task: str = option(
+        DEFAULT_TASK,
+        "What the graph computes: classify, backbone (of a detector) or detect.",
+        metavar="TASK",
     )
-    tokens: TokenMode | None = field(
-        default=None,
-        metadata=option(
-            "Token mode: dynamic, budget, masked, static, or dense (without gates). By default "
-            "the method's own; for SViT dynamic, or budget with TensorRT.",
-            metavar="MODE",
-            parse=parse_token_mode,
-            after=("arch", "overrides"),
-        ),
+    tokens: TokenMode | None = option(
+        None,
+        "Token mode: dynamic, budget, masked, static, or dense (without gates). By default "
+        "the method's own; for SViT dynamic, or budget with TensorRT.",
+        metavar="MODE",
+        parse=parse_token_mode,
+        after=("arch", "overrides"),
     )
-    precision: str = field(
-        default="fp32",
-        metadata=option("fp32, fp16 or bf16; gates stay in fp32.", metavar="TYPE"),
+    precision: str = option("fp32", "fp32, fp16 or bf16; gates stay in fp32.", metavar="TYPE")
+    batch: tuple[BatchRange, ...] | None = option(
+        None,
+        "Range of batch sizes, or one size; 1:1:32 by default, 1 for a detector's engine. "
+        "Several ranges give an engine several profiles: 1,2:8:8,9:32:32.",
+        metavar="MIN:OPT:MAX",
+        parse=lambda text, _: parse_batches(text),
+        after=("target",),
     )
-    batch: tuple[BatchRange, ...] | None = field(
-        default=None,
-        metadata=option(
-            "Range of batch sizes, or one size; 1:1:32 by default, 1 for a detector's engine. "
-            "Several ranges give an engine several profiles: 1,2:8:8,9:32:32.",
-            metavar="MIN:OPT:MAX",
-            parse=lambda text, _: parse_batches(text),
-            after=("target",),
-        ),
+    image_size: str | None = option(
+        None,
+        "Input size, 224 or 224x320 (height x width); by default the checkpoint's. Detectors "
+        "also take a range; their default is 64x64:800x1216:1344x1344.",
+        metavar="PIXELS",
+        after=("min_shapes", "opt_shapes", "max_shapes"),
     )
-    image_size: str | None = field(
-        default=None,
-        metadata=option(
-            "Input size, 224 or 224x320 (height x width); by default the checkpoint's. Detectors "
-            "also take a range; their default is 64x64:800x1216:1344x1344.",
-            metavar="PIXELS",
-            after=("min_shapes", "opt_shapes", "max_shapes"),
-        ),
+    budget: str | None = option(
+        None,
+        "Tokens that each gate may keep, with --tokens budget: counts 150,110,80, ratios "
+        "0.75,0.55,0.4, or auto.",
+        metavar="TOKENS",
     )
-    budget: str | None = field(
-        default=None,
-        metadata=option(
-            "Tokens that each gate may keep, with --tokens budget: counts 150,110,80, ratios "
-            "0.75,0.55,0.4, or auto.",
-            metavar="TOKENS",
-        ),
+    budget_percentile: float = option(
+        100.0,
+        "With --budget auto, the percentage of images that must fit the budgets.",
+        metavar="PERCENT",
     )
-    budget_percentile: float = field(
-        default=100.0,
-        metadata=option(
-            "With --budget auto, the percentage of images that must fit the budgets.",
-            metavar="PERCENT",
-        ),
+    calibration: Path | ImageSet | None = option(
+        None, "Images for --budget auto and for the recorded samples.", metavar="PATH", kind=Path
     )
-    calibration: Path | ImageSet | None = field(
-        default=None,
-        metadata=option(
-            "Images for --budget auto and for the recorded samples.", metavar="PATH", kind=Path
-        ),
+    calibrate_gates: Path | ImageSet | None = option(
+        None, "Images to calibrate the gate thresholds on.", metavar="PATH", kind=Path
     )
-    calibrate_gates: Path | ImageSet | None = field(
-        default=None,
-        metadata=option("Images to calibrate the gate thresholds on.", metavar="PATH", kind=Path),
+    target_keep: tuple[float, ...] = option(
+        (),
+        "Keep ratios for --calibrate-gates, for example 0.7,0.49,0.343; by default those "
+        "that the model was trained for.",
+        metavar="RATIOS",
+        parse=parse_ratios,
     )
-    target_keep: tuple[float, ...] = field(
-        default=(),
-        metadata=option(
-            "Keep ratios for --calibrate-gates, for example 0.7,0.49,0.343; by default those "
-            "that the model was trained for.",
-            metavar="RATIOS",
-            parse=parse_ratios,
-        ),
+    max_images: int = MAX_IMAGES(1000)
+    gate_outputs: bool = option(
+        True, "Whether keep_mask, margin and overflow are outputs of the graph."
     )
-    max_images: int = field(default=1000, metadata=MAX_IMAGES)
-    gate_outputs: bool = field(
-        default=True,
-        metadata=option("Whether keep_mask, margin and overflow are outputs of the graph."),
-    )
-    opset: int = field(default=20, metadata=option("ONNX opset version.", metavar="N"))
-    plugins: bool = field(
-        default=False,
-        metadata=option("Write row moves as nodes that the TensorRT plugins implement."),
-    )
+    opset: int = option(20, "ONNX opset version.", metavar="N")
+    plugins: bool = option(False, "Write row moves as nodes that the TensorRT plugins implement.")
 
     def __post_init__(self) -> None:
         from svit_deploy.graph.builder import PRECISIONS

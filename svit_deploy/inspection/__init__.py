@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from svit_deploy.bundle.manifest import MANIFEST
 from svit_deploy.errors import InputError
-from svit_deploy.inspection.bundle import inspect_bundle
-from svit_deploy.inspection.checkpoint import inspect_checkpoint
-from svit_deploy.inspection.graph import inspect_onnx
 from svit_deploy.inspection.report import Inspection
 from svit_deploy.io.files import reading
 
@@ -26,6 +22,12 @@ def inspect_path(path: Path) -> Inspection:
         InputError: none of these, damaged or hostile.
         CapabilityError: a .pth file, and PyTorch is not installed.
     """
+    # Only now: `doctor` is in this folder, and must not fail where these cannot be imported.
+    from svit_deploy.bundle import MANIFEST
+    from svit_deploy.inspection.bundle import inspect_bundle
+    from svit_deploy.inspection.checkpoint import inspect_checkpoint
+    from svit_deploy.inspection.graph import inspect_onnx
+
     path = Path(path)
     if path.is_dir() or path.name == MANIFEST:
         return inspect_bundle(path)

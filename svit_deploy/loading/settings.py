@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from svit_deploy.errors import UsageError
 from svit_deploy.options import option
@@ -34,25 +34,20 @@ class LoadSettings:
         overrides: fields of the architecture and their values, as typed.
     """
 
-    arch: str | None = field(
-        default=None,
-        metadata=option(
-            "Architecture: svit_s, deit_small, ... or a YAML file. By default recognised from "
-            "the shapes of the weights.",
-            metavar="NAME|YAML",
-        ),
+    arch: str | None = option(
+        None,
+        "Architecture: svit_s, deit_small, ... or a YAML file. By default recognised from "
+        "the shapes of the weights.",
+        metavar="NAME|YAML",
     )
-    overrides: Mapping[str, str] = field(
-        default_factory=dict,
-        metadata=option(
-            "Set one field of the architecture, for example num_heads=6; may be repeated.",
-            flag="--set",
-            metavar="KEY=VALUE",
-            many=True,
-            parse=parse_overrides,
-        ),
+    overrides: Mapping[str, str] = option(
+        dict,
+        "Set one field of the architecture, for example num_heads=6; may be repeated.",
+        flag="--set",
+        metavar="KEY=VALUE",
+        many=True,
+        parse=parse_overrides,
     )
-    allow_pickle: bool = field(
-        default=False,
-        metadata=option("Unpickle the checkpoint, which can run any code in it. Dangerous."),
+    allow_pickle: bool = option(
+        False, "Unpickle the checkpoint, which can run any code in it. Dangerous."
     )

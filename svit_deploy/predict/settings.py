@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,27 +17,19 @@ if TYPE_CHECKING:
 class PredictSettings(ProviderSettings):
     """What to draw of a detector's results."""
 
-    images: Path | ImageSet = field(
-        metadata=option(
-            "Single image, image folder, or .npz.", metavar="IMAGE", kind=Path, positional=True
-        ),
+    images: Path | ImageSet = option(
+        MISSING, "Single image, image folder, or .npz.", metavar="IMAGE", kind=Path, positional=True
     )
-    min_score: float = field(
-        default=0.3,
-        metadata=option(
-            "Draw only detections with at least this score.", metavar="SCORE", low=0, high=1
-        ),
+    min_score: float = option(
+        0.3, "Draw only detections with at least this score.", metavar="SCORE", low=0, high=1
     )
-    max_images: int = field(default=100, metadata=MAX_IMAGES)
+    max_images: int = MAX_IMAGES(100)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisualizeSettings(ProviderSettings):
     """Whose tokens to draw, and what runs the model: always its graph, never its engine."""
 
-    images: Path | ImageSet = field(metadata=IMAGES)
-    max_images: int = field(default=100, metadata=MAX_IMAGES)
-    provider: str = field(
-        default="cpu",
-        metadata=option("ONNX Runtime provider: cpu, cuda, tensorrt, ...", metavar="NAME"),
-    )
+    images: Path | ImageSet = IMAGES(MISSING)
+    max_images: int = MAX_IMAGES(100)
+    provider: str = option("cpu", "ONNX Runtime provider: cpu, cuda, tensorrt, ...", metavar="NAME")

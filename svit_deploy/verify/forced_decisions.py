@@ -49,6 +49,8 @@ class ForcedDecisions:
         self.images = self.flipped = 0
         self.wrong: list[str] = []
         self._engine: Engine | None = None
+        # Of a method that counts tokens, masks do not tell the decisions as the graph holds them.
+        self.holds_engine = model.observes_engine and not model.method.counted
 
     def __enter__(self) -> ForcedDecisions:
         return self
@@ -60,8 +62,7 @@ class ForcedDecisions:
     def outputs(self, part: Part, actual: Result) -> list[Outputs]:
         """What came out; of images that flipped a decision, on the reference's decisions.
 
-        An engine is then compared with its own graph on the engine's decisions, as far as these
-        can be told from its masks.
+        An engine is then compared with its own graph on the engine's decisions.
 
         Args:
             part: the images, and the reference's values.
@@ -78,7 +79,7 @@ class ForcedDecisions:
         values = {name: part.result.values[name][flipped] for name in self.names}
         for number, found in zip(numbers, self.run(images, values), strict=True):
             outputs[number] = found
-        if self.model.runs_engine and not self.model.method.counted:
+        if self.holds_engine:
             masks = mine.keep_mask[flipped].transpose(1, 0, 2)
             own = self.run(images, dict(zip(self.names, masks, strict=True)))
             ok, words = self.model.compare_outputs(actual[flipped].outputs, own)
@@ -105,10 +106,6 @@ class ForcedDecisions:
             f"{self.flipped} of {number_of(self.images, 'image')} flipped a decision; {several} "
             f"{nouns} are those of the graph on the reference's decisions"
         )
-        if self.model.runs_engine and not self.model.method.counted:
-            detail = (
-                self.wrong[0]
-                if self.wrong
-                else (f"in {number_of(self.flipped, 'image')} that flipped a decision")
-            )
-            report.check("engine follows its graph", not self.wrong, detail)
+        if self.holds_engine:
+            seen = f"in {number_of(self.flipped, 'image')} that flipped a decision"
+            report.check("engine follows its graph", not self.wrong, (*self.wrong, seen)[0])

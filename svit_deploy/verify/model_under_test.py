@@ -94,6 +94,11 @@ class ModelUnderTest:
         """Whether the file as it is shows its gates, or has none."""
         return self.bundle.has_gate_outputs or not self.gates
 
+    @property
+    def observes_engine(self) -> bool:
+        """Whether decisions and outputs are seen of an engine itself."""
+        return self.runs_engine and self.shows_gates
+
     def in_view(self) -> onnx.ModelProto:
         """The graph with its gates and what is compared inside it in view, shipped so or not."""
         gates = () if self.shows_gates else tuple(self.values)

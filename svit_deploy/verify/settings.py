@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,36 +30,29 @@ class VerifySettings(RunSettings, LoadSettings):
         UsageError: options that need others which are not given.
     """
 
-    against: Path | None = field(
-        default=None,
-        metadata=option(
-            "Checkpoint to compare with. By default the outputs recorded at export.",
-            metavar="CHECKPOINT",
-            kind=Path,
-        ),
+    against: Path | None = option(
+        None,
+        "Checkpoint to compare with. By default the outputs recorded at export.",
+        metavar="CHECKPOINT",
+        kind=Path,
     )
-    images: Path | ImageSet | None = field(default=None, metadata=IMAGES)
-    labels: Path | None = field(
-        default=None,
-        metadata=option("Labels of --images, to report the accuracy.", metavar="FILE", kind=Path),
+    images: Path | ImageSet | None = IMAGES(None)
+    labels: Path | None = option(
+        None, "Labels of --images, to report the accuracy.", metavar="FILE", kind=Path
     )
-    annotations: Path | None = field(
-        default=None,
-        metadata=option(
-            "COCO annotations of --images, to report a detector's average precision.",
-            metavar="FILE",
-            kind=Path,
-        ),
+    annotations: Path | None = option(
+        None,
+        "COCO annotations of --images, to report a detector's average precision.",
+        metavar="FILE",
+        kind=Path,
     )
-    max_images: int = field(default=1000, metadata=MAX_IMAGES)
-    repeats: int = field(
-        default=3,
-        metadata=option(
-            "Number of runs that must agree bit for bit.",
-            metavar="N",
-            low=2,
-            after=("provider", "threads"),
-        ),
+    max_images: int = MAX_IMAGES(1000)
+    repeats: int = option(
+        3,
+        "Number of runs that must agree bit for bit.",
+        metavar="N",
+        low=2,
+        after=("provider", "threads"),
     )
     companions: int = 8
 

@@ -23,12 +23,12 @@ from svit_deploy.bundle import (
     write_bundle,
     write_manifest,
 )
-from svit_deploy.model.config import TokenMode
 from svit_deploy.errors import EXIT_EXPORT, ExportError
 from svit_deploy.export.pipeline import export_model
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.io.files import hash_file
 from svit_deploy.methods.families import FAMILIES
+from svit_deploy.model.config import TokenMode
 from svit_deploy.model.model import Model
 from svit_deploy.model.result import stack
 

@@ -12,13 +12,13 @@ import pytest
 from svit_deploy import api
 from svit_deploy.bench import BenchSettings
 from svit_deploy.bundle import MANIFEST, open_bundle
-from svit_deploy.model.config import TokenMode
 from svit_deploy.errors import CapabilityError, ExportError, InputError, UsageError
+from svit_deploy.model.config import TokenMode
 from svit_deploy.progress import Progress
 
 pytest.importorskip("torch")
 
-DIGITS = Path(__file__).parent.parent / "examples" / "digits"
+DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 CHECKPOINT, ARCH, HELDOUT = (
     str(DIGITS / n) for n in ("svit_digits.pth", "arch.yaml", "heldout.npz")
 )

@@ -20,16 +20,17 @@ import onnx
 import pytest
 from PIL import Image
 
-from svit_deploy import __version__, api, doctor
+from svit_deploy import __version__, api
 from svit_deploy.bundle import MANIFEST, MODEL
 from svit_deploy.cli import main
-from svit_deploy.io.files import hash_file
 from svit_deploy.graph.edit import set_scalars
 from svit_deploy.images import load_images
+from svit_deploy.inspection import doctor
+from svit_deploy.io.files import hash_file
 
 pytest.importorskip("torch")
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "examples" / "digits"
 CHECKPOINT, ARCH = DIGITS / "svit_digits.pth", DIGITS / "arch.yaml"
 QUICK = ("--warmup", "0", "--duration", "0", "--min-samples", "1", "--threads", "1")

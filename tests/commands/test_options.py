@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,25 +51,22 @@ def parse_words(texts: tuple[str, ...], flag: str) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Shared:
-    number: int = field(default=3, metadata=option("A number.", metavar="N", low=1, high=9))
-    label: str | None = field(default=None, metadata=option("A label."))
-    risky: bool = field(default=False, metadata=option("A risk.", flag="--dangerous"))
+    number: int = option(3, "A number.", metavar="N", low=1, high=9)
+    label: str | None = option(None, "A label.")
+    risky: bool = option(False, "A risk.", flag="--dangerous")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Shared):
-    folder: Path = field(metadata=option("A folder.", metavar="DIR", kind=Path))
-    pair: tuple[int, int] = field(
-        default=(1, 2),
-        metadata=option("A pair.", parse=parse_pair, typed="1-2", after=("number", "absent")),
+    folder: Path = option(MISSING, "A folder.", metavar="DIR", kind=Path)
+    pair: tuple[int, int] = option(
+        (1, 2), "A pair.", parse=parse_pair, typed="1-2", after=("number", "absent")
     )
-    words: Mapping[str, str] = field(
-        default_factory=dict, metadata=option("Words.", flag="--word", many=True, parse=parse_words)
-    )
-    plain: tuple[str, ...] = field(default=(), metadata=option("Texts.", many=True))
-    careful: bool = field(default=True, metadata=option("Care."))
-    share: float = field(default=0.5, metadata=option("A share.", low=0))
-    level: int | None = field(default=None, metadata=option("A level.", kind=int))
+    words: Mapping[str, str] = option(dict, "Words.", flag="--word", many=True, parse=parse_words)
+    plain: tuple[str, ...] = option((), "Texts.", many=True)
+    careful: bool = option(True, "Care.")
+    share: float = option(0.5, "A share.", low=0)
+    level: int | None = option(None, "A level.", kind=int)
     inner: int = 7
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from svit_deploy.commands import quickstart
 from svit_deploy.cli import main
+from svit_deploy.commands import quickstart
 from svit_deploy.errors import InputError
 
 pytest.importorskip("torch")
@@ -77,7 +77,7 @@ def test_quickstart_leaves_files_of_others_alone(run, tmp_path):
 
 def test_digits_are_found_in_a_checkout_or_a_package(monkeypatch, tmp_path):
     assert (quickstart.digits_folder() / "svit_digits.pth").is_file()
-    monkeypatch.setattr(quickstart, "__file__", str(tmp_path / "svit_deploy" / "quickstart.py"))
+    monkeypatch.setattr(quickstart, "__file__", str(tmp_path / "svit_deploy" / "commands" / "x.py"))
     with pytest.raises(InputError, match="install svit-deploy again"):
         quickstart.digits_folder()
     inside = tmp_path / "svit_deploy" / "digits"

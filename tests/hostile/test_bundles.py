@@ -19,9 +19,10 @@ import onnx
 import pytest
 
 from svit_deploy.bundle import MANIFEST, MODEL, REFERENCE, Bundle, open_bundle
+from svit_deploy.bundle.manifest import SCHEMA
 from svit_deploy.errors import EXIT_INPUT, InputError
 from svit_deploy.inspection import inspect_path
-from svit_deploy.bundle.manifest import SCHEMA
+from svit_deploy.io.files import hash_file
 from svit_deploy.io.strict_json import MAX_BYTES
 
 Manifest = dict[str, Any]

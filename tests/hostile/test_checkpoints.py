@@ -238,7 +238,8 @@ def test_class_that_cannot_be_imported(tmp_path: Path) -> None:
     assert "cannot be unpickled" in refusal(tmp_path / "x.pth", allow_pickle=True)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 def test_torchscript_archive(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 3), torch.ones(1, 2)), tmp_path / "w.pth")
     assert "TorchScript" in refusal(tmp_path / "w.pth")
@@ -317,7 +318,7 @@ def test_legacy_tensor_larger_than_its_storage(tmp_path: Path) -> None:
     assert "damaged" in sentence or "more data than" in sentence
 
 
-@pytest.mark.parametrize("record", ["data", "pickle"])
+@pytest.mark.parametrize("record", ["data", pytest.param("pickle", marks=pytest.mark.slow)])
 def test_zip_bomb(tmp_path: Path, record: str) -> None:
     elements = 25_000_000
     data_pkl = handmade_pickle(elements, (elements,), (1,))
@@ -436,6 +437,7 @@ def safetensors_bytes(tmp_path: Path) -> bytes:
     return safetensors.numpy.save({"w": np.ones((2, 3), np.float16)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [zip_bytes, legacy_bytes, safetensors_bytes])
 @settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

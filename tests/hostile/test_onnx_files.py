@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from svit_deploy.engines import OnnxRuntimeEngine
+from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.errors import EXIT_INPUT, InputError, SvitDeployError
 from svit_deploy.graph.edit import add_outputs, force_values, read_scalar, set_scalars
 from svit_deploy.inspection import inspect_path

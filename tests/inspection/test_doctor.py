@@ -155,7 +155,7 @@ def test_machine(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_minimum_versions_are_those_of_the_package() -> None:
-    text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     for requirement in doctor.REQUIREMENTS:
         assert f'"{requirement.name}>={requirement.minimum}"' in text
     assert f'"onnxruntime>={doctor.RUNTIME_MINIMUM};' in text
@@ -166,6 +166,6 @@ def test_nothing_heavy_is_imported() -> None:
         "import sys; from svit_deploy.inspection.doctor import examine; examine()\n"
         "print([name for name in ('torch', 'onnx', 'matplotlib', 'PIL') if name in sys.modules])"
     )
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root)
     assert done.stdout == "[]\n", done.stderr

@@ -22,15 +22,16 @@ from rich.console import Console
 
 from svit_deploy.bundle import MODEL, Bundle
 from svit_deploy.errors import InputError
-from svit_deploy.io.files import hash_file
 from svit_deploy.graph.edit import set_scalars
 from svit_deploy.inspection import Inspection, inspect_path
-from svit_deploy.models.presets import PRESETS, Arch
+from svit_deploy.io.files import hash_file
 from svit_deploy.io.onnx_file import load_onnx
+from svit_deploy.loading.presets import PRESETS
+from svit_deploy.model.arch import Arch
 
 Export = Callable[..., Bundle]
-GOLDEN = Path(__file__).parent / "data" / "golden"
-ROOT = Path(__file__).parents[1]
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+ROOT = Path(__file__).parents[2]
 
 
 def shown(found: Inspection, encoding: str = "cp1252") -> str:
@@ -159,6 +160,19 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(pickle.dumps(Payload()))
     assert "not run" in refusal(tmp_path / "w.pth")
     assert not (tmp_path / "ran").exists()
+
+
+def test_detectors() -> None:
+    pytest.importorskip("torch")
+    facts = record(inspect_path(GOLDEN / "svit_mask_rcnn" / "checkpoint.pth"))
+    text = json.dumps(facts)
+    assert '"svit_adapter"' in text and '"interaction_blocks"' in text
+    model = {fact["name"]: fact for fact in facts["model"]}
+    assert model["tasks"]["value"] == ["backbone", "detect"]
+    assert model["fpn_dim"]["value"] == 16 and model["num_gates"]["value"] == 9
+    assert model["num_heads"]["source"] == "needed"
+    backbone = record(inspect_path(GOLDEN / "vit_adapter_dense" / "checkpoint.pth"))
+    assert {f["name"]: f["value"] for f in backbone["model"]}["tasks"] == ["backbone"]
 
 
 # --- bundles -----------------------------------------------------------------------------------
