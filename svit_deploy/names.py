@@ -27,17 +27,17 @@ def threshold_name(gate: int) -> str:
 
 
 def target_name(gate: int) -> str:
-    """The graph's value that says into which token each one that goes is merged."""
+    """The graph's value that tells the token which each leaving one merges into."""
     return f"gate_{gate}.target"
 
 
 def lead_name(gate: int) -> str:
-    """What only the reference tells: by how much that token is nearer than the next."""
+    """The lead of the nearest token over the next; only the reference computes it."""
     return f"gate_{gate}.lead"
 
 
 def packed_name(block: int, part: str) -> str:
-    """What attention without padding reads and writes in a gated block of a graph with plugins.
+    """A value that attention without padding reads or writes in a gated block, with plugins.
 
     Rows `[T, C]` of the kept tokens: `query`, `key`, `value` and `mixed`, attention's result;
     and `lengths` `[B + 1]` int32, the kept tokens of all images before each.

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("torch")
 
 from svit_deploy import api
-from svit_deploy.bundle import Bundle
+from svit_deploy.bundle.bundle import Bundle
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.engines.tensorrt.gpu import find_gpu
 from svit_deploy.machine.tensorrt import TARGETS, load_library

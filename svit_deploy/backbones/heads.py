@@ -74,7 +74,7 @@ def _mean_reference(reference: Any, x: Tensor) -> Tensor:
 
 def _patch_mean_graph(tokens: GraphTokens, rows: str, count: int | str) -> str:
     config, graph, layers = tokens.config, tokens.graph, tokens.writer.layers
-    split = graph.widen(graph.reshape(rows, -1, count, config.embed_dim))
+    split = graph.to_float32(graph.reshape(rows, -1, count, config.embed_dim))
     patches = graph.slice(split, 1, config.num_tokens)
     mean = graph.op("ReduceMean", patches, graph.constant([1]), keepdims=0)
     norm = layers.layer_norm(mean, "norm", config.norm_eps)

@@ -15,7 +15,7 @@ from svit_deploy.names import block_name
 if TYPE_CHECKING:
     from torch import Tensor
 
-Steps = Generator[tuple[int, "Tensor"], "Tensor", Any]
+GatedForward = Generator[tuple[int, "Tensor"], "Tensor", Any]
 """A forward pass that stops at each gate: gives its number and margins, takes its keep mask."""
 
 
@@ -98,7 +98,7 @@ class ReferenceTokens:
         self.backbone, self.config, self.rows = backbone, backbone.config, rows
         self.values: dict[str, Tensor] = {}
 
-    def block(self, block: int) -> Steps:
+    def block(self, block: int) -> GatedForward:
         """Runs a block; stops at a gate in it, if thresholds decide."""
         self.step(block)
         return

@@ -87,11 +87,11 @@ class GraphBuilder:
         """A constant in the graph's precision."""
         return self.constant(value, helper.tensor_dtype_to_np_dtype(self.dtype))
 
-    def narrow(self, value: str) -> str:
+    def to_precision(self, value: str) -> str:
         """float32 -> the graph's precision."""
         return value if self.dtype == FLOAT else self.op("Cast", value, to=self.dtype)
 
-    def widen(self, value: str) -> str:
+    def to_float32(self, value: str) -> str:
         """The graph's precision -> float32."""
         return value if self.dtype == FLOAT else self.op("Cast", value, to=FLOAT)
 

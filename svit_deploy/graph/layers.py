@@ -15,7 +15,7 @@ from svit_deploy.graph.builder import GraphBuilder
 
 QKV = tuple[str, str, str]
 Attend = Callable[[QKV], str]
-"""Self-attention inside groups of rows: queries, keys and values `[R, C]` -> `[R, C]`."""
+"""Self-attention within groups of rows: queries, keys and values `[R, C]` -> `[R, C]`."""
 
 MASKED = -1e4
 """Added to the score of a key that must not be seen: its softmax weight is exactly 0 in float32."""
@@ -36,7 +36,7 @@ class Layers:
         """A float32 weight."""
         return self.graph.weight(name, self.weights[name])
 
-    def narrow_weight(self, name: str, array: np.ndarray | None = None) -> str:
+    def cast_weight(self, name: str, array: np.ndarray | None = None) -> str:
         """A weight in the graph's precision.
 
         Raises:
@@ -55,7 +55,7 @@ class Layers:
 
     def linear(self, x: str, name: str) -> str:
         """`[R, I]` -> `[R, O]` with weights `[O, I]`, in the graph's precision."""
-        weight, bias = self.narrow_weight(f"{name}.weight"), self.narrow_weight(f"{name}.bias")
+        weight, bias = self.cast_weight(f"{name}.weight"), self.cast_weight(f"{name}.bias")
         return self.graph.op("Gemm", x, weight, bias, transB=1)
 
     def exact_linear(self, x: str, name: str) -> str:
@@ -90,13 +90,13 @@ class Layers:
                 array = self.weights[f"{name}.v.{kind}"]
             else:
                 array = np.split(self.weights[f"{name}.qk.{kind}"], 2)[index]
-            inputs.append(self.narrow_weight(f"{name}.{part}.{kind}", array))
+            inputs.append(self.cast_weight(f"{name}.{part}.{kind}", array))
         return self.graph.op("Gemm", *inputs, transB=1)
 
     def layer_norm(self, x: str, name: str, eps: float) -> str:
         """LayerNorm of rows in the graph's precision; the result is float32."""
         weight, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
-        x = self.graph.widen(x)
+        x = self.graph.to_float32(x)
         return self.graph.op("LayerNormalization", x, weight, bias, epsilon=eps, axis=-1)
 
     def mlp(self, x: str, name: str) -> str:
@@ -112,7 +112,7 @@ class Layers:
         """The first half of a block: attention, added to its input."""
         graph = self.graph
         with graph.scope("attention"):
-            normed = graph.narrow(self.layer_norm(x, f"{name}.norm1", eps))
+            normed = graph.to_precision(self.layer_norm(x, f"{name}.norm1", eps))
             mixed = attend(self.qkv(normed, f"{name}.attn"))
             return graph.op("Add", x, self.linear(mixed, f"{name}.attn.proj"))
 
@@ -120,7 +120,7 @@ class Layers:
         """The second half of a block: the MLP, added to its input."""
         graph = self.graph
         with graph.scope("mlp"):
-            normed = graph.narrow(self.layer_norm(x, f"{name}.norm2", eps))
+            normed = graph.to_precision(self.layer_norm(x, f"{name}.norm2", eps))
             return graph.op("Add", x, self.mlp(normed, f"{name}.mlp"))
 
 
@@ -174,7 +174,7 @@ def attend_heads(
     scores = graph.op("MatMul", query, key)
     if bias is not None:
         scores = graph.op("Add", scores, bias)
-    weights = graph.narrow(graph.op("Softmax", graph.widen(scores), axis=-1))
+    weights = graph.to_precision(graph.op("Softmax", graph.to_float32(scores), axis=-1))
     return graph.op("MatMul", weights, value)
 
 
@@ -192,9 +192,9 @@ def class_attention(
     """
     split = graph.reshape(query, -1, tokens, num_heads, head_dim)
     first = graph.op("Gather", split, graph.constant([0]), axis=1)  # [B, 1, H, D]
-    first = graph.widen(graph.op("Transpose", first, perm=(0, 2, 1, 3)))
+    first = graph.to_float32(graph.op("Transpose", first, perm=(0, 2, 1, 3)))
     keys = graph.reshape(key, -1, tokens, num_heads, head_dim)
-    keys = graph.widen(graph.op("Transpose", keys, perm=(0, 2, 3, 1)))
+    keys = graph.to_float32(graph.op("Transpose", keys, perm=(0, 2, 3, 1)))
     first = graph.op("Mul", first, graph.constant(head_dim**-0.5, np.float32))
     weights = graph.op("Softmax", graph.op("MatMul", first, keys), axis=-1)
     return graph.op("Squeeze", weights, graph.constant([2]))

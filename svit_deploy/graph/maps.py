@@ -87,7 +87,7 @@ def linear_on_columns(
     Args:
         weight, bias: `[O, I]`, `[O]`.
     """
-    graph, store = layers.graph, layers.graph.weight if exact else layers.narrow_weight
+    graph, store = layers.graph, layers.graph.weight if exact else layers.cast_weight
     product = graph.op("MatMul", store(f"{name}.weight", weight), columns)
     return graph.op("Add", product, store(f"{name}.column", bias[:, None]))
 
@@ -163,8 +163,8 @@ def map_op(
     graph = layers.graph
     if graph.dtype == BFLOAT16:
         given = [graph.weight(name, array) for name, array in weights.items()]
-        return graph.narrow(graph.op(op_type, graph.widen(x), *given, **how))
-    given = [layers.narrow_weight(name, array) for name, array in weights.items()]
+        return graph.to_precision(graph.op(op_type, graph.to_float32(x), *given, **how))
+    given = [layers.cast_weight(name, array) for name, array in weights.items()]
     return graph.op(op_type, x, *given, **how)
 
 

@@ -265,6 +265,6 @@ def merge_tokens(
     shares = graph.op("Mul", shares, graph.op("Unsqueeze", moved_weight, graph.constant([1])))
     total = graph.op("ReduceSum", shares, graph.constant([2]), keepdims=1)
     total = graph.op("Add", total, weight)
-    own = graph.narrow(graph.op("Div", weight, total))
-    gain = graph.op("MatMul", graph.narrow(graph.op("Div", shares, total)), moved)
+    own = graph.to_precision(graph.op("Div", weight, total))
+    gain = graph.op("MatMul", graph.to_precision(graph.op("Div", shares, total)), moved)
     return graph.op("Add", graph.op("Mul", x, own), gain), total

@@ -78,7 +78,7 @@ class DynamicVitGraph(GraphTokens):
         assert isinstance(tokens, int)
         name, width = f"predictors.{stage}", config.embed_dim
         half = width // 2
-        split = graph.reshape(graph.widen(self.rows), -1, tokens, width)
+        split = graph.reshape(graph.to_float32(self.rows), -1, tokens, width)
         patches = graph.slice(split, 1, tokens)
         rows = graph.reshape(patches, -1, width)
         z = layers.layer_norm(rows, f"{name}.norm", config.gate_eps)

@@ -75,7 +75,7 @@ class EvitGraph(GraphTokens):
             return rows, count + 1, chosen
         zeros = graph.op("Mul", graph.op("Cast", kept, to=FLOAT), graph.constant(0, np.float32))
         weights = graph.op("ScatterElements", score, kept, zeros, axis=1)
-        weights = graph.op("Unsqueeze", graph.narrow(weights), graph.constant([1]))
+        weights = graph.op("Unsqueeze", graph.to_precision(weights), graph.constant([1]))
         split = graph.reshape(x, -1, tokens, width)
         patches = graph.slice(split, 1, tokens)
         fused = graph.op("MatMul", weights, patches)  # [B, 1, C]

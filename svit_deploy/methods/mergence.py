@@ -67,8 +67,8 @@ class MergenceGraph(EvitGraph):
         stay = graph.slice(stay, 1, count + 1)
         similar = graph.op(
             "MatMul",
-            unit_rows(graph, graph.widen(moved)),
-            graph.op("Transpose", unit_rows(graph, graph.widen(stay)), perm=(0, 2, 1)),
+            unit_rows(graph, graph.to_float32(moved)),
+            graph.op("Transpose", unit_rows(graph, graph.to_float32(stay)), perm=(0, 2, 1)),
         )
         target = graph.ops("TopK", similar, graph.constant([1]), outputs=2)[1]
         target = graph.op("Squeeze", target, graph.constant([2]))

@@ -61,7 +61,7 @@ class StvitGraph(GraphTokens):
             self.image, self.count = self.rows, count
             return self.generate(self.image, block)
         if block == start + 1:
-            learnt = layers.narrow_weight("semantic_tokens")
+            learnt = layers.cast_weight("semantic_tokens")
             tokens = graph.reshape(self.rows, -1, count, config.embed_dim)
             tokens = graph.op("Add", tokens, learnt)
             tokens = graph.reshape(tokens, -1, config.embed_dim)
@@ -101,7 +101,7 @@ class StvitGraph(GraphTokens):
 
         with graph.scope("attention"):
             normed = {
-                rows: graph.narrow(layers.layer_norm(rows, f"{name}.norm1", config.block_eps))
+                rows: graph.to_precision(layers.layer_norm(rows, f"{name}.norm1", config.block_eps))
                 for rows in dict.fromkeys((tokens, semantic, x))
             }
             query = heads(layers.part(normed[tokens], f"{name}.attn", "q"), count, 0, 2, 1, 3)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from svit_deploy.backbones.tokens import Decided, GraphTokens, ReferenceTokens, Steps
+from svit_deploy.backbones.tokens import Decided, GatedForward, GraphTokens, ReferenceTokens
 from svit_deploy.errors import InputError
 from svit_deploy.graph.layers import QKV, Attend
 from svit_deploy.graph.tokens import (
@@ -109,7 +109,7 @@ class SvitGraph(GraphTokens):
 class SvitReference(ReferenceTokens):
     """All tokens are computed, pruned keys are masked, pruned rows keep their value."""
 
-    def block(self, block: int) -> Steps:
+    def block(self, block: int) -> GatedForward:
         import torch
 
         if (gate := self.config.gate_of.get(block)) is None:

@@ -109,7 +109,7 @@ class Features(Task):
     def write(self, writer: GraphWriter) -> None:
         features, tokens = writer.run(writer.image_input())
         graph, width = writer.graph, writer.config.embed_dim
-        for stride, feature in zip(STRIDES, map(graph.widen, features), strict=True):
+        for stride, feature in zip(STRIDES, map(graph.to_float32, features), strict=True):
             shape = (writer.batch, width, *writer.map_shape(stride))
             graph.output(graph.rename(feature, feature_name(stride)), FLOAT, shape)
         self.add_gate_outputs(writer, tokens)

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from svit_deploy.bench import BenchReport, BenchSettings, BenchTarget, run_bench
+from svit_deploy.bench.report import BenchReport
+from svit_deploy.bench.run import run_bench
+from svit_deploy.bench.settings import BenchSettings, BenchTarget
 from svit_deploy.engines.base import Engine, RunTimes, TensorSpec
 
 TOKENS = 10
@@ -70,9 +73,11 @@ class World:
         )
 
     def bench(self, *targets: BenchTarget, progress=None, **settings: Any) -> BenchReport:
-        """Runs 20 blocks of 2 at batch 1, without warm-up or worst case, unless told otherwise."""
+        """Runs 20 blocks of 2 at batch 1, without warm-up, worst case or sweep, unless told."""
         short = {"warmup_s": 0, "duration_s": 0, "min_samples": 40, "worst_case": False}
         options = {} if progress is None else {"progress": progress}
+        if settings.pop("sweep", False):
+            settings["sweep_tokens"] = Path("sweep.png")
         return run_bench(targets, BenchSettings(**short | settings), clock=self.clock, **options)
 
 

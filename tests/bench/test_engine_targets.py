@@ -15,16 +15,18 @@ import pytest
 from rich.console import Console
 
 from svit_deploy import api
-from svit_deploy.bench import BenchSettings, render
 from svit_deploy.bench.inputs import Inputs
-from svit_deploy.bundle import open_bundle, write_manifest
+from svit_deploy.bench.printing import render
+from svit_deploy.bench.settings import BenchSettings
+from svit_deploy.bench.targets import bench_targets, check_targets
+from svit_deploy.bundle.bundle import open_bundle
+from svit_deploy.bundle.manifest import write_manifest
 from svit_deploy.cli import main
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.engines.tensorrt.runner import TensorRTEngine
 from svit_deploy.errors import CapabilityError, InputError, UsageError
-from svit_deploy.images import load_images
+from svit_deploy.images.sets import load_images
 from svit_deploy.model.profiles import Profile
-from svit_deploy.bench.targets import bench_targets, check_targets
 from tests.engines.tensorrt.fake.cuda import Device
 from tests.engines.tensorrt.fake.engines import install, remove_sidecar, write_engine
 
@@ -158,7 +160,7 @@ def test_a_dynamic_engine_says_what_it_cannot(device, bundle, pictures):
         assert plain.notes(engine) == [fusion]
     with pytest.raises(UsageError, match="noise would measure something else"):
         prepare(path, Inputs(noise=True))
-    sweep = BenchSettings(sweep=True)
+    sweep = BenchSettings(sweep_tokens=Path("sweep.png"))
     with pytest.raises(UsageError, match=r"engine cannot be edited.*add --provider cpu"):
         check_targets([target], sweep)
     check_targets([target, *prepare(path, pictures, provider="cpu")], sweep)

@@ -12,9 +12,9 @@ from types import ModuleType
 import pytest
 from rich.console import Console
 
-from svit_deploy.bench import render
 from svit_deploy.bench.clocks import ClockSampler, GpuState, Spread, in_words
 from svit_deploy.bench.gpu import advice, gpu_times
+from svit_deploy.bench.printing import render
 from svit_deploy.engines.base import RunTimes
 from svit_deploy.errors import CapabilityError
 from tests.engines.tensorrt.fake.cuda import Device, make_cuda

@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from svit_deploy.bench import BenchSettings, BenchTarget, run_bench
 from svit_deploy.bench.content import fit_sweep, kept_tokens, terciles
 from svit_deploy.bench.report import SweepPoint
+from svit_deploy.bench.run import run_bench
+from svit_deploy.bench.settings import BenchSettings, BenchTarget
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 
 
@@ -168,7 +170,12 @@ def test_onnx_graphs_end_to_end():
         ),
     ]
     settings = BenchSettings(
-        batches=(1, 8), warmup_s=0, duration_s=0, min_samples=120, threads=1, sweep=True
+        batches=(1, 8),
+        warmup_s=0,
+        duration_s=0,
+        min_samples=120,
+        threads=1,
+        sweep_tokens=Path("sweep.png"),
     )
     report = run_bench(targets, settings)
     json.dumps(report.to_dict(), allow_nan=False)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from svit_deploy.bench import plot_sweep, render
+from svit_deploy.bench.plots import plot_sweep
+from svit_deploy.bench.printing import render
 from svit_deploy.errors import CapabilityError, UsageError
 
 

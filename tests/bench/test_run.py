@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svit_deploy.bench import BenchSettings
+from svit_deploy.bench.settings import BenchSettings
 from svit_deploy.bench.timing import compose_batches
 from svit_deploy.errors import BenchmarkFailed, InputError, UsageError
 from svit_deploy.progress import Progress

@@ -13,16 +13,16 @@ from onnx import TensorProto, helper
 from svit_deploy import api
 from svit_deploy.bench.inputs import Inputs
 from svit_deploy.bench.settings import KEEP, WORST_CASE, BenchSettings, BenchTarget
-from svit_deploy.bench.variants import SWEEP, ForcedKeep
-from svit_deploy.bundle import open_bundle
-from svit_deploy.model.config import Preprocess
-from svit_deploy.errors import InputError, UsageError
-from svit_deploy.images import load_images, synthetic_images
 from svit_deploy.bench.targets import bench_targets, check_targets, image_input, relabel
+from svit_deploy.bench.variants import SWEEP, ForcedKeep
+from svit_deploy.bundle.bundle import open_bundle
+from svit_deploy.errors import InputError, UsageError
+from svit_deploy.images.sets import load_images, synthetic_images
+from svit_deploy.model.config import Preprocess
 
 pytest.importorskip("torch")
 
-DIGITS = Path(__file__).parent.parent / "examples" / "digits"
+DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 SETTINGS = BenchSettings(threads=1)
 
 
@@ -126,7 +126,7 @@ def test_comparison_needs_the_same_images():
 
 
 def test_sweep_needs_a_target_that_can():
-    sweep = BenchSettings(sweep=True)
+    sweep = BenchSettings(sweep_tokens=Path("sweep.png"))
     worst_only = target("a", variants={WORST_CASE: lambda: None})
     with pytest.raises(UsageError, match="token mode dynamic"):
         check_targets([worst_only], sweep)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from svit_deploy import api
-from svit_deploy.bundle import Bundle, open_bundle
+from svit_deploy.bundle.bundle import Bundle, open_bundle
 from svit_deploy.cli import main
 from svit_deploy.engines.batches import Batches
 from svit_deploy.engines.tensorrt.sidecar import read_sidecar

@@ -119,7 +119,7 @@ def test_a_gate_in_half_precision_is_refused(golden, tmp_path, monkeypatch):
         if not name.startswith("gates"):
             return exact(self, x, name)
         graph = self.graph
-        return graph.widen(self.linear(graph.narrow(x), name))
+        return graph.to_float32(self.linear(graph.to_precision(x), name))
 
     exact = Layers.exact_linear
     monkeypatch.setattr(Layers, "exact_linear", half)

@@ -25,17 +25,16 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from svit_deploy import api
+from svit_deploy.backbones.vit.graph import VitGraph
+from svit_deploy.bench.settings import parse_limits, parse_seconds, parse_whole_numbers
 from svit_deploy.bundle import MANIFEST, MODEL
 from svit_deploy.cli import main
-from svit_deploy.commands.common import (
-    parse_limits,
-    parse_overrides,
-    parse_seconds,
-    parse_whole_numbers,
-)
-from svit_deploy.model.config import BatchRange, parse_image_size, parse_ratios
 from svit_deploy.errors import UsageError
-from svit_deploy.export import vit
+from svit_deploy.export.engine_settings import parse_bytes
+from svit_deploy.loading.settings import parse_overrides
+from svit_deploy.model.config import BatchRange, parse_image_size, parse_ratios
+from svit_deploy.model.profiles import parse_batches, parse_shape
+from svit_deploy.model.sizes import SizeRange
 
 pytest.importorskip("torch")
 
@@ -169,7 +168,7 @@ def test_out_of_memory(refused, tmp_path, monkeypatch, what):
     def fail(*args):
         raise what
 
-    monkeypatch.setattr(vit.VitGraph, "build", fail)
+    monkeypatch.setattr(VitGraph, "run", fail)
     assert "--image-size" in refused(4, *EXPORT, "-o", tmp_path / "out")
 
 
@@ -437,7 +436,7 @@ def test_arch_file_that_nests(refused, tmp_path):
 def test_unknown_family(refused, tmp_path):
     arch = tmp_path / "arch.yaml"
     arch.write_text(ARCH.read_text().replace("family: svit", "family: vit"))
-    words = "family=vit has a bad value; give one of svit, dynamicvit,"
+    words = "family=vit has a bad value; give one of dynamicvit_lvvit, lvvit,"
     assert words in refused(3, "init", arch, "-o", tmp_path / "x.pth")
     assert words in refused(3, "export", CHECKPOINT, "--arch", arch, "-o", tmp_path / "out")
     assert words in refused(2, *EXPORT, "--set", "family=vit", "-o", tmp_path / "out")
@@ -452,8 +451,12 @@ TEXTS = st.text(st.characters(codec="utf-8")) | st.text("0123456789.,:x=-+eEinfa
 def test_values_of_options_parse_or_are_refused(text):
     parsers: list[Callable[[str], Any]] = [
         BatchRange.parse,
+        parse_batches,
         parse_image_size,
+        SizeRange.parse,
         parse_seconds_of_option,
+        lambda text: parse_shape(text, "--option"),
+        lambda text: parse_bytes(text, "--option"),
         lambda text: parse_ratios(text, "--option"),
         lambda text: parse_whole_numbers(text, "--option"),
         lambda text: parse_limits([text]),

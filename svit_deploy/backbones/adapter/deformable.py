@@ -93,7 +93,7 @@ class DeformableAttention:
         """
         graph, layers = self.layers.graph, self.layers
         query = layers.layer_norm(queries, f"{name}.query_norm", NORM_EPS)
-        normed = graph.narrow(layers.layer_norm(source, f"{name}.feat_norm", NORM_EPS))
+        normed = graph.to_precision(layers.layer_norm(source, f"{name}.feat_norm", NORM_EPS))
         values = self.values(normed, f"{name}.attn.value_proj", geometry)
         places, shares = self.samples(query, f"{name}.attn", geometry)
         parts = []
@@ -107,14 +107,14 @@ class DeformableAttention:
         for part in parts[1:]:
             total = graph.op("Add", total, part)
         total = graph.reshape(total, -1, self.width, geometry.queries)
-        return self.project(graph.narrow(total), f"{name}.attn.output_proj", gain)
+        return self.project(graph.to_precision(total), f"{name}.attn.output_proj", gain)
 
     def values(self, source: str, name: str, geometry: Geometry) -> list[str]:
         """One map `[B * heads, D, rows, columns]` per level."""
         graph, layers = self.layers.graph, self.layers
         weight, bias = (layers.weights[f"{name}.{part}"] for part in ("weight", "bias"))
         columns = to_columns(graph, source, geometry.sources, weight.shape[1])
-        value = graph.widen(linear_on_columns(layers, columns, name, weight, bias))
+        value = graph.to_float32(linear_on_columns(layers, columns, name, weight, bias))
         cells = [size.cells for size in geometry.maps]
         return [
             graph.reshape(part, -1, self.width // self.heads, size.rows, size.columns)

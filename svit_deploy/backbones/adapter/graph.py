@@ -60,7 +60,7 @@ class AdapterGraph(GraphWriter):
         config, graph = self.config, self.graph
         self.measure(images)
         with graph.scope("pyramid"):
-            finest, c = self._pyramid.begin(graph.narrow(images))
+            finest, c = self._pyramid.begin(graph.to_precision(images))
         c = graph.rename(c, PYRAMID)
         tokens = self.method.graph(self, self.embed(images))
         settings, sizes = config.settings, config.backbone
@@ -123,7 +123,7 @@ class AdapterGraph(GraphWriter):
             keys = ("patch_embed.proj.weight", "patch_embed.proj.bias")
             weights = {key: self.layers.weights[key] for key in keys}
             sides = {"kernel_shape": (patch, patch), "strides": (patch, patch)}
-            patches = map_op(self.layers, "Conv", graph.narrow(images), weights, **sides)
+            patches = map_op(self.layers, "Conv", graph.to_precision(images), weights, **sides)
             tokens = graph.reshape(patches, -1, width, self._maps[1].cells)
             tokens = graph.op("Transpose", tokens, perm=(0, 2, 1))
             tokens = graph.op("Add", tokens, self.positions())
@@ -137,7 +137,7 @@ class AdapterGraph(GraphWriter):
         graph, weights = self.graph, self.layers.weights
         first = weights["cls_token"] + weights["pos_embed"][:, :1]
         batch = graph.op("Concat", graph.shape(images, 0), graph.constant([1, 1]), axis=0)
-        return graph.op("Expand", self.layers.narrow_weight("class_token", first), batch)
+        return graph.op("Expand", self.layers.cast_weight("class_token", first), batch)
 
     def positions(self) -> str:
         """The position table at the images' size, `[N, C]`, without its class row."""
@@ -145,7 +145,7 @@ class AdapterGraph(GraphWriter):
         table, width, token_map = self.layers.weights["pos_embed"], config.embed_dim, self._maps[1]
         if self.sizes.fixed:
             baked = interpolate_positions(table, 1, config.native_grid, config.grid)
-            return self.layers.narrow_weight("positions", baked[0, 1:])
+            return self.layers.cast_weight("positions", baked[0, 1:])
         height, across = config.native_grid
         cells = table[0, 1:].reshape(height, across, width)
         padded = np.pad(cells, ((2, 2), (2, 2), (0, 0)), mode="edge")
@@ -153,7 +153,7 @@ class AdapterGraph(GraphWriter):
         rows = graph.op("MatMul", cubic_matrix(graph, height, token_map.rows), stored)
         rows = graph.reshape(rows, -1, across + 4, width)
         resized = graph.op("MatMul", cubic_matrix(graph, across, token_map.columns), rows)
-        return graph.narrow(graph.reshape(resized, -1, width))
+        return graph.to_precision(graph.reshape(resized, -1, width))
 
     def extract(
         self, c: str, x: str, name: str, attention: DeformableAttention, geometry: Geometry

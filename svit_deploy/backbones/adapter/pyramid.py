@@ -76,8 +76,8 @@ class Pyramid:
             rows = graph.op(
                 "Gemm",
                 rows,
-                layers.narrow_weight(f"{name}.weight", weight[:, :, 0, 0]),
-                layers.narrow_weight(f"{name}.bias", bias + weights["level_embed"][level]),
+                layers.cast_weight(f"{name}.weight", weight[:, :, 0, 0]),
+                layers.cast_weight(f"{name}.bias", bias + weights["level_embed"][level]),
                 transB=1,
             )
             parts.append(graph.reshape(rows, -1, size.cells, config.embed_dim))
@@ -86,7 +86,7 @@ class Pyramid:
     def feed_forward(self, c: str, name: str) -> str:
         """An extractor's network on pyramid rows, a 3x3 convolution inside."""
         graph, layers, hidden = self.graph, self.layers, self.config.backbone.ffn_dim
-        normed = graph.narrow(layers.layer_norm(c, f"{name}.ffn_norm", NORM_EPS))
+        normed = graph.to_precision(layers.layer_norm(c, f"{name}.ffn_norm", NORM_EPS))
         columns = to_columns(graph, normed, self.length, self.config.embed_dim)
         weight, bias = (layers.weights[f"{name}.ffn.fc1.{p}"] for p in ("weight", "bias"))
         columns = linear_on_columns(layers, columns, f"{name}.ffn.fc1", weight, bias)

@@ -21,10 +21,10 @@ class SwinGraph(GraphWriter):
         # bfloat16 is no type of ONNX convolutions before opset 22: float32 then.
         exact = graph.dtype == BFLOAT16
         with graph.scope("embedding"):
-            x = self.stem(images if exact else graph.narrow(images), exact)
+            x = self.stem(images if exact else graph.to_precision(images), exact)
             flat = graph.reshape(x, 0, width, self.config.num_patches)
             rows = graph.reshape(graph.op("Transpose", flat, perm=(0, 2, 1)), -1, width)
-            rows = self.after_stem(graph.narrow(rows) if exact else rows)
+            rows = self.after_stem(graph.to_precision(rows) if exact else rows)
         return graph.rename(rows, EMBEDDING)
 
     def stem(self, images: str, exact: bool) -> str:
@@ -45,12 +45,12 @@ class SwinGraph(GraphWriter):
         exact: bool,
         **attributes: Any,
     ) -> str:
-        add = self.graph.weight if exact else self.layers.narrow_weight
+        add = self.graph.weight if exact else self.layers.cast_weight
         inputs = add(f"{name}.weight", weight), add(f"{name}.bias", bias)
         return self.graph.op("Conv", x, *inputs, **attributes)
 
     def after_stem(self, rows: str) -> str:
-        return self.graph.narrow(self.layers.layer_norm(rows, "patch_embed.norm", self.eps))
+        return self.graph.to_precision(self.layers.layer_norm(rows, "patch_embed.norm", self.eps))
 
     @property
     def eps(self) -> float:
@@ -74,7 +74,7 @@ class SwinGraph(GraphWriter):
         graph, layers, name = self.graph, self.layers, stage.block(block)
         order = window_order(stage, stage.shift(block))
         with graph.scope("attention"):
-            normed = graph.narrow(layers.layer_norm(x, f"{name}.norm1", self.eps))
+            normed = graph.to_precision(layers.layer_norm(x, f"{name}.norm1", self.eps))
             windows = self.reorder(normed, order, stage.tokens, stage.width)
             mixed = self.window_attention(
                 layers.qkv(windows, f"{name}.attn"), stage, self.bias(stage, block)
@@ -128,8 +128,8 @@ class SwinGraph(GraphWriter):
         x = graph.reshape(self.reorder(x, order, 4 * stage.tokens, width), -1, 4 * width)
         name = f"layers.{stage.index - 1}.downsample"
         with graph.scope("merge"):
-            normed = graph.narrow(layers.layer_norm(x, f"{name}.norm", self.eps))
-            weight = layers.narrow_weight(f"{name}.reduction.weight")
+            normed = graph.to_precision(layers.layer_norm(x, f"{name}.norm", self.eps))
+            weight = layers.cast_weight(f"{name}.reduction.weight")
             return graph.op("Gemm", normed, weight, transB=1)
 
 

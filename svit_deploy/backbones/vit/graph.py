@@ -31,14 +31,14 @@ class VitGraph(GraphWriter):
         prefix_names = ("cls_token", "dist_token")[: config.prefix_tokens]
         prefix = [layers.weights[name] for name in prefix_names]
         with graph.scope("embedding"):
-            patches = self.patches(graph.narrow(images))
+            patches = self.patches(graph.to_precision(images))
             patches = graph.op(
-                "Add", patches, layers.narrow_weight("patch_positions", patch_positions)
+                "Add", patches, layers.cast_weight("patch_positions", patch_positions)
             )
             tokens = patches
             if prefix:
                 table = np.concatenate(prefix, axis=1) + prefix_positions
-                first = layers.narrow_weight("prefix_tokens", table)
+                first = layers.cast_weight("prefix_tokens", table)
                 batch = graph.op("Concat", graph.shape(images, 0), graph.constant([1, 1]), axis=0)
                 tokens = graph.op("Concat", graph.op("Expand", first, batch), patches, axis=1)
             rows = graph.reshape(tokens, -1, width)
@@ -53,14 +53,14 @@ class VitGraph(GraphWriter):
             split = graph.reshape(images, -1, 3, rows, patch, columns, patch)
             split = graph.op("Transpose", split, perm=(0, 2, 4, 1, 3, 5))
             pixels = graph.reshape(split, -1, 3 * patch * patch)
-            flat = layers.narrow_weight("patch_embed.proj.weight", weight.reshape(width, -1))
-            embedded = graph.op("Gemm", pixels, flat, layers.narrow_weight(bias), transB=1)
+            flat = layers.cast_weight("patch_embed.proj.weight", weight.reshape(width, -1))
+            embedded = graph.op("Gemm", pixels, flat, layers.cast_weight(bias), transB=1)
             return graph.reshape(embedded, -1, config.num_patches, width)
         embedded = graph.op(
             "Conv",
             images,
-            layers.narrow_weight("patch_embed.proj.weight"),
-            layers.narrow_weight(bias),
+            layers.cast_weight("patch_embed.proj.weight"),
+            layers.cast_weight(bias),
             kernel_shape=(patch, patch),
             strides=(patch, patch),
         )

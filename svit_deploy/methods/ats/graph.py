@@ -58,7 +58,7 @@ class AtsGraph(GraphTokens):
                 packed = pack(graph, grid, alive)
         with graph.scope("attention"):
             eps = self.config.block_eps
-            normed = graph.narrow(layers.layer_norm(x, f"{name}.norm1", eps))
+            normed = graph.to_precision(layers.layer_norm(x, f"{name}.norm1", eps))
             key = layers.part(normed, f"{name}.attn", "k")
             value = layers.part(normed, f"{name}.attn", "v")
             with graph.scope("gate"):
@@ -114,9 +114,9 @@ class AtsGraph(GraphTokens):
             key, value: rows of all tokens that are there.
         """
         graph, grid = self.graph, self.grid
-        query = graph.widen(graph.reshape(first, -1, grid.num_heads, 1, grid.head_dim))
+        query = graph.to_float32(graph.reshape(first, -1, grid.num_heads, 1, grid.head_dim))
         query = graph.op("Mul", query, graph.constant(grid.head_dim**-0.5, np.float32))
-        length = graph.op("ReduceL2", graph.widen(value), graph.constant([1]), keepdims=0)
+        length = graph.op("ReduceL2", graph.to_float32(value), graph.constant([1]), keepdims=0)
         bias: str | None
         if packed is None:
             split = graph.reshape(key, -1, grid.num_tokens, grid.num_heads, grid.head_dim)
@@ -124,9 +124,9 @@ class AtsGraph(GraphTokens):
         else:
             keys = graph.op("Transpose", packed.split_heads(key), perm=(0, 1, 3, 2))
             bias = packed.bias
-        scores = graph.op("MatMul", query, graph.widen(keys))  # [B, H, 1, K]
+        scores = graph.op("MatMul", query, graph.to_float32(keys))  # [B, H, 1, K]
         if bias is not None:
-            scores = graph.op("Add", scores, graph.widen(bias))
+            scores = graph.op("Add", scores, graph.to_float32(bias))
         weights = graph.op("Softmax", scores, axis=-1)
         total = graph.op("ReduceSum", weights, graph.constant([1, 2]), keepdims=0)  # [B, K]
         if packed is None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svit_deploy.backbones.tokens import ReferenceTokens, Steps
+from svit_deploy.backbones.tokens import GatedForward, ReferenceTokens
 from svit_deploy.graph.tokens import TINY
 from svit_deploy.methods.ats.settings import FAR
 from svit_deploy.names import decision_name, margin_name
@@ -22,7 +22,7 @@ class AtsReference(ReferenceTokens):
     def visible(self) -> Tensor:
         return self.rows.masked_fill(~self.alive[..., None], torch.nan)  # nothing is left of those
 
-    def block(self, block: int) -> Steps:
+    def block(self, block: int) -> GatedForward:
         hidden = torch.zeros(self.alive.shape).masked_fill(~self.alive, -torch.inf)
         y, weights, key_value = self.backbone.attention(self.rows, block, hidden)
         if (gate := self.config.gate_of.get(block)) is not None:

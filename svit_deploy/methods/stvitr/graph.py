@@ -98,8 +98,8 @@ class StvitRGraph(GraphTokens):
             near = graph.op("Gather", split, graph.constant(places.reshape(SEMANTIC, -1)), axis=1)
             pooled = graph.op("ReduceMax", near, graph.constant([2]), keepdims=0)
             pooled = graph.reshape(pooled, -1, width)
-            normed = graph.narrow(layers.layer_norm(pooled, f"{name}.norm1", self.writer.eps))
-            image = graph.narrow(layers.layer_norm(x, f"{name}.norm1", self.writer.eps))
+            normed = graph.to_precision(layers.layer_norm(pooled, f"{name}.norm1", self.writer.eps))
+            image = graph.to_precision(layers.layer_norm(x, f"{name}.norm1", self.writer.eps))
             query = layers.linear(normed, f"{name}.attn.q")
             own, others = (self.keys_values(rows, name) for rows in (normed, image))
             joined = []
@@ -127,7 +127,7 @@ class StvitRGraph(GraphTokens):
             axis=1,
         )
         if block < UNIT and "layers.2.semantic_token2" in self.writer.layers.weights:
-            learnt = self.writer.layers.narrow_weight("layers.2.semantic_token2")
+            learnt = self.writer.layers.cast_weight("layers.2.semantic_token2")
             semantic = graph.op("Add", graph.reshape(semantic, -1, SEMANTIC, width), learnt)
             semantic = graph.reshape(semantic, -1, width)
         tokens = SEMANTIC + stage.tokens
@@ -146,10 +146,10 @@ class StvitRGraph(GraphTokens):
         """A block whose `tokens` rows of each group look at `keys` rows of another value."""
         graph, layers, name = self.graph, self.writer.layers, stage.block(block)
         with graph.scope("attention"):
-            normed = graph.narrow(layers.layer_norm(x, f"{name}.norm1", self.writer.eps))
+            normed = graph.to_precision(layers.layer_norm(x, f"{name}.norm1", self.writer.eps))
             other = normed
             if at != x:
-                other = graph.narrow(layers.layer_norm(at, f"{name}.norm1", self.writer.eps))
+                other = graph.to_precision(layers.layer_norm(at, f"{name}.norm1", self.writer.eps))
             query = layers.linear(normed, f"{name}.attn.q")
             key, value = self.keys_values(other, name)
             mixed = self.cross(query, key, value, stage, 1, tokens, keys)
@@ -163,7 +163,7 @@ class StvitRGraph(GraphTokens):
         biases = np.split(layers.weights[f"{name}.attn.kv.bias"], 2)
         for part, weight, bias in zip("kv", weights, biases, strict=True):
             names = f"{name}.attn.{part}.weight", f"{name}.attn.{part}.bias"
-            inputs = layers.narrow_weight(names[0], weight), layers.narrow_weight(names[1], bias)
+            inputs = layers.cast_weight(names[0], weight), layers.cast_weight(names[1], bias)
             found.append(self.graph.op("Gemm", rows, *inputs, transB=1))
         return found[0], found[1]
 
@@ -189,8 +189,8 @@ class StvitRGraph(GraphTokens):
         weight = layers.weights[f"{name}.weight"] * factor[:, None]
         bias = layers.weights[f"{name}.bias"] * factor
         inputs = (
-            layers.narrow_weight(f"{name}.weight", weight),
-            layers.narrow_weight(f"{name}.bias", bias),
+            layers.cast_weight(f"{name}.weight", weight),
+            layers.cast_weight(f"{name}.bias", bias),
         )
         return self.graph.op("Gemm", x, *inputs, transB=1)
 
@@ -198,7 +198,7 @@ class StvitRGraph(GraphTokens):
         """The second half of a block with layer scales."""
         graph, layers = self.graph, self.writer.layers
         with graph.scope("mlp"):
-            normed = graph.narrow(layers.layer_norm(x, f"{name}.norm2", self.writer.eps))
+            normed = graph.to_precision(layers.layer_norm(x, f"{name}.norm2", self.writer.eps))
             hidden = graph.op("Gelu", layers.linear(normed, f"{name}.mlp.fc1"))
             return graph.op(
                 "Add", x, self.scaled(hidden, f"{name}.mlp.fc2", f"{name}.layer_scale_2")

@@ -34,7 +34,7 @@ class TomeGraph(GraphTokens):
         bias = None
         if self.sizes is not None and config.settings.prop_attn:
             shares = graph.op("Log", graph.reshape(self.sizes, -1, 1, 1, tokens))
-            bias = graph.narrow(shares)
+            bias = graph.to_precision(shares)
         if (gate := config.gate_of.get(block)) is None:
             attend = attend_to_all(graph, self.writer.grid_of(tokens), bias)
             return self.writer.block(self.rows, block, attend)
@@ -53,7 +53,7 @@ class TomeGraph(GraphTokens):
         metrics = []
 
         def attend(qkv: QKV) -> str:
-            keys = graph.reshape(graph.widen(qkv[1]), -1, grid.num_heads, grid.head_dim)
+            keys = graph.reshape(graph.to_float32(qkv[1]), -1, grid.num_heads, grid.head_dim)
             mean = graph.op("ReduceMean", keys, graph.constant([1]), keepdims=0)
             metrics.append(graph.reshape(unit_rows(graph, mean), -1, tokens, grid.head_dim))
             return attention(graph, qkv, tokens, grid.num_heads, grid.head_dim, bias)

@@ -84,7 +84,7 @@ class MaskRcnnGraph:
         limit = graph.op("Gather", sizes, graph.constant([1, 0, 1, 0]), axis=1)
         with graph.scope("fpn"):
             pyramid = self.fpn(features)
-        maps = [graph.widen(feature) for feature in pyramid[:4]]
+        maps = [graph.to_float32(feature) for feature in pyramid[:4]]
         with graph.scope("rpn"):
             boxes, image = self.rpn(pyramid, self.pyramid_sizes(maps), limit)
         boxes, image = graph.rename(boxes, PROPOSALS), graph.rename(image, PROPOSAL_IMAGE)
@@ -151,7 +151,9 @@ class MaskRcnnGraph:
         scores, boxes, levels = [], [], []
         for level, (feature, size) in enumerate(zip(pyramid, sizes, strict=True)):
             stride = RPN_STRIDES[level]
-            hidden = graph.widen(graph.op("Relu", self.named_conv(feature, "rpn_head.rpn_conv")))
+            hidden = graph.to_float32(
+                graph.op("Relu", self.named_conv(feature, "rpn_head.rpn_conv"))
+            )
             score = graph.op(
                 "Squeeze", self.anchor_values(hidden, "rpn_head.rpn_cls", 1), graph.constant([2])
             )
@@ -217,10 +219,10 @@ class MaskRcnnGraph:
         name, classes = "roi_head.bbox_head", self.config.num_classes
         x, order = roi_align(graph, pyramid, boxes, image, BOX_SIDE)
         boxes, image = graph.op("Gather", boxes, order), graph.op("Gather", image, order)
-        x = graph.narrow(graph.reshape(x, -1, config.fpn_dim * BOX_SIDE**2))
+        x = graph.to_precision(graph.reshape(x, -1, config.fpn_dim * BOX_SIDE**2))
         for i in (0, 1):
             x = graph.op("Relu", layers.linear(x, f"{name}.shared_fcs.{i}"))
-        x = graph.widen(x)
+        x = graph.to_float32(x)
         scores = graph.op("Softmax", layers.exact_linear(x, f"{name}.fc_cls"), axis=-1)
         scores = graph.slice(scores, 0, classes)  # without the background
         deltas = graph.reshape(self.box_deltas(x, f"{name}.fc_reg"), -1, classes, 4)
@@ -291,14 +293,14 @@ class MaskRcnnGraph:
         graph, config, name = self.graph, self.numbers, "roi_head.mask_head"
         width, cells = config.fpn_dim, (2 * MASK_SIDE) ** 2
         x, order = roi_align(graph, pyramid, boxes, image, MASK_SIDE)
-        x, weights = graph.narrow(x), self.layers.weights
+        x, weights = graph.to_precision(x), self.layers.weights
         for i in range(4):
             x = graph.op("Relu", self.named_conv(x, f"{name}.convs.{i}.conv"))
         keys = (f"{name}.upsample.weight", f"{name}.upsample.bias")
         up = {key: weights[key] for key in keys}
         twice = {"kernel_shape": (2, 2), "strides": (2, 2)}
         x = graph.op("Relu", map_op(self.layers, "ConvTranspose", x, up, **twice))
-        x = graph.widen(graph.reshape(x, -1, width, cells))
+        x = graph.to_float32(graph.reshape(x, -1, width, cells))
         label = graph.op("Gather", labels, order)
         per_class = weights[f"{name}.conv_logits.weight"].reshape(-1, 1, width)
         chosen = graph.op("Gather", graph.weight(f"{name}.per_class.weight", per_class), label)

@@ -17,8 +17,8 @@ pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
 from svit_deploy import api
-from svit_deploy.bench import BenchSettings
-from svit_deploy.bundle import MODEL
+from svit_deploy.bench.settings import BenchSettings
+from svit_deploy.bundle.bundle import MODEL
 from svit_deploy.detection.bundle import DetectionBundle
 from svit_deploy.detection.graph.detector import cut_names
 from svit_deploy.detection.parts import HEADS, DetectorParts, parted

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from onnx import helper
 
-from svit_deploy.bundle import MODEL
+from svit_deploy.bundle.bundle import MODEL
 from svit_deploy.model.config import TokenMode
 from svit_deploy.engines.tensorrt.build import build_engine
 from svit_deploy.engines.tensorrt.settings import BuildSettings
