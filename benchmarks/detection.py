@@ -17,18 +17,18 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from svit_deploy.backbones.adapter.config import AdapterConfig
 
 from svit_deploy import api
-from svit_deploy.bench import BenchReport, BenchSettings, render
-from svit_deploy.bench.report import TargetResult
+from svit_deploy.bench.inputs import Inputs
+from svit_deploy.bench.printing import render
+from svit_deploy.bench.report import BenchReport, TargetResult
+from svit_deploy.bench.settings import BenchSettings
+from svit_deploy.bench.whole import of_images_alone
 from svit_deploy.bundle import open_bundle
-from svit_deploy.detection.bench import WholeImages, common_inputs
-from svit_deploy.detection.bundle import DetectionBundle
-from svit_deploy.detection.config import AdapterConfig
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.images import load_images, read_picture
 from svit_deploy.progress import show_progress
-from svit_deploy.bench.targets import Inputs
 
 ARCH, RATIOS = "svit_adapter_s", "0.7,0.49,0.343"
 SKIMAGE = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "motorcycle_left.png")
@@ -136,12 +136,12 @@ def rows(
 def peak_memory(target: Path, photos: Path, threads: int) -> dict[str, float]:
     """Largest resident memory of a process that runs one bundle on two images, one by one."""
     bundle = open_bundle(target)
-    assert isinstance(bundle, DetectionBundle)
-    size = bundle.sizes.opt
-    images = common_inputs(bundle, Inputs(load_images(photos, limit=2)), size)
-    with WholeImages(OnnxRuntimeEngine(bundle.model_path, threads=threads), size) as engine:
+    task = bundle.task
+    images = Inputs(load_images(photos, limit=2)).prepare_for(task, bundle.config, bundle.sizes)
+    graph = OnnxRuntimeEngine(bundle.model_path, threads=threads)
+    with of_images_alone(graph, task) as engine:
         for image in images:
-            engine.run({"images": image[None]}, bundle.task_outputs)
+            engine.run({"images": image[None]}, task.outputs())
     # Not getrusage: a child's maximum there begins with its parent's.
     status = Path("/proc/self/status").read_text().splitlines()
     peak_kib = next(line.split()[1] for line in status if line.startswith("VmHWM"))

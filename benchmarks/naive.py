@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from svit_deploy.models import Model
+from svit_deploy.model.model import Model
 from svit_deploy.model.positions import interpolate_positions
 
 

@@ -21,14 +21,19 @@ from pathlib import Path
 
 import numpy as np
 
-from svit_deploy.model.config import TokenMode
-from svit_deploy.machine.environment import cpu_model, installed_versions
 from svit_deploy.errors import UsageError
-from svit_deploy.export.onnx import ExportSettings, export_model
+from svit_deploy.export.pipeline import export_model
+from svit_deploy.export.settings import ExportSettings
 from svit_deploy.images import ImageSet, load_images, synthetic_images
-from svit_deploy.models import Model, load_model
-from svit_deploy.models.random import init_checkpoint
-from svit_deploy.verify import Recomputed, VerifyReport, VerifySettings, verify_bundle
+from svit_deploy.loading.load import load_model
+from svit_deploy.loading.random import init_checkpoint
+from svit_deploy.machine.environment import cpu_model, installed_versions
+from svit_deploy.model.config import TokenMode
+from svit_deploy.model.model import Model
+from svit_deploy.verify.expected import LiveReference
+from svit_deploy.verify.report import VerifyReport
+from svit_deploy.verify.run import verify_against
+from svit_deploy.verify.settings import VerifySettings
 
 ROOT = Path(__file__).parent.parent
 GOLDEN, DIGITS = ROOT / "tests" / "data" / "golden", ROOT / "examples" / "digits"
@@ -80,8 +85,8 @@ def reports(
     )
     bundle = export_model(model, folder, settings)
     for image_set, batch, threads in itertools.product(images, BATCHES, THREADS):
-        expectations = Recomputed(bundle, model, image_set, batch=batch)
-        yield verify_bundle(bundle, expectations, VerifySettings(threads=threads, repeats=2))
+        reference = LiveReference(bundle, model, image_set, together=batch)
+        yield verify_against(bundle, reference, VerifySettings(threads=threads, repeats=2))
 
 
 def measure(name: str, mode: str, precision: str) -> str:
@@ -104,7 +109,7 @@ def measure(name: str, mode: str, precision: str) -> str:
                 seen.append(("drift", gate.drift / gate.rounding * limits.rounding))
                 decisions += gate.flips.tokens
                 flips += gate.flips.flips + gate.flips.consequences
-            seen.append(("logits", report.logits_error or 0.0))
+            seen.append(("logits", report.results["logits_error"] or 0.0))
             for key, error in seen:
                 largest[key] = max(largest[key], error)
     errors = " | ".join(f"{error:.1e}" if error else "-" for error in largest.values())

@@ -18,13 +18,15 @@ import onnx
 from onnx import numpy_helper
 from rich.console import Console
 
-from svit_deploy.bench import BenchSettings, BenchTarget, render, run_bench
-from svit_deploy.bundle import open_bundle
-from svit_deploy.model.config import ModelConfig
-from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy import names
+from svit_deploy.bench.printing import render
+from svit_deploy.bench.run import run_bench
+from svit_deploy.bench.settings import BenchSettings, BenchTarget
+from svit_deploy.bench.variants import ForcedKeep
+from svit_deploy.bundle import open_bundle
+from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.graph.edit import copy_model, force_values
-from svit_deploy.bench.targets import ForcedKeep
+from svit_deploy.model.config import ModelConfig
 
 
 def main() -> None:
@@ -42,7 +44,8 @@ def main() -> None:
     del constant.graph.input[1:]
     for gate, name in enumerate(decisions):
         constant.graph.initializer.append(numpy_helper.from_array(spread(config, gate), name))
-    images = dynamic.load_reference()["images"]
+    samples = [image for part in dynamic.load_samples() for image in part.images]
+    images = np.stack([image.pixels for image in samples])
 
     def target(label: str, model: onnx.ModelProto) -> BenchTarget:
         content = model.SerializeToString()

@@ -15,14 +15,16 @@ from pathlib import Path
 import numpy as np
 from naive import trace
 from rich.console import Console
+from svit_deploy.models import load_model, without_gates
 
 from svit_deploy import api
-from svit_deploy.bench import BenchReport, BenchSettings, render
+from svit_deploy.bench.printing import render
+from svit_deploy.bench.report import BenchReport
+from svit_deploy.bench.settings import BenchSettings
 from svit_deploy.bundle import open_bundle
-from svit_deploy.model.config import ModelConfig
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.images import load_images, synthetic_images
-from svit_deploy.models import load_model, without_gates
+from svit_deploy.model.config import ModelConfig
 from svit_deploy.progress import show_progress
 
 RATIOS = "0.7,0.49,0.343"

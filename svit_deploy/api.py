@@ -16,8 +16,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from svit_deploy.bench import BenchReport, bench_paths, check_plot, plot_sweep
+from svit_deploy.bench.plots import check_plot, plot_sweep
+from svit_deploy.bench.report import BenchReport
 from svit_deploy.bench.settings import BenchSettings
+from svit_deploy.bench.targets import bench_paths
 from svit_deploy.bundle import MANIFEST, Bundle, open_bundle
 from svit_deploy.errors import InputError
 from svit_deploy.export.pipeline import export_source
@@ -26,10 +28,12 @@ from svit_deploy.inspection import Inspection, inspect_path
 from svit_deploy.loading.random import RandomCheckpoint, init_checkpoint
 from svit_deploy.model.config import parse_ratios
 from svit_deploy.options import read_options
-from svit_deploy.predict import draw_token_maps, predict_images
+from svit_deploy.predict.predictions import predict_images
 from svit_deploy.predict.settings import PredictSettings, VisualizeSettings
+from svit_deploy.predict.token_maps import draw_token_maps
 from svit_deploy.progress import SILENT, Progress
-from svit_deploy.verify import VerifyReport, verify_bundle
+from svit_deploy.verify.report import VerifyReport
+from svit_deploy.verify.run import verify_bundle
 from svit_deploy.verify.settings import VerifySettings
 
 PathLike = str | Path

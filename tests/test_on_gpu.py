@@ -14,8 +14,8 @@ from svit_deploy import api
 from svit_deploy.bundle.bundle import Bundle
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.engines.tensorrt.gpu import find_gpu
-from svit_deploy.machine.tensorrt import TARGETS, load_library
 from svit_deploy.errors import CapabilityError
+from svit_deploy.machine.tensorrt import TARGETS, load_library
 from tests.conftest import GOLDEN
 
 pytestmark = [

@@ -34,7 +34,6 @@ from svit_deploy.model.sizes import SizeRange
 from svit_deploy.tasks import Part, Task
 
 MODEL, REFERENCE = "model.onnx", "reference.npz"
-PRECISIONS = ("fp32", "fp16", "bf16")
 MAX_REFERENCE_BYTES = 2**30
 GIVE_FOLDER = "give the folder that `svit-deploy export` wrote"
 
@@ -229,8 +228,8 @@ def _check_contents(bundle: Bundle) -> None:
     batch = manifest["batch"]
     if not 1 <= batch["min"] <= batch["opt"] <= batch["max"]:
         raise ValueError(f"the batch range {batch} is out of order")
-    if manifest["precision"] not in PRECISIONS:
-        raise ValueError(f"precision {manifest['precision']!r:.80} is unknown")
+    if manifest["precision"] not in bundle.task.limits:
+        raise ValueError(f"precision {manifest['precision']!r:.80} of a {bundle.task.name}")
     rest = bundle.task.engine_files if bundle.split else ()
     for name in (MODEL, REFERENCE, manifest["engine"], *rest):
         if name is not None and name not in manifest["files"]:

@@ -33,7 +33,7 @@ SCHEMA: dict[str, Any] = {
     "command": [str],
     "checkpoint": ({"name": str, "sha256": str, "size_bytes": int, "container": str}, None),
     "arch": str,
-    "model": dict,  # models.serialise checks it
+    "model": dict,  # loading.serialise checks it
     "preprocess": dict,
     "tokens": {"mode": str, "budgets": [int], "gate_outputs": bool, "plugins": bool},
     "gates": [GATE],

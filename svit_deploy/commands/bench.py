@@ -29,7 +29,7 @@ def bench(
     """
     check_json(json_file)
     from svit_deploy import api
-    from svit_deploy.bench import render
+    from svit_deploy.bench.printing import render
 
     invocation: Invocation = context.obj
     with invocation.progress() as progress:

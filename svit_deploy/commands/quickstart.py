@@ -8,7 +8,8 @@ import numpy as np
 from rich.console import Console
 
 from svit_deploy import api
-from svit_deploy.bench import BenchSettings, render
+from svit_deploy.bench.printing import render
+from svit_deploy.bench.settings import BenchSettings
 from svit_deploy.errors import ExportError, InputError, VerificationFailed
 from svit_deploy.machine.packages import require_torch
 from svit_deploy.progress import Progress

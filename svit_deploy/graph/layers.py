@@ -26,7 +26,7 @@ class Layers:
 
     Args:
         graph: where the operators go.
-        weights: canonical names (`svit_deploy.models`) to float32 arrays.
+        weights: canonical names (`model.keys`) to float32 arrays.
     """
 
     def __init__(self, graph: GraphBuilder, weights: Mapping[str, np.ndarray]) -> None:

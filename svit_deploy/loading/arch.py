@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -130,9 +131,10 @@ def find_arch(name: str) -> tuple[str, Arch]:
         return name, PRESETS[name]
     path = Path(name)
     if not path.is_file():
+        near = get_close_matches(name, PRESETS, n=5, cutoff=0.5) or PRESETS
         raise UsageError(
             f"--arch {name!r} is neither a known architecture nor a file",
-            f"use one of {', '.join(PRESETS)}, or the path of a YAML file",
+            f"use one of {', '.join(near)}, or the path of a YAML file",
         )
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -220,9 +222,11 @@ def resolve_arch(
         name, found = find_arch(arch)
         return _arch(values, found), name, notes
     if "num_heads" not in values and not dims.num_heads:
+        families = [f.name for f in FAMILIES.values() if dims.family in (f.name, f.keys_of)]
+        near = [name for name, preset in PRESETS.items() if preset.family in families]
         raise InputError(
             f"the weights ({dims}) match no known architecture, and do not tell num_heads",
-            f"give --arch ({', '.join(PRESETS)}, or a YAML file) or --set num_heads=NUMBER",
+            f"give --arch ({', '.join([*near, 'or a YAML file'])}) or --set num_heads=NUMBER",
         )
     heads = {"family": dims.family, "num_heads": dims.num_heads}
     return _arch({**heads, **values}), "custom", notes

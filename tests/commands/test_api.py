@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from svit_deploy import api
-from svit_deploy.bench import BenchSettings
+from svit_deploy.bench.settings import BenchSettings
 from svit_deploy.bundle import MANIFEST, open_bundle
 from svit_deploy.errors import CapabilityError, ExportError, InputError, UsageError
 from svit_deploy.model.config import TokenMode
@@ -86,6 +86,7 @@ def test_the_same_export_gives_the_same_model(dynamic, tmp_path):
     assert again.model_sha256 == open_bundle(dynamic).model_sha256
 
 
+@pytest.mark.slow
 def test_verify(dynamic):
     steps = Steps()
     report = api.verify(str(dynamic), threads=1, progress=steps)
@@ -98,6 +99,7 @@ def test_verify(dynamic):
     assert report.results["top1_accuracy"] == report.results["reference_top1_accuracy"] == 1
 
 
+@pytest.mark.slow
 def test_verify_trusts_the_manifest_for_what_weights_cannot_tell(dynamic, tmp_path):
     assert api.verify(dynamic, against=CHECKPOINT).passed
     wrong = api.verify(dynamic, against=CHECKPOINT, overrides={"num_heads": "2"})
@@ -105,6 +107,7 @@ def test_verify_trusts_the_manifest_for_what_weights_cannot_tell(dynamic, tmp_pa
     assert "num_heads" in wrong.verdict
 
 
+@pytest.mark.slow
 def test_verify_of_a_grid_that_is_not_square(tmp_path):
     arch = tmp_path / "arch.yaml"
     arch.write_text(
@@ -119,6 +122,7 @@ def test_verify_of_a_grid_that_is_not_square(tmp_path):
         assert api.verify(bundle.path, against=weights).passed
 
 
+@pytest.mark.slow
 def test_verify_notes_are_for_other_checkpoints(dynamic, tmp_path, caplog):
     other = tmp_path / "other.pth"
     other.write_bytes(Path(CHECKPOINT).read_bytes())
@@ -127,6 +131,7 @@ def test_verify_notes_are_for_other_checkpoints(dynamic, tmp_path, caplog):
     assert not caplog.messages
 
 
+@pytest.mark.slow
 def test_bench(dynamic):
     steps = Steps()
     report = api.bench(
@@ -142,6 +147,7 @@ def test_bench(dynamic):
     json.dumps(plain, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_bench_makes_enough_noise_for_its_batches(tmp_path):
     dense = api.export(CHECKPOINT, tmp_path / "dense", arch=ARCH, tokens="dense", batch="1:1:40")
     settings = BenchSettings(batches=(40,), warmup_s=0, duration_s=0, min_samples=1, threads=1)
@@ -200,6 +206,7 @@ def test_provider_that_is_missing(dynamic):
             call(dynamic, provider="openvino")
 
 
+@pytest.mark.slow
 def test_manifest_may_name_the_bundle(dynamic):
     assert api.verify(dynamic / MANIFEST).passed
     assert api.bench([dynamic / MANIFEST], settings=QUICK).targets[0].label == "dynamic"

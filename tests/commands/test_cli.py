@@ -127,6 +127,7 @@ def test_usage_errors_are_one_sentence(cli, args, words):
     assert words in result.err
 
 
+@pytest.mark.slow
 def test_notes_progress_and_quiet(cli, tmp_path):
     export = ("export", CHECKPOINT, "--arch", ARCH, "--tokens", "dense")
     loud = cli(*export, "-o", tmp_path / "a")
@@ -167,6 +168,7 @@ def test_unexpected_error_asks_for_a_report(cli, monkeypatch):
         cli("-v", "inspect", "x")
 
 
+@pytest.mark.slow
 def test_the_installed_program(bundles, tmp_path):
     program = Path(sys.executable).with_name("svit-deploy")
     if not program.is_file():
@@ -192,6 +194,7 @@ def test_the_installed_program(bundles, tmp_path):
 # --- export -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "options", "budgets"),
     [
@@ -231,6 +234,7 @@ def test_export_then_verify(cli, pictures, tmp_path, mode, options, budgets):
     assert cli("verify", output, "--threads", "1").code == 0
 
 
+@pytest.mark.slow
 def test_what_export_recommends_next_works(cli, tmp_path):
     output = tmp_path / "with space"
     overrides = ("--set", "num_heads=4", "--set", "crop_ratio=1.0")
@@ -242,6 +246,7 @@ def test_what_export_recommends_next_works(cli, tmp_path):
     assert cli("verify", output, "--against", CHECKPOINT, *overrides).code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [None, "0.5", "0.6,0.3"])
 def test_export_calibrates_gates(cli, tmp_path, target):
     output = tmp_path / "out"
@@ -267,6 +272,7 @@ def test_export_calibrates_gates(cli, tmp_path, target):
     assert cli("verify", output, "--against", CHECKPOINT, "--arch", ARCH).code == 0
 
 
+@pytest.mark.slow
 def test_export_at_another_image_size(cli, tmp_path):
     output = tmp_path / "out"
     result = cli("export", CHECKPOINT, "--arch", ARCH, "-o", output, "--image-size", "60x36")
@@ -278,6 +284,7 @@ def test_export_at_another_image_size(cli, tmp_path):
     assert cli("verify", output, "--against", CHECKPOINT).code == 0
 
 
+@pytest.mark.slow
 def test_export_without_gate_outputs(cli, pictures, tmp_path):
     output = tmp_path / "out"
     done = cli("export", CHECKPOINT, "--arch", ARCH, "-o", output, "--no-gate-outputs")
@@ -292,6 +299,7 @@ def test_export_without_gate_outputs(cli, pictures, tmp_path):
     assert not (tmp_path / "maps").exists()
 
 
+@pytest.mark.slow
 def test_export_replaces_only_with_force(cli, tmp_path):
     output = tmp_path / "out"
     export = ("-q", "export", CHECKPOINT, "--arch", ARCH, "--tokens")
@@ -314,6 +322,7 @@ def test_export_replaces_only_with_force(cli, tmp_path):
 # --- verify -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_verify_against_the_checkpoint_with_labels(cli, bundles, pictures, tmp_path):
     report = tmp_path / "reports" / "verify.json"
     result = cli(
@@ -346,6 +355,7 @@ def test_verify_with_labels_from_a_file(cli, bundles, tmp_path):
     assert "top-1 accuracy 100.00%" in result.out
 
 
+@pytest.mark.slow
 def test_verify_writes_json_alone_to_stdout(cli, bundles):
     result = cli("verify", bundles / "dynamic", "--json", "-")
     assert only_json(result)["results"]["images"] == 8
@@ -377,6 +387,7 @@ def test_verify_refuses_a_tampered_model(cli, bundles, tmp_path):
     assert status["reasons"]
 
 
+@pytest.mark.slow
 def test_verify_notes_another_checkpoint(cli, bundles, tmp_path):
     import torch
 
@@ -392,6 +403,7 @@ def test_verify_notes_another_checkpoint(cli, bundles, tmp_path):
 # --- bench --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_bench_compares_bundles(cli, bundles, pictures, tmp_path):
     report = tmp_path / "bench.json"
     result = cli(
@@ -427,6 +439,7 @@ def test_bench_on_recorded_samples_to_stdout(cli, bundles):
     assert "latency, ms" in result.err
 
 
+@pytest.mark.slow
 def test_bench_of_an_onnx_file(cli, bundles, pictures):
     models = [bundles / mode / MODEL for mode in ("dense", "dynamic")]
     result = cli("bench", *models, "--images", pictures, *QUICK, "--json", "-")
@@ -440,6 +453,7 @@ def test_bench_of_an_onnx_file(cli, bundles, pictures):
         assert words in refused.err
 
 
+@pytest.mark.slow
 def test_bench_refuses_noise_where_content_decides(cli, bundles):
     for target in (bundles / "dynamic", bundles / "dynamic" / MODEL):
         refused = cli("bench", target, "--random", *QUICK)
@@ -449,6 +463,7 @@ def test_bench_refuses_noise_where_content_decides(cli, bundles):
     assert cli("bench", bundles / "dense", "--random", *QUICK).code == 0
 
 
+@pytest.mark.slow
 def test_bench_sweeps_tokens(cli, bundles, tmp_path):
     pytest.importorskip("matplotlib")
     plot = tmp_path / "plots" / "sweep.png"
@@ -459,6 +474,7 @@ def test_bench_sweeps_tokens(cli, bundles, tmp_path):
     assert "latency by keep ratio" in result.out
 
 
+@pytest.mark.slow
 def test_bench_fails_above_a_limit(cli, bundles, tmp_path):
     report = tmp_path / "bench.json"
     limit = ("--fail-above", "p50=0.0001ms")
@@ -470,6 +486,7 @@ def test_bench_fails_above_a_limit(cli, bundles, tmp_path):
     assert cli("bench", bundles / "dynamic", *QUICK, "--fail-above", "p50=60000").code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spelled", ["0.02", "0.02s", "20ms", "20 ms"])
 def test_bench_durations_have_units(cli, bundles, spelled):
     options = ("--warmup", "0", "--duration", spelled, "--min-samples", "1", "--no-worst-case")
@@ -525,6 +542,7 @@ def test_visualize(cli, bundles, pictures, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_init_then_export(cli, tmp_path, suffix):
     arch = tmp_path / "arch.yaml"

@@ -40,6 +40,7 @@ def run(
     return run
 
 
+@pytest.mark.slow
 def test_quickstart(run, tmp_path):
     output = tmp_path / "quick start"
     code, out, err = run(output)

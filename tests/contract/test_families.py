@@ -34,8 +34,8 @@ from svit_deploy.model.model import Model
 from svit_deploy.tasks import TASKS
 from svit_deploy.tasks.detect.keys import HeadDims
 from svit_deploy.tasks.reference import Reference
-from svit_deploy.verify import verify_against
 from svit_deploy.verify.expected import LiveReference, StoredReference
+from svit_deploy.verify.run import verify_against
 from svit_deploy.verify.settings import VerifySettings
 
 SETTINGS: dict[str, dict[str, Any]] = {

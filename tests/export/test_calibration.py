@@ -22,8 +22,8 @@ from svit_deploy.model.model import Model
 from svit_deploy.model.result import Result, Selected
 from svit_deploy.model.sizes import SizeRange
 from svit_deploy.tasks import TASKS
-from svit_deploy.verify import verify_against
 from svit_deploy.verify.expected import LiveReference
+from svit_deploy.verify.run import verify_against
 from svit_deploy.verify.settings import VerifySettings
 
 

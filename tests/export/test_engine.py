@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,12 +15,15 @@ from svit_deploy.cli import main
 from svit_deploy.engines.batches import Batches
 from svit_deploy.engines.tensorrt.sidecar import read_sidecar
 from svit_deploy.errors import CapabilityError, InputError, UsageError
-from svit_deploy.verify import Recomputed, Recorded, VerifySettings, verify_bundle
+from svit_deploy.verify.expected import LiveReference, StoredReference
+from svit_deploy.verify.run import verify_against
+from svit_deploy.verify.settings import VerifySettings
 from tests.conftest import GOLDEN
 from tests.engines.tensorrt.fake.cuda import Device
 from tests.engines.tensorrt.fake.engines import install
 
 CHECKPOINT = GOLDEN / "svit_cls" / "checkpoint.pth"
+VERIFY = VerifySettings(threads=1, repeats=2)
 
 
 @pytest.fixture
@@ -56,10 +60,10 @@ def test_dynamic_tells_its_costs(engine_bundle, caplog):
     assert any("no CUDA graph" in note for note in bundle.manifest["notes"])
 
 
-def test_a_bundle_is_built_again_elsewhere(engine_bundle, tmp_path):
-    first = engine_bundle(target="onnx", tokens="budget", batch=None)
+def test_a_bundle_is_built_again_elsewhere(engine_bundle, export, tmp_path):
+    first = export("svit_cls", "budget")
     assert first.engine_path is None
-    shutil.move(first.path, tmp_path / "copied")
+    shutil.copytree(first.path, tmp_path / "copied")
     shape = "x".join(["{}", "3", *map(str, first.config.image_size)])
     low, typical, high = ([f"images:{shape.format(n)}"] for n in (2, 2, 4))
     built = engine_bundle(
@@ -79,10 +83,9 @@ def test_a_bundle_is_built_again_elsewhere(engine_bundle, tmp_path):
         ({"tokens": "masked"}, "--tokens cannot change the graph of a bundle"),
     ],
 )
-def test_what_a_bundle_cannot_be_asked(engine_bundle, options, words):
-    bundle = engine_bundle(target="onnx", tokens="budget")
+def test_what_a_bundle_cannot_be_asked(engine_bundle, export, options, words):
     with pytest.raises(UsageError, match=words):
-        engine_bundle("other", bundle.path, **options)
+        engine_bundle("other", export("svit_cls", "budget").path, **{"batch": None, **options})
 
 
 @pytest.mark.parametrize(
@@ -129,28 +132,36 @@ def test_function_bodies_need_none(engine_bundle):
     assert read_sidecar(bundle.engine_path).plugins == ()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_verify_runs_the_engine(engine_bundle, golden, monkeypatch, precision):
-    bundle = engine_bundle(precision=precision, batch="2:2:4")
-    device = Device()
-    install(monkeypatch, device)
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "live"), [("fp32", False), ("fp16", True)])
+def test_verify_runs_the_engine(engine_bundle, export, golden, monkeypatch, precision, live):
+    graph = export("svit_cls", "budget", precision=precision)
+    bundle = engine_bundle("out", graph.path, batch="2:2:4")
+    install(monkeypatch, Device())
     found = golden("svit_cls")
-    for expectations in (Recorded(bundle), Recomputed(bundle, found.model, found.images)):
-        report = verify_bundle(bundle, expectations)
+    references = [StoredReference(bundle)]
+    if live:
+        references.append(LiveReference(bundle, found.model, found.images))
+    for reference in references:
+        report = verify_against(bundle, reference, VERIFY)
         assert report.passed, report.verdict
         assert report.engine["runtime"] == "tensorrt"
         assert {check.name for check in report.checks} >= {"gate decisions", "deterministic"}
-    on_cpu = verify_bundle(bundle, Recorded(bundle), VerifySettings(provider="cpu"))
+    on_cpu = verify_against(bundle, references[0], replace(VERIFY, provider="cpu"))
     assert on_cpu.passed
     assert on_cpu.engine["runtime"] == "onnxruntime"
 
 
-def test_an_engine_that_turns_a_decision_is_held_to_its_graph(engine_bundle, monkeypatch):
-    """A coin toss in every image must not hide what the engine does behind it."""
-    bundle = engine_bundle(tokens="masked", budget=None, precision="fp16", batch="1:2:4")
+@pytest.mark.slow
+def test_an_engine_that_flips_a_decision_is_held_to_its_graph(
+    engine_bundle, export, golden, monkeypatch
+):
+    """A near tie that flips in every image must not hide what the engine does behind it."""
+    graph = export("svit_cls", "masked", precision="fp16")
+    bundle = engine_bundle("out", graph.path, batch="1:2:4")
     install(monkeypatch, Device())
 
-    class Tossed(Batches):
+    class Flipped(Batches):
         def run(self, feeds, outputs=None):
             found = super().run(feeds, outputs)
             keep, margin = found["keep_mask"].copy(), found["margin"].copy()
@@ -161,21 +172,21 @@ def test_an_engine_that_turns_a_decision_is_held_to_its_graph(engine_bundle, mon
             logits = found["logits"] + np.float32(1)
             return found | {"keep_mask": keep, "margin": margin, "logits": logits}
 
-    monkeypatch.setattr(Bundle, "complete", lambda bundle, engine: Tossed(engine, 1, 4))
-    report = verify_bundle(bundle, Recorded(bundle))
+    monkeypatch.setattr(Bundle, "with_rest", lambda bundle, engine: Flipped(engine, 1, 4))
+    report = verify_against(bundle, StoredReference(bundle), VERIFY)
     checks = {check.name: check.passed for check in report.checks}
     assert checks["gate decisions"] and checks["logits"]
     assert not checks["engine follows its graph"]
 
 
-def test_an_engine_of_another_model_is_refused(engine_bundle, monkeypatch):
-    bundle = engine_bundle()
+def test_an_engine_of_another_model_is_refused(engine_bundle, export, monkeypatch):
+    bundle = engine_bundle("out", export("svit_cls", "budget").path)
     bundle.engine_path.write_bytes(b"another plan")
     install(monkeypatch, Device())
     with pytest.raises(InputError, match="is not the file that was exported"):
         open_bundle(bundle.path)
     with pytest.raises(InputError, match="is not the engine that was built"):
-        verify_bundle(bundle, Recorded(bundle))
+        verify_against(bundle, StoredReference(bundle), VERIFY)
 
 
 def test_the_command_line_says_what_was_built(fake_process, tmp_path, capsys):

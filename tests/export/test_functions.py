@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-
-from svit_deploy.model.config import TokenMode
-from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.export.onnx import build_graph, export_model
+
+from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.graph.half_precision import inline_functions
-from svit_deploy.verify import Recomputed, verify_bundle
+from svit_deploy.model.config import TokenMode
+from svit_deploy.verify.expected import Recomputed
+from svit_deploy.verify.run import verify_bundle
 
 NAMES = {"SvitCompact", "SvitGather", "SvitScatter"}
 

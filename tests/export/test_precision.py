@@ -8,16 +8,17 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from svit_deploy.export.onnx import build_graph, export_model
+from svit_deploy.verify.limits import LIMITS
 
-from svit_deploy.model.config import TokenMode
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.errors import ExportError, UsageError
-from svit_deploy.export.onnx import build_graph, export_model
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.graph.edit import add_outputs
 from svit_deploy.graph.half_precision import emulate_halves, view_in_float32
-from svit_deploy.verify import Recomputed, Recorded, verify_bundle
-from svit_deploy.verify.limits import LIMITS
+from svit_deploy.model.config import TokenMode
+from svit_deploy.verify.expected import Recomputed, Recorded
+from svit_deploy.verify.run import verify_bundle
 
 HALVES = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 MODES = ["dynamic", "budget", "masked", "dense"]

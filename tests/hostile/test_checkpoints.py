@@ -22,8 +22,8 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from svit_deploy.io.checkpoint import read_checkpoint
 from svit_deploy.errors import EXIT_INPUT, InputError, SvitDeployError
+from svit_deploy.io.checkpoint import read_checkpoint
 from svit_deploy.io.torch_file import pickle_globals
 
 torch = pytest.importorskip("torch")

@@ -143,6 +143,7 @@ def test_other_number_of_classes(refused, tmp_path):
     assert "num_classes 1000 (the checkpoint has 10)" in message
 
 
+@pytest.mark.slow
 def test_position_embedding_of_another_size(cli, tmp_path):
     output = tmp_path / "out"
     done = cli(*EXPORT, "--set", "image_size=96", "-o", output)
@@ -172,6 +173,7 @@ def test_out_of_memory(refused, tmp_path, monkeypatch, what):
     assert "--image-size" in refused(4, *EXPORT, "-o", tmp_path / "out")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["36", "60x36"])
 def test_sizes_other_than_224_work(cli, tmp_path, size):
     output = tmp_path / "out"
@@ -326,6 +328,7 @@ def test_options_of_verify_that_need_a_checkpoint(refused, bundles):
     assert "add --images" in message
 
 
+@pytest.mark.slow
 def test_everything_pruned(cli, tmp_path):
     output = tmp_path / "out"
     gates = ("--calibrate-gates", HELDOUT, "--max-images", "8", "--target-keep", "1e-9")
@@ -359,6 +362,7 @@ def foreign(path: Path, *nodes: onnx.NodeProto, kind: int = TensorProto.FLOAT) -
     return path
 
 
+@pytest.mark.slow
 def test_foreign_model(cli, refused, bundles, tmp_path):
     model = foreign(tmp_path / "foreign.onnx")
     assert "foreign model" in cli("inspect", model).out
@@ -492,6 +496,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_full_disk(refused, bundles, tiny_disk):
     for command in (
         (*EXPORT, "-o", tiny_disk / "out"),
@@ -536,6 +541,7 @@ def test_full_disk_while_exporting(refused, tmp_path, monkeypatch):
     assert "No space left" in refused(5, *EXPORT, "-o", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_full_standard_output(bundles):
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
@@ -545,6 +551,7 @@ def test_full_standard_output(bundles):
     assert_sentence(result.err)
 
 
+@pytest.mark.slow
 def test_outputs_that_cannot_be_written(refused, bundles, tmp_path):
     file = tmp_path / "file"
     file.write_text("mine")
@@ -609,6 +616,7 @@ def export_slowly(output: Path) -> subprocess.Popen[bytes]:
     return process
 
 
+@pytest.mark.slow
 @POSIX
 def test_killed_export_leaves_nothing_at_its_target(cli, tmp_path):
     output = tmp_path / "out"
@@ -620,6 +628,7 @@ def test_killed_export_leaves_nothing_at_its_target(cli, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 @POSIX
 def test_interrupted_export(tmp_path):
     process = export_slowly(tmp_path / "out")
@@ -631,6 +640,7 @@ def test_interrupted_export(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @POSIX
 def test_interrupted_bench(bundles, tmp_path):
     report = tmp_path / "report.json"
@@ -644,6 +654,7 @@ def test_interrupted_bench(bundles, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @POSIX
 @pytest.mark.parametrize("what", ["inspect", "--help"])
 def test_reader_of_standard_output_goes_away(bundles, what):
@@ -656,6 +667,7 @@ def test_reader_of_standard_output_goes_away(bundles, what):
     assert result.err == ""
 
 
+@pytest.mark.slow
 @POSIX
 def test_no_standard_streams_at_all(bundles):
     shell = f'"{sys.executable}" -m svit_deploy verify "{bundles / "dense"}" >&- 2>&-'
@@ -665,6 +677,7 @@ def test_no_standard_streams_at_all(bundles):
 # --- consoles and names -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_names_with_spaces_and_any_script(cli, tmp_path):
     folder = tmp_path / "my models é" / "模型 [bold]"
     weights, arch = folder / "Gewichte ü.pth", folder / "arch 1.yaml"
@@ -683,6 +696,7 @@ def test_names_with_spaces_and_any_script(cli, tmp_path):
     assert "模型 [bold]" in cli("inspect", folder / "absent").err
 
 
+@pytest.mark.slow
 @POSIX
 @pytest.mark.parametrize(
     ("encoding", "shown"), [("cp1252", "größe ??"), ("ascii", "gr??e ??"), ("utf-8", "größe 模型")]
@@ -697,6 +711,7 @@ def test_console_of_any_encoding(bundles, tmp_path, encoding, shown):
     assert f"timing {shown}" in result.err
 
 
+@pytest.mark.slow
 @POSIX
 @pytest.mark.parametrize(
     ("environment", "colours", "moves"),

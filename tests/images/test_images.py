@@ -213,6 +213,7 @@ def test_synthetic_content_varies_between_images_and_patches() -> None:
     assert np.median(contrast.std(axis=(1, 2)) / per_image) > 0.3
 
 
+@pytest.mark.slow
 def test_synthetic_texture_has_a_natural_spectrum() -> None:
     """Natural pictures: amplitude about 1 / f, so power about f ** -2."""
     images = np.stack(list(synthetic_images(64, (128, 128)).arrays)).astype(float).mean(axis=3)

@@ -260,7 +260,7 @@ def test_svit_s() -> None:
 
 
 def test_unrecognised_weights_need_their_heads() -> None:
-    with pytest.raises(InputError, match=r"do not tell num_heads.*--arch \(svit_s, .*--set num_he"):
+    with pytest.raises(InputError, match=r"do not tell num_heads.*--arch \(deit_tiny, .*--set num"):
         build_model(official(SMALL_DEIT))
 
 
@@ -382,8 +382,10 @@ def test_bad_architecture_file(tmp_path: Path, text: str, words: str) -> None:
 
 
 def test_unknown_architecture() -> None:
-    with pytest.raises(UsageError, match=r"'svit_xl' is neither .* use one of svit_s, deit_tiny"):
+    with pytest.raises(UsageError, match=r"'svit_xl' is neither .* use one of svit_s, stvit_"):
         find_arch("svit_xl")
+    with pytest.raises(UsageError, match=r"use one of svit_s, deit_tiny, .*, or the path"):
+        find_arch("resnet50")
 
 
 # --- contradictions ----------------------------------------------------------------------------

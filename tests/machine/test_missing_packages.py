@@ -83,6 +83,7 @@ def run_without(packages: str, *lines: tuple[Any, ...]) -> list[Result]:
     return [Result(*result) for result in json.loads(done.stdout)]
 
 
+@pytest.mark.slow
 def test_without_torch(files, tmp_path):
     report, out = tmp_path / "verify.json", tmp_path / "out"
     works = [
@@ -119,6 +120,7 @@ def test_without_torch(files, tmp_path):
     assert left == ["again.safetensors", "maps", "verify.json"]
 
 
+@pytest.mark.slow
 def test_without_onnxruntime(files, tmp_path):
     works = [
         ("export", CHECKPOINT, "--arch", ARCH, "-o", tmp_path / "out"),
@@ -139,6 +141,7 @@ def test_without_onnxruntime(files, tmp_path):
     assert not (tmp_path / "maps").exists()
 
 
+@pytest.mark.slow
 def test_without_matplotlib(files, tmp_path):
     plot = tmp_path / "sweep.png"
     works, refused = run_without(
@@ -152,6 +155,7 @@ def test_without_matplotlib(files, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_package_itself_needs_none_of_them():
     code = "import svit_deploy.api, sys; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

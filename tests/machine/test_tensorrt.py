@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from svit_deploy.machine.tensorrt import Library, load_library, one_line
 from svit_deploy.errors import CapabilityError, UsageError
+from svit_deploy.machine.tensorrt import Library, load_library, one_line
 from tests.engines.tensorrt.fake import make_module
 
 

@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from svit_deploy.bundle import Bundle
-from svit_deploy.model.config import TokenMode
 from svit_deploy.export.onnx import export_model
-from svit_deploy.export.settings import ExportSettings
-from svit_deploy.images import ImageSet, synthetic_images
-from svit_deploy.methods import METHODS
 from svit_deploy.models import Model, build_model, load_model
 from svit_deploy.models.layout import to_official
 from svit_deploy.models.presets import Arch
 from svit_deploy.models.random import random_weights
+
+from svit_deploy.bundle import Bundle
+from svit_deploy.export.settings import ExportSettings
+from svit_deploy.images import ImageSet, synthetic_images
+from svit_deploy.methods import METHODS
+from svit_deploy.model.config import TokenMode
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 TOLD = {

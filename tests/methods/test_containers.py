@@ -7,8 +7,8 @@ import types
 
 import pytest
 
-from svit_deploy.io.checkpoint import read_checkpoint
 from svit_deploy.errors import InputError
+from svit_deploy.io.checkpoint import read_checkpoint
 
 torch = pytest.importorskip("torch")
 

@@ -9,18 +9,20 @@ import math
 
 import numpy as np
 import pytest
-
-from svit_deploy.model.config import TokenMode
-from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.export.onnx import export_model
-from svit_deploy.export.settings import ExportSettings
-from svit_deploy.images import synthetic_images
-from svit_deploy.methods import METHODS
 from svit_deploy.models import Model, build_model
 from svit_deploy.models.layout import to_official
 from svit_deploy.models.presets import Arch
 from svit_deploy.models.random import random_weights
-from svit_deploy.verify import Recomputed, VerifySettings, verify_bundle
+
+from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from svit_deploy.export.settings import ExportSettings
+from svit_deploy.images import synthetic_images
+from svit_deploy.methods import METHODS
+from svit_deploy.model.config import TokenMode
+from svit_deploy.verify.expected import Recomputed
+from svit_deploy.verify.run import verify_bundle
+from svit_deploy.verify.settings import VerifySettings
 
 pytest.importorskip("torch")
 

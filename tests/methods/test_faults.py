@@ -8,17 +8,20 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-
-from svit_deploy.model.config import TokenMode
 from svit_deploy.export.onnx import export_model
+from svit_deploy.methods.swin import graph as swin
+from svit_deploy.verify.subject import Observed, Subject
+
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.images import ImageSet
 from svit_deploy.methods import evit, evovit, mergence, method_of
 from svit_deploy.methods.ats import graph as ats
-from svit_deploy.methods.swin import graph as swin
 from svit_deploy.methods.tome import graph as tome
-from svit_deploy.verify import Recomputed, Recorded, VerifyReport, VerifySettings, verify_bundle
-from svit_deploy.verify.subject import Observed, Subject
+from svit_deploy.model.config import TokenMode
+from svit_deploy.verify.expected import Recomputed, Recorded
+from svit_deploy.verify.report import VerifyReport
+from svit_deploy.verify.run import verify_bundle
+from svit_deploy.verify.settings import VerifySettings
 
 pytest.importorskip("torch")
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
-from svit_deploy.verify import Recomputed, Recorded, VerifySettings, verify_bundle
+from svit_deploy.verify.expected import Recomputed, Recorded
+from svit_deploy.verify.run import verify_bundle
+from svit_deploy.verify.settings import VerifySettings
 
 pytest.importorskip("torch")
 

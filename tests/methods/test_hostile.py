@@ -6,17 +6,17 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-
-from svit_deploy.io.checkpoint import read_checkpoint
-from svit_deploy.model.config import TokenMode
-from svit_deploy.errors import InputError, SvitDeployError, UsageError
 from svit_deploy.export.onnx import export_model
-from svit_deploy.export.settings import EngineOptions, ExportSettings
-from svit_deploy.methods import METHODS
 from svit_deploy.models import build_model, config_from_dict, config_to_dict
 from svit_deploy.models.layout import to_official
 from svit_deploy.models.presets import Arch
 from svit_deploy.models.random import random_weights
+
+from svit_deploy.errors import InputError, SvitDeployError, UsageError
+from svit_deploy.export.settings import EngineOptions, ExportSettings
+from svit_deploy.io.checkpoint import read_checkpoint
+from svit_deploy.methods import METHODS
+from svit_deploy.model.config import TokenMode
 
 torch = pytest.importorskip("torch")
 

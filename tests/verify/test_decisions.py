@@ -1,4 +1,4 @@
-"""Kept counts, errors, flips and what explains them."""
+"""Decisions, flips, and what explains them."""
 
 from __future__ import annotations
 
@@ -8,19 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from svit_deploy.compare import (
+from svit_deploy.model.config import ModelConfig
+from svit_deploy.verify.decisions import (
     GateFlips,
     compare_masks,
     decision_distance,
     effective_keep,
-    first_gated,
-    keep_ratios,
-    kept_counts,
-    logits_error,
-    margin_error,
-    token_error,
 )
-from svit_deploy.model.config import ModelConfig
 
 
 def svit(tokens: int, *class_token: bool) -> ModelConfig:
@@ -34,62 +28,6 @@ def svit(tokens: int, *class_token: bool) -> ModelConfig:
 def masks(*rows: str) -> np.ndarray:
     """`[1, G, S]` from strings such as `"x.x"`, one per gate."""
     return np.array([[[token == "x" for token in row] for row in rows]])
-
-
-# --- kept tokens -------------------------------------------------------------------------------
-
-
-def test_kept_tokens_are_counted_among_the_gated_ones():
-    config = svit(5, False, True)
-    keep = masks("xx.x.", "xx.x.")
-    assert (first_gated(config, 0), first_gated(config, 1)) == (1, 0)
-    assert kept_counts(keep, config).tolist() == [[2, 3]]
-    assert keep_ratios(keep, config) == (2 / 4, 3 / 5)
-
-
-# --- errors ------------------------------------------------------------------------------------
-
-ERRORS = pytest.mark.parametrize("error", [token_error, margin_error, logits_error])
-VECTORS = arrays.arrays(np.float32, (3, 4), elements=st.floats(-1e4, 1e4, width=32))
-
-
-@ERRORS
-@given(expected=VECTORS)
-def test_no_error_without_a_difference(error, expected):
-    assert error(expected, expected) == 0
-    assert error(expected[:0], expected[:0]) == 0
-
-
-@ERRORS
-@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_is_an_infinite_error(error, broken):
-    expected = np.ones((2, 3), np.float32)
-    actual = expected.copy()
-    actual[1, 1] = broken
-    assert error(actual, expected) == np.inf
-    assert error(expected, actual) > 0
-
-
-@given(VECTORS, st.floats(1e-6, 0.1))
-def test_token_error_is_relative_to_each_token(expected, error):
-    """One token's large values hide nothing in another."""
-    expected[:, 0] = 1
-    actual = expected.astype(np.float64)
-    actual[1] *= 1 + error
-    assert token_error(actual, expected) == pytest.approx(error, rel=1e-6)
-
-
-def test_margin_error():
-    expected = np.array([[np.inf, 1.0, -2.0]], np.float32)
-    assert margin_error(expected + np.float32(0.25), expected) == 0.25
-    assert margin_error(np.array([[3.0, 1.0, -2.0]]), expected) == np.inf
-    assert margin_error(expected, np.array([[3.0, 1.0, -2.0]])) == np.inf
-
-
-def test_logits_error_is_relative_to_large_logits_only():
-    small, large = np.full((1, 4), 0.1), np.full((1, 4), 10.0)
-    assert logits_error(small + 0.02, small) == pytest.approx(0.02)
-    assert logits_error(large + 0.02, large) == pytest.approx(0.002)
 
 
 # --- decisions ---------------------------------------------------------------------------------
@@ -172,14 +110,14 @@ def compare(actual, expected, margin, rounding=0.1, class_token=None):
     return compare_masks(actual, expected, distance, np.full(actual.shape[1], rounding), config)
 
 
-def test_a_flip_within_rounding_is_a_coin_toss_and_what_follows_a_consequence():
+def test_a_flip_within_rounding_is_a_near_tie_and_what_follows_a_consequence():
     expected, actual = masks("xx..", "xx.x", "x..x"), masks("x...", "x.xx", "x.xx")
     margin = np.where(expected, 1.0, -1.0)
     margin[:, :, 0] = np.inf
     margin[0, 0, 1] = 0.05
     first, second, third = compare(actual, expected, margin)
-    assert first == GateFlips(4, flips=1, coin_tosses=1, consequences=0, largest_margin=0.05)
-    assert second == GateFlips(4, flips=0, coin_tosses=0, consequences=2, largest_margin=0)
+    assert first == GateFlips(4, flips=1, near_ties=1, consequences=0, largest_margin=0.05)
+    assert second == GateFlips(4, flips=0, near_ties=0, consequences=2, largest_margin=0)
     assert third.consequences == 1
     assert (first.faults, second.faults) == (0, 0)
     assert (first.agreement, second.agreement) == (0.75, 0.5)
@@ -197,9 +135,9 @@ def test_pruning_a_token_that_is_always_kept_is_a_fault_at_any_margin():
     expected, actual = masks("xx"), masks(".x")
     margin = np.zeros((1, 1, 2))
     (flips,) = compare(actual, expected, margin)
-    assert (flips.faults, flips.coin_tosses) == (1, 0)
+    assert (flips.faults, flips.near_ties) == (1, 0)
     (flips,) = compare(actual, expected, margin, class_token=(True,))
-    assert (flips.faults, flips.coin_tosses) == (0, 1)
+    assert (flips.faults, flips.near_ties) == (0, 1)
 
 
 @given(
@@ -214,14 +152,14 @@ def test_every_difference_is_counted_once(actual, expected, distance, class_toke
     different = actual != expected
     for gate, flips in enumerate(found):
         assert flips.flips + flips.consequences == different[:, gate].sum()
-        assert 0 <= flips.coin_tosses <= flips.flips
+        assert 0 <= flips.near_ties <= flips.flips
         assert flips.agreement == pytest.approx(1 - different[:, gate].mean())
         earlier = different[:, :gate].any(axis=(1, 2))
         assert flips.consequences == different[earlier, gate].sum()
         fresh = different[~earlier, gate]
         explained = fresh & (distance[~earlier, gate] <= rounding[gate])
-        explained[:, : first_gated(config, gate)] = False
-        assert flips.coin_tosses == explained.sum()
+        explained[:, : config.first_gated(gate)] = False
+        assert flips.near_ties == explained.sum()
         reached = distance[~earlier, gate][fresh]
         assert flips.largest_margin == (reached.max() if reached.size else 0)
 

@@ -13,16 +13,17 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
-from svit_deploy.model.config import TokenMode
 from svit_deploy.detection.bundle import DetectionBundle
 from svit_deploy.detection.config import SizeRange, Task
 from svit_deploy.detection.export import export_detector
 from svit_deploy.detection.graph import backbone, boxes, deformable, detector, pyramid
 from svit_deploy.detection.settings import DetectionSettings
 from svit_deploy.detection.verify import RecomputedDetections, verify_detection
-from svit_deploy.graph.builder import GraphBuilder
 from svit_deploy.models import Model
 from svit_deploy.verify.subject import VerifySettings
+
+from svit_deploy.graph.builder import GraphBuilder
+from svit_deploy.model.config import TokenMode
 
 Patch = Callable[[pytest.MonkeyPatch, Model], Model]
 SETTINGS = DetectionSettings(

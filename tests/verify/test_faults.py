@@ -13,16 +13,18 @@ from fnmatch import fnmatch
 import numpy as np
 import onnx
 import pytest
+from svit_deploy.export.onnx import ExportSettings, export_model
+from svit_deploy.export.vit import VitGraph
 
 from svit_deploy.bundle import MANIFEST, MODEL, hash_file, open_bundle
-from svit_deploy.model.config import Preprocess, TokenMode
 from svit_deploy.errors import ExportError
 from svit_deploy.export import onnx as onnx_export
 from svit_deploy.export import tokens, vit
-from svit_deploy.export.onnx import ExportSettings, export_model
-from svit_deploy.export.vit import VitGraph
 from svit_deploy.images import synthetic_images
-from svit_deploy.verify import Recomputed, Recorded, VerifySettings, verify_bundle
+from svit_deploy.model.config import Preprocess, TokenMode
+from svit_deploy.verify.expected import Recomputed, Recorded
+from svit_deploy.verify.run import verify_bundle
+from svit_deploy.verify.settings import VerifySettings
 
 pytest.importorskip("torch")
 

@@ -18,19 +18,22 @@ from rich.console import Console
 
 pytest.importorskip("torch")
 
-from svit_deploy.bundle import PRECISIONS
 from svit_deploy.compare import kept_counts
-from svit_deploy.model.config import TokenMode
+from svit_deploy.export.onnx import ExportSettings, export_model
+from svit_deploy.export.vit import VitGraph
+from svit_deploy.models.reference import Reference
+from svit_deploy.verify.limits import LIMITS, Limits
+
+from svit_deploy.bundle import PRECISIONS
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.errors import InputError
 from svit_deploy.export import onnx as onnx_export
-from svit_deploy.export.onnx import ExportSettings, export_model
-from svit_deploy.export.vit import VitGraph
 from svit_deploy.graph.edit import FED, feed_values
-from svit_deploy.models.reference import Reference
+from svit_deploy.model.config import TokenMode
 from svit_deploy.progress import Progress
-from svit_deploy.verify import Recomputed, Recorded, VerifySettings, verify_bundle
-from svit_deploy.verify.limits import LIMITS, Limits
+from svit_deploy.verify.expected import Recomputed, Recorded
+from svit_deploy.verify.run import verify_bundle
+from svit_deploy.verify.settings import VerifySettings
 from svit_deploy.verify.report import Check, Stage
 
 ROOT = Path(__file__).parent.parent

@@ -10,15 +10,16 @@ import pytest
 
 pytest.importorskip("torch")
 
-from svit_deploy.model.config import TokenMode
 from svit_deploy.detection.config import STRIDES, SizeRange, Task
 from svit_deploy.detection.graph.backbone import AdapterGraph, feature_name, rows_within
 from svit_deploy.detection.model import load_detector
 from svit_deploy.detection.reference import AdapterReference
-from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
-from svit_deploy.graph.check import finish
 from svit_deploy.models import Model, without_gates
 from svit_deploy.models.reference import keep_above, keep_budget
+
+from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from svit_deploy.graph.check import finish
+from svit_deploy.model.config import TokenMode
 
 FREE = SizeRange.parse("64x64:96x128:256x256")
 CASES = [

@@ -16,18 +16,16 @@ from PIL import Image
 pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
-from svit_deploy import api
+
+from svit_deploy import api, names
 from svit_deploy.bench.settings import BenchSettings
-from svit_deploy.bundle.bundle import MODEL
-from svit_deploy.detection.bundle import DetectionBundle
-from svit_deploy.detection.graph.detector import cut_names
-from svit_deploy.detection.parts import HEADS, DetectorParts, parted
-from svit_deploy.detection.postprocess import OUTPUTS
-from svit_deploy.detection.preprocess import feeds_of
+from svit_deploy.bundle.bundle import MODEL, Bundle
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.engines.tensorrt.sidecar import read_sidecar
 from svit_deploy.errors import InputError, UsageError
-from svit_deploy import names
+from svit_deploy.tasks.detect.detections import OUTPUTS
+from svit_deploy.tasks.detect.graph import cut_names
+from svit_deploy.tasks.detect.split import HEADS, SplitDetector, split_graph
 from tests.engines.tensorrt.fake.cuda import Device
 from tests.engines.tensorrt.fake.engines import install
 
@@ -41,11 +39,11 @@ RTX = pytest.mark.skipif(
 
 
 @pytest.fixture
-def export(golden: Any, tmp_path: Path) -> Callable[..., DetectionBundle]:
+def export(detection_golden: Any, tmp_path: Path) -> Callable[..., Bundle]:
     def make(task: str, mode: str = "budget", name: str = "bundle", **options: Any) -> Any:
         budget = "0.9,0.7,0.5" if mode == "budget" else None
         known = {"image_size": SIZES, "budget": budget, "overrides": {"num_heads": "6"}}
-        path = golden(CHECKPOINTS[task]).path
+        path = detection_golden(CHECKPOINTS[task]).path
         return api.export(path, tmp_path / name, task=task, tokens=mode, **known | options)
 
     return make
@@ -54,13 +52,12 @@ def export(golden: Any, tmp_path: Path) -> Callable[..., DetectionBundle]:
 @pytest.fixture
 def on_fake(
     export: Any, fake_process: Any, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., DetectionBundle]:
+) -> Callable[..., Bundle]:
     """Exports with an engine of the fake library, which runs it afterwards."""
 
-    def make(task: str, mode: str = "budget", **options: Any) -> DetectionBundle:
+    def make(task: str, mode: str = "budget", **options: Any) -> Bundle:
         bundle = export(task, mode, **{"target": "tensorrt", **options})
         install(monkeypatch, Device())
-        assert isinstance(bundle, DetectionBundle)
         return bundle
 
     return make
@@ -98,9 +95,9 @@ def test_verify_runs_the_engine(
 def test_a_wrong_engine_is_refused(on_fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """One decision turned in what the engine gives; and its proposals shifted."""
     bundle = on_fake("detect")
-    right = DetectionBundle.complete
+    right = Bundle.with_rest
 
-    class Wrong(DetectorParts):
+    class Wrong(SplitDetector):
         change: Callable[[dict[str, np.ndarray]], None]
 
         def run(self, feeds: Any, outputs: Any = None) -> dict[str, np.ndarray]:
@@ -119,21 +116,21 @@ def test_a_wrong_engine_is_refused(on_fake: Any, monkeypatch: pytest.MonkeyPatch
 
     for change, check in ((turn, "keep mask follows the margins"), (shift, "detections")):
         Wrong.change = staticmethod(change)
-        monkeypatch.setattr(DetectionBundle, "complete", lambda b, e: Wrong(e, b.path / HEADS))
+        monkeypatch.setattr(Bundle, "with_rest", lambda b, e: Wrong(e, b.path / HEADS))
         report = api.verify(bundle.path, threads=1)
         assert not report.passed
         assert check in [c.name for c in report.checks if not c.passed]
-    monkeypatch.setattr(DetectionBundle, "complete", right)
+    monkeypatch.setattr(Bundle, "with_rest", right)
     assert api.verify(bundle.path, threads=1).passed
 
 
-def test_an_engine_that_turns_a_decision_is_held_to_its_graph(
+def test_an_engine_that_flips_a_decision_is_held_to_its_graph(
     on_fake: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A coin toss in every image must not hide what the engine does behind it."""
+    """A near tie that flips in every image must not hide what the engine does behind it."""
     bundle = on_fake("detect", "masked", precision="fp16")
 
-    class Tossed(DetectorParts):
+    class Flipped(SplitDetector):
         def run(self, feeds: Any, outputs: Any = None) -> dict[str, np.ndarray]:
             found = super().run(feeds, outputs)
             keep, margin = found[names.KEEP_MASK].copy(), found[names.MARGIN].copy()
@@ -146,28 +143,28 @@ def test_an_engine_that_turns_a_decision_is_held_to_its_graph(
         def wrong(self, found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             return {"boxes": found["boxes"] + np.float32(5)}
 
-    monkeypatch.setattr(DetectionBundle, "complete", lambda b, e: Tossed(e, b.path / HEADS))
+    monkeypatch.setattr(Bundle, "with_rest", lambda b, e: Flipped(e, b.path / HEADS))
     report = api.verify(bundle.path, threads=1)
     checks = {check.name: check.passed for check in report.checks}
     assert checks["gate decisions"] and checks["detections"]
     assert not checks["engine follows its graph"]
-    assert any("2 of 2 images turned a decision" in note for note in report.notes)
+    assert any("2 of 2 images flipped a decision" in note for note in report.notes)
 
 
-def test_both_parts_compute_what_the_whole_does(golden: Any, export: Any, tmp_path: Path) -> None:
+def test_both_parts_compute_what_the_whole_does(export: Any, tmp_path: Path) -> None:
     bundle = export("detect", batch="1:1:2")
     folder = tmp_path / "parts"
     folder.mkdir()
     (folder / MODEL).write_bytes(bundle.model_path.read_bytes())
-    with parted(folder) as front:
+    with split_graph(folder, MODEL) as front:
         assert {i.name for i in onnx.load(front).graph.input} == {names.INPUT}
         engine = OnnxRuntimeEngine(front, threads=1)
     assert sorted(path.name for path in folder.iterdir()) == sorted([HEADS, MODEL])
-    images = [sample.image for sample in bundle.load_samples()]
-    feeds = feeds_of(images, bundle.inputs)
+    images = [image for part in bundle.load_samples() for image in part.images]
+    feeds = bundle.task.feeds(images)
     with OnnxRuntimeEngine(bundle.model_path, threads=1) as whole:
         expected = whole.run(feeds)
-    with DetectorParts(engine, folder / HEADS) as parts:
+    with SplitDetector(engine, folder / HEADS) as parts:
         assert {spec.name for spec in parts.outputs()} == set(expected)
         found = parts.run(feeds)
         assert len(found["scores"]) > 0
@@ -236,8 +233,8 @@ def test_profiles_that_the_graph_cannot_serve(
     assert not (tmp_path / "bundle").exists()
 
 
-def test_plugins_stand_for_the_same_row_moves(golden: Any, export: Any) -> None:
-    image = golden("svit_adapter").arrays["input_96x128"][:1]
+def test_plugins_stand_for_the_same_row_moves(detection_golden: Any, export: Any) -> None:
+    image = detection_golden("svit_adapter").arrays["input_96x128"][:1]
     found = []
     for name, plugins in (("plain", False), ("plugins", True)):
         for mode in ("dynamic", "budget"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from onnx import TensorProto, helper
 
-from svit_deploy.machine.tensorrt import ENTERPRISE, Library
 from svit_deploy.engines.tensorrt.packed import has_packed_attention, pack_attention
+from svit_deploy.machine.tensorrt import ENTERPRISE, Library
 from tests.engines.tensorrt.fake import make_module
 from tests.engines.tensorrt.fake.builder import Network
 from tests.engines.tensorrt.fake.runtime import DataType

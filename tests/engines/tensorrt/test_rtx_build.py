@@ -13,19 +13,19 @@ from pathlib import Path
 
 import pytest
 from onnx import helper
+from svit_deploy.export.onnx import ExportSettings, export_onnx
+from svit_deploy.models.random import init_checkpoint
 
 from svit_deploy.bundle.bundle import MODEL
-from svit_deploy.model.config import TokenMode
 from svit_deploy.engines.tensorrt.build import build_engine
 from svit_deploy.engines.tensorrt.settings import BuildSettings
 from svit_deploy.engines.tensorrt.sidecar import read_sidecar
 from svit_deploy.errors import CapabilityError, ExportError, UsageError
-from svit_deploy.export.onnx import ExportSettings, export_onnx
 from svit_deploy.io.files import hash_file
-from svit_deploy.models.random import init_checkpoint
+from svit_deploy.model.config import TokenMode
+from svit_deploy.model.profiles import Profile
 from svit_deploy.plugins import find_library
 from svit_deploy.plugins.build import build_plugins
-from svit_deploy.model.profiles import Profile
 
 pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="its wheels are for Linux here"),

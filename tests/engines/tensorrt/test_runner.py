@@ -16,11 +16,11 @@ from svit_deploy.engines.base import TensorSpec
 from svit_deploy.engines.tensorrt import binding, loading
 from svit_deploy.engines.tensorrt.build import build_engine
 from svit_deploy.engines.tensorrt.cuda import Cuda
-from svit_deploy.machine.tensorrt import TARGETS, load_library
 from svit_deploy.engines.tensorrt.runner import MAX_SHAPES, TensorRTEngine
 from svit_deploy.engines.tensorrt.sidecar import Gpu, Sidecar
 from svit_deploy.errors import CapabilityError, InputError, UsageError
 from svit_deploy.io.files import hash_file
+from svit_deploy.machine.tensorrt import TARGETS, load_library
 from svit_deploy.model.profiles import Profile
 from tests.engines.tensorrt.fake.cuda import Device, Error
 from tests.engines.tensorrt.fake.engines import (

@@ -18,10 +18,11 @@ from PIL import Image
 pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
-from svit_deploy import api
-from svit_deploy.bench import BenchSettings
-from svit_deploy.cli import main
 from svit_deploy.detection.bundle import DetectionBundle
+
+from svit_deploy import api
+from svit_deploy.bench.settings import BenchSettings
+from svit_deploy.cli import main
 from svit_deploy.errors import CapabilityError, InputError, UsageError
 
 SIZES = "64x64:96x128:256x256"

@@ -14,9 +14,10 @@ pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 pytest.importorskip("pycocotools")
 
-from svit_deploy import api
 from svit_deploy.detection.coco import GroundTruth
 from svit_deploy.detection.postprocess import Detections
+
+from svit_deploy import api
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.images.synthetic import paint_scene
 

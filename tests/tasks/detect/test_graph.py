@@ -11,14 +11,15 @@ import pytest
 
 pytest.importorskip("torch")
 
-from svit_deploy.model.config import TokenMode
 from svit_deploy.detection.config import SizeRange
 from svit_deploy.detection.graph.detector import DetectorGraph
 from svit_deploy.detection.postprocess import Detections, split_images
+from svit_deploy.models import Model, without_gates
+
 from svit_deploy.engines.base import Engine
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.graph.check import finish
-from svit_deploy.models import Model, without_gates
+from svit_deploy.model.config import TokenMode
 
 FREE = SizeRange.parse("64x64:96x128:256x256")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from svit_deploy.detection.matching import box_iou, match
 from svit_deploy.detection.postprocess import Detections, paste_masks, split_images
 

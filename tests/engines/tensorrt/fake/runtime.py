@@ -152,7 +152,12 @@ class ICudaEngine:
     def __init__(self, runtime: Runtime, plan: Plan) -> None:
         self.runtime, self.plan = runtime, plan
         self.logger, self.device = runtime.logger, runtime.device
-        self.session = onnxruntime.InferenceSession(plan.onnx, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1  # tests run side by side
+        self.session = onnxruntime.InferenceSession(
+            plan.onnx, options, providers=["CPUExecutionProvider"]
+        )
+        self._inferred: dict[tuple[tuple[int, ...], ...], dict[str, tuple[int, ...]]] = {}
         graph = onnx.ModelProto.FromString(plan.onnx).graph
         self.inputs = [value.name for value in graph.input]
         self.outputs = [value.name for value in graph.output]
@@ -193,6 +198,18 @@ class ICudaEngine:
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
         return [tuple(shape) for shape in self.plan.profiles[profile_index][name]]
+
+    def infer_shapes(self, shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """Those of the outputs, seen of one run for inputs of given shapes."""
+        key = tuple(shapes[name] for name in self.inputs)
+        if key not in self._inferred:
+            feeds = {name: np.zeros(shape, nptype(self.types[name]))
+                     for name, shape in shapes.items()}  # fmt: skip
+            found = self.session.run(self.outputs, feeds)
+            self._inferred[key] = {
+                name: array.shape for name, array in zip(self.outputs, found, strict=True)
+            }
+        return self._inferred[key]
 
     def create_execution_context(self, strategy: Any = None) -> IExecutionContext | None:
         if "create_execution_context" in self.device.failures:
@@ -255,11 +272,7 @@ class IExecutionContext:
             return self.shapes[name]
         if name in self.engine.plan.data_dependent:
             return self.engine.shapes[name]
-        feeds = {
-            key: np.zeros(shape, nptype(self.engine.types[key]))
-            for key, shape in self.shapes.items()
-        }
-        return self.engine.session.run([name], feeds)[0].shape
+        return self.engine.infer_shapes(self.shapes)[name]
 
     def set_tensor_address(self, name: str, memory: int) -> bool:
         self.flushed &= self.addresses.get(name) == memory
