@@ -12,8 +12,7 @@ from svit_deploy.bench.settings import BenchSettings, Provenance
 from svit_deploy.bundle import Bundle
 from svit_deploy.bundle.manifest import UNNAMED
 from svit_deploy.errors import InputError, UsageError
-from svit_deploy.export.settings import images_of
-from svit_deploy.images import ImageSet
+from svit_deploy.images import ImageSet, images_of
 from svit_deploy.model.config import ModelConfig, Preprocess
 from svit_deploy.model.sizes import Size, SizeRange
 from svit_deploy.progress import Progress

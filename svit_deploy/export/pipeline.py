@@ -26,10 +26,10 @@ from svit_deploy.errors import UsageError
 from svit_deploy.export.budgets import choose_budgets
 from svit_deploy.export.engine import build_beside, engine_notes, rebuild
 from svit_deploy.export.record import describe_gates, manifest, metadata
-from svit_deploy.export.settings import ExportSettings, images_of
+from svit_deploy.export.settings import ExportSettings
 from svit_deploy.export.shapes import whole_batch
 from svit_deploy.graph.check import finish
-from svit_deploy.images import ImageSet, synthetic_images
+from svit_deploy.images import ImageSet, images_of, synthetic_images
 from svit_deploy.images.prepared import Prepared, groups
 from svit_deploy.loading.load import load_model
 from svit_deploy.machine.packages import require, require_torch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING
 
 from svit_deploy.errors import UsageError
 from svit_deploy.export.engine_settings import EngineOptions, EngineSettings
@@ -15,9 +15,8 @@ from svit_deploy.options import MAX_IMAGES, option
 
 if TYPE_CHECKING:
     from svit_deploy.images import ImageSet
-    from svit_deploy.progress import Progress
 
-__all__ = ["EngineOptions", "ExportSettings", "images_of"]
+__all__ = ["EngineOptions", "ExportSettings"]
 
 DEFAULT_TASK = "classify"
 MIN_OPSET, MAX_OPSET = 20, 23
@@ -152,27 +151,3 @@ class ExportSettings(EngineSettings, LoadSettings):
         """The token mode, once it is chosen."""
         assert self.tokens is not None
         return self.tokens
-
-
-@overload
-def images_of(value: None, limit: int, progress: Progress, labels: Path | None = None) -> None: ...
-@overload
-def images_of(
-    value: Path | ImageSet, limit: int, progress: Progress, labels: Path | None = None
-) -> ImageSet: ...
-def images_of(
-    value: Path | ImageSet | None, limit: int, progress: Progress, labels: Path | None = None
-) -> ImageSet | None:
-    """The images of a settings' field, at most `limit`; loaded unless they are already.
-
-    Raises:
-        InputError: see `load_images`.
-    """
-    from svit_deploy.images import load_images
-
-    if value is None:
-        return None
-    if not isinstance(value, Path):
-        return value[:limit] if len(value) > limit else value
-    progress.update(f"reading {value.name}", 0)
-    return load_images(value, labels=labels, limit=limit)

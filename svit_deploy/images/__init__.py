@@ -3,9 +3,17 @@
 from svit_deploy.images.sets import (
     PICTURE_SUFFIXES,
     ImageSet,
+    images_of,
     load_images,
     read_picture,
     synthetic_images,
 )
 
-__all__ = ["PICTURE_SUFFIXES", "ImageSet", "load_images", "read_picture", "synthetic_images"]
+__all__ = [
+    "PICTURE_SUFFIXES",
+    "ImageSet",
+    "images_of",
+    "load_images",
+    "read_picture",
+    "synthetic_images",
+]

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -18,6 +18,7 @@ from svit_deploy.images.preprocess import denormalise, normalise, resize_and_cro
 from svit_deploy.images.synthetic import paint_scene
 from svit_deploy.io.npz import read_npz, reason
 from svit_deploy.model.config import Preprocess
+from svit_deploy.progress import Progress
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 # What a file holds decides, not its name: without this list Pillow would also try formats that
@@ -117,6 +118,28 @@ def load_images(path: Path, *, labels: Path | None = None, limit: int | None = N
             f"give a folder, an .npz, or a picture ({', '.join(PICTURE_SUFFIXES)})",
         )
     raise InputError(f"image path {path} does not exist", "give a folder, a picture or an .npz")
+
+
+@overload
+def images_of(value: None, limit: int, progress: Progress, labels: Path | None = None) -> None: ...
+@overload
+def images_of(
+    value: Path | ImageSet, limit: int, progress: Progress, labels: Path | None = None
+) -> ImageSet: ...
+def images_of(
+    value: Path | ImageSet | None, limit: int, progress: Progress, labels: Path | None = None
+) -> ImageSet | None:
+    """The images of a settings' field, at most `limit`; loaded unless they are already.
+
+    Raises:
+        InputError: see `load_images`.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, Path):
+        return value[:limit] if len(value) > limit else value
+    progress.update(f"reading {value.name}", 0)
+    return load_images(value, labels=labels, limit=limit)
 
 
 def synthetic_images(count: int, image_size: tuple[int, int], *, seed: int = 0) -> ImageSet:

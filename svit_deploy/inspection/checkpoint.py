@@ -19,7 +19,7 @@ from svit_deploy.loading.layout import (
     strip_backbone,
     to_canonical,
 )
-from svit_deploy.loading.load import build_model, which_family
+from svit_deploy.loading.load import build_model, check_task, which_family
 from svit_deploy.loading.presets import PRESETS
 from svit_deploy.methods.families import FAMILIES, Family
 from svit_deploy.model.arch import Arch
@@ -129,6 +129,7 @@ def _describe(checkpoint: Checkpoint, found: _Found) -> None:
     keys = detect_family(tensors)
     served = [TASKS[name] for name in keys.backbone.tasks]
     tasks = [task for task in served if has_heads(tensors, task)]
+    check_task(tensors, keys, tasks[-1])
     dims = infer_dims(tensors, keys, tasks[-1])
     found.preset = recognise(dims)
     found.family, found.candidates = which_family(keys.name, args)

@@ -74,7 +74,7 @@ def build_model(
     overrides, wanted = dict(overrides or {}), task_named(task)
     args = checkpoint.training_args if checkpoint else {}
     family = detect_family(tensors)
-    _check_task(tensors, family, wanted)
+    check_task(tensors, family, wanted)
     dims = infer_dims(tensors, family, wanted)
     weights = to_canonical(tensors, dims, wanted)
     candidates: tuple[str, ...] = ()
@@ -108,7 +108,7 @@ def which_family(family: str, args: Mapping[str, Any]) -> tuple[str, tuple[str, 
     return family, (family, *(other.name for other in others)) if others else ()
 
 
-def _check_task(tensors: Mapping[str, np.ndarray], family: Family, task: Task) -> None:
+def check_task(tensors: Mapping[str, np.ndarray], family: Family, task: Task) -> None:
     """Raises InputError for weights that are not of a model for the task."""
     served = family.backbone.tasks
     if task.name not in served:

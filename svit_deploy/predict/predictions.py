@@ -13,8 +13,7 @@ from svit_deploy.bundle import Bundle
 from svit_deploy.engines.base import Engine
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.errors import InputError
-from svit_deploy.export.settings import images_of
-from svit_deploy.images import ImageSet
+from svit_deploy.images import ImageSet, images_of
 from svit_deploy.images.overlay import beside, overlay, survival_map, with_legend
 from svit_deploy.images.prepared import Prepared
 from svit_deploy.images.preprocess import denormalise

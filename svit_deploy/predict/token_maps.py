@@ -11,7 +11,7 @@ from PIL import Image
 from svit_deploy.bundle import Bundle
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.errors import ExportError, InputError
-from svit_deploy.export.settings import images_of
+from svit_deploy.images import images_of
 from svit_deploy.images.overlay import (
     beside,
     contact_sheet,

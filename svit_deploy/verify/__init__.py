@@ -7,4 +7,3 @@ Three kinds of runs, all of the exported graph:
 2. as shipped: which decisions differ and by what margin, then what comes out (`parity`);
 3. behaviour: alone and in a batch, repeated, all tokens kept, none kept (`behaviour`).
 """
-

@@ -6,7 +6,7 @@ from typing import Any
 
 from svit_deploy.bundle import Bundle
 from svit_deploy.errors import UsageError
-from svit_deploy.export.settings import images_of
+from svit_deploy.images import images_of
 from svit_deploy.machine.packages import require, require_torch
 from svit_deploy.progress import SILENT, Progress
 from svit_deploy.verify.behaviour import check_behaviour

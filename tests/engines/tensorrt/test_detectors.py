@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,13 @@ from svit_deploy.errors import InputError, UsageError
 from svit_deploy.tasks.detect.detections import OUTPUTS
 from svit_deploy.tasks.detect.graph import cut_names
 from svit_deploy.tasks.detect.split import HEADS, SplitDetector, split_graph
+from svit_deploy.verify.settings import VerifySettings
 from tests.engines.tensorrt.fake.cuda import Device
 from tests.engines.tensorrt.fake.engines import install
 
 SIZES = "64x64:96x128:256x256"
 CHECKPOINTS = {"backbone": "svit_adapter", "detect": "svit_mask_rcnn"}
+VERIFY = VerifySettings(threads=1, repeats=2)
 QUICK = BenchSettings(warmup_s=0, duration_s=0, min_samples=4, threads=1)
 RTX = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
@@ -38,25 +41,30 @@ RTX = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def export(detection_golden: Any, tmp_path: Path) -> Callable[..., Bundle]:
-    def make(task: str, mode: str = "budget", name: str = "bundle", **options: Any) -> Any:
+@pytest.fixture(scope="module")
+def graph(detection_golden: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Bundle]:
+    """A golden's graph for engines, which take one image at a time; each exported once."""
+
+    @cache
+    def make(task: str, mode: str = "budget", batch: str = "1", **options: Any) -> Bundle:
         budget = "0.9,0.7,0.5" if mode == "budget" else None
         known = {"image_size": SIZES, "budget": budget, "overrides": {"num_heads": "6"}}
         path = detection_golden(CHECKPOINTS[task]).path
-        return api.export(path, tmp_path / name, task=task, tokens=mode, **known | options)
+        folder = tmp_path_factory.mktemp(f"{task}-{mode}") / "bundle"
+        return api.export(path, folder, task=task, tokens=mode, batch=batch, **known | options)
 
     return make
 
 
 @pytest.fixture
 def on_fake(
-    export: Any, fake_process: Any, monkeypatch: pytest.MonkeyPatch
+    graph: Any, fake_process: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., Bundle]:
-    """Exports with an engine of the fake library, which runs it afterwards."""
+    """A golden with an engine of the fake library, which runs it afterwards."""
 
-    def make(task: str, mode: str = "budget", **options: Any) -> Bundle:
-        bundle = export(task, mode, **{"target": "tensorrt", **options})
+    def make(task: str, mode: str = "budget", batch: str = "1", **options: Any) -> Bundle:
+        exported = graph(task, mode, batch, **options)
+        bundle = api.export(exported.path, tmp_path / "bundle", target="tensorrt", batch=batch)
         install(monkeypatch, Device())
         return bundle
 
@@ -64,24 +72,30 @@ def on_fake(
 
 
 @pytest.mark.parametrize(
-    ("task", "mode", "options"),
+    ("task", "mode", "batch", "options", "live"),
     [
-        ("backbone", "budget", {}),
-        ("backbone", "dense", {"batch": "1:1:2"}),
-        ("backbone", "dynamic", {"gate_outputs": False}),
-        ("detect", "budget", {"batch": "1:1:2"}),
-        ("detect", "dense", {"precision": "fp16"}),
-        ("detect", "masked", {"gate_outputs": False}),
+        ("backbone", "budget", "1", {}, False),
+        ("backbone", "dense", "1:1:2", {}, True),
+        ("backbone", "dynamic", "1", {"gate_outputs": False}, False),
+        ("detect", "budget", "1:1:2", {}, True),
+        ("detect", "dense", "1", {"precision": "fp16"}, False),
+        ("detect", "masked", "1", {"gate_outputs": False}, False),
     ],
 )
 def test_verify_runs_the_engine(
-    golden: Any, on_fake: Any, task: str, mode: str, options: dict[str, Any]
+    detection_golden: Any,
+    on_fake: Any,
+    task: str,
+    mode: str,
+    batch: str,
+    options: dict[str, Any],
+    live: bool,
 ) -> None:
-    bundle = on_fake(task, mode, **options)
-    for report in (
-        api.verify(bundle.path, threads=1),
-        api.verify(bundle.path, against=golden(CHECKPOINTS[task]).path, threads=1),
-    ):
+    """Against what was recorded, and where `live` against the checkpoint too."""
+    bundle = on_fake(task, mode, batch, **options)
+    checkpoint = detection_golden(CHECKPOINTS[task]).path
+    for against in (None, checkpoint) if live else (None,):
+        report = api.verify(bundle.path, VERIFY, against=against)
         assert report.passed, report.verdict
         runs_engine = mode == "dense" or bundle.has_gate_outputs
         assert report.engine["runtime"] == ("tensorrt" if runs_engine else "onnxruntime")
@@ -94,8 +108,7 @@ def test_verify_runs_the_engine(
 
 def test_a_wrong_engine_is_refused(on_fake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """One decision turned in what the engine gives; and its proposals shifted."""
-    bundle = on_fake("detect")
-    right = Bundle.with_rest
+    bundle = on_fake("detect", batch="1:1:2")
 
     class Wrong(SplitDetector):
         change: Callable[[dict[str, np.ndarray]], None]
@@ -117,11 +130,9 @@ def test_a_wrong_engine_is_refused(on_fake: Any, monkeypatch: pytest.MonkeyPatch
     for change, check in ((turn, "keep mask follows the margins"), (shift, "detections")):
         Wrong.change = staticmethod(change)
         monkeypatch.setattr(Bundle, "with_rest", lambda b, e: Wrong(e, b.path / HEADS))
-        report = api.verify(bundle.path, threads=1)
+        report = api.verify(bundle.path, VERIFY)
         assert not report.passed
         assert check in [c.name for c in report.checks if not c.passed]
-    monkeypatch.setattr(Bundle, "with_rest", right)
-    assert api.verify(bundle.path, threads=1).passed
 
 
 def test_an_engine_that_flips_a_decision_is_held_to_its_graph(
@@ -144,15 +155,15 @@ def test_an_engine_that_flips_a_decision_is_held_to_its_graph(
             return {"boxes": found["boxes"] + np.float32(5)}
 
     monkeypatch.setattr(Bundle, "with_rest", lambda b, e: Flipped(e, b.path / HEADS))
-    report = api.verify(bundle.path, threads=1)
+    report = api.verify(bundle.path, VERIFY)
     checks = {check.name: check.passed for check in report.checks}
     assert checks["gate decisions"] and checks["detections"]
     assert not checks["engine follows its graph"]
     assert any("2 of 2 images flipped a decision" in note for note in report.notes)
 
 
-def test_both_parts_compute_what_the_whole_does(export: Any, tmp_path: Path) -> None:
-    bundle = export("detect", batch="1:1:2")
+def test_both_parts_compute_what_the_whole_does(graph: Any, tmp_path: Path) -> None:
+    bundle = graph("detect", batch="1:1:2")
     folder = tmp_path / "parts"
     folder.mkdir()
     (folder / MODEL).write_bytes(bundle.model_path.read_bytes())
@@ -191,27 +202,37 @@ def test_bench_and_predict_run_the_engine(on_fake: Any, tmp_path: Path, task: st
     assert (tmp_path / "found" / "predictions.json") in files
 
 
-def test_the_heads_say_where_they_run(on_fake: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_heads_say_where_they_run(
+    detection_golden: Any,
+    fake_process: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Of a checkpoint that is exported and built at once."""
+    bundle = api.export(
+        detection_golden(CHECKPOINTS["detect"]).path, tmp_path / "bundle",
+        task="detect", target="tensorrt", tokens="dense", image_size=SIZES,
+        overrides={"num_heads": "6"},
+    )  # fmt: skip
+    install(monkeypatch, Device())
     caplog.set_level(logging.INFO)
-    with on_fake("detect").load_engine() as engine:
+    with bundle.load_engine() as engine:
         heads = engine.description["heads"]
         assert heads["runtime"] == "onnxruntime"
         assert ("run on the CPU" in caplog.text) == (heads["provider"] == "CPUExecutionProvider")
         assert {spec.name for spec in engine.outputs()} >= set(OUTPUTS)
 
 
-def test_a_bundle_gets_an_engine_afterwards(
-    export: Any, fake_process: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    first = export("detect")
-    built = api.export(first.path, tmp_path / "built", target="tensorrt")
+def test_a_bundle_gets_an_engine_afterwards(on_fake: Any, graph: Any) -> None:
+    assert graph("detect").engine_path is None
+    built = on_fake("detect")
     assert built.engine_path is not None and HEADS in built.manifest["files"]
     (profile,) = read_sidecar(built.engine_path).profiles
     assert (profile.min, profile.opt, profile.max) == (
         (1, 3, 64, 64), (1, 3, 96, 128), (1, 3, 256, 256)
     )  # fmt: skip
-    install(monkeypatch, Device())
-    assert api.verify(built.path, threads=1).passed
+    assert api.verify(built.path, VERIFY).passed
     (built.path / HEADS).unlink()
     with pytest.raises(InputError, match=r"heads\.onnx is missing from the bundle"):
         api.verify(built.path)
@@ -225,26 +246,26 @@ def test_a_bundle_gets_an_engine_afterwards(
     ],
 )
 def test_profiles_that_the_graph_cannot_serve(
-    export: Any, fake_process: Any, tmp_path: Path, shape: str, words: str
+    graph: Any, fake_process: Any, tmp_path: Path, shape: str, words: str
 ) -> None:
     shapes = {f"{kind}_shapes": [shape] for kind in ("min", "opt", "max")}
     with pytest.raises(UsageError, match=words):
-        export("backbone", target="tensorrt", **shapes)
+        api.export(graph("backbone").path, tmp_path / "bundle", target="tensorrt", **shapes)
     assert not (tmp_path / "bundle").exists()
 
 
-def test_plugins_stand_for_the_same_row_moves(detection_golden: Any, export: Any) -> None:
+def test_plugins_stand_for_the_same_row_moves(detection_golden: Any, graph: Any) -> None:
     image = detection_golden("svit_adapter").arrays["input_96x128"][:1]
-    found = []
-    for name, plugins in (("plain", False), ("plugins", True)):
-        for mode in ("dynamic", "budget"):
-            bundle = export("backbone", mode, name=f"{name}-{mode}", plugins=plugins)
+    for mode in ("dynamic", "budget"):
+        found = []
+        for plugins in (False, True):
+            bundle = graph("backbone", mode, plugins=plugins)
             with OnnxRuntimeEngine(bundle.model_path, threads=1) as engine:
                 found.append(engine.run({names.INPUT: image}))
             nodes = {node.op_type for node in bundle.load_model().graph.node}
             assert ("SvitGather" in nodes) == plugins
             assert not (plugins and {"NonZero", "ScatterND"} & nodes)
-    for plain, plugin in zip(found[:2], found[2:], strict=True):
+        plain, plugin = found
         assert all(plain[name].tobytes() == plugin[name].tobytes() for name in plain)
 
 
