@@ -86,7 +86,7 @@ class ForcedDecisions(ForcedKeep):
     """Feeds every gate its own mask, for one image at a time."""
 
     def __init__(self, engine: OnnxRuntimeEngine, config: ModelConfig) -> None:
-        self.engine = engine
+        self.engine = engine  # not ForcedKeep's own: each gate has its own share
         self.masks = {names.decision_name(g): spread(config, g) for g in range(config.num_gates)}
         self.decisions = tuple(self.masks)
 

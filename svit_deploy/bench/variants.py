@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from svit_deploy import names
 from svit_deploy.bench.settings import KEEP, WORST_CASE
 from svit_deploy.bundle import Bundle
-from svit_deploy.engines.base import Engine, TensorSpec
+from svit_deploy.engines.base import Engine, TensorSpec, Wrapped
 from svit_deploy.graph.edit import add_outputs, force_values, set_scalars
 
 SWEEP = (0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0)
@@ -47,11 +46,12 @@ def variants(
     return {WORST_CASE: worst_case} | {f"{KEEP}{share}": kept(share) for share in SWEEP}
 
 
-class ForcedKeep(Engine):
+class ForcedKeep(Wrapped):
     """An engine whose gates keep a given share of tokens, evenly spread, in every image."""
 
     def __init__(self, engine: Engine, decisions: Sequence[str], tokens: int, share: float) -> None:
-        self.engine, self.decisions = engine, tuple(decisions)
+        super().__init__(engine)
+        self.decisions = tuple(decisions)
         kept = np.linspace(0, tokens - 1, max(1, round(share * tokens))).round().astype(int)
         self.mask = np.zeros(tokens, bool)
         self.mask[kept] = True
@@ -59,19 +59,9 @@ class ForcedKeep(Engine):
     def inputs(self) -> tuple[TensorSpec, ...]:
         return tuple(spec for spec in self.engine.inputs() if spec.name not in self.decisions)
 
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self.engine.outputs()
-
     def run(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
         batch = len(next(iter(feeds.values())))
         mask = np.tile(self.mask, (batch, 1))
         return self.engine.run({**feeds, **dict.fromkeys(self.decisions, mask)}, outputs)
-
-    def close(self) -> None:
-        self.engine.close()
-
-    @property
-    def description(self) -> dict[str, Any]:
-        return self.engine.description

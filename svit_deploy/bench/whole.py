@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from svit_deploy.engines.base import Engine, RunTimes, TensorSpec
+from svit_deploy.engines.base import Engine, RunTimes, TensorSpec, Wrapped
 from svit_deploy.images.prepared import Prepared
 from svit_deploy.names import INPUT
 from svit_deploy.tasks import Task
@@ -18,23 +17,21 @@ def of_images_alone(engine: Engine, task: Task) -> Engine:
     return engine if task.inputs == (INPUT,) else WholeImages(engine, task)
 
 
-class WholeImages(Engine):
+class WholeImages(Wrapped):
     """An engine that is given images alone: they fill their whole size, and are not rescaled.
 
     What else it asks for is what its task feeds with such images.
     """
 
     def __init__(self, engine: Engine, task: Task) -> None:
-        self.engine, self.task = engine, task
+        super().__init__(engine)
+        self.task = task
         asked = {spec.name for spec in engine.inputs()}
         self._added = tuple(n for n in task.inputs if n != INPUT and n in asked)
         self._known: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
 
     def inputs(self) -> tuple[TensorSpec, ...]:
         return tuple(spec for spec in self.engine.inputs() if spec.name not in self._added)
-
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self.engine.outputs()
 
     def run(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
@@ -49,13 +46,6 @@ class WholeImages(Engine):
             self._known[shape] = {name: feeds[name] for name in self._added}
         return self._known[shape]
 
-    def close(self) -> None:
-        self.engine.close()
-
     @property
     def last_times(self) -> RunTimes | None:
         return self.engine.last_times
-
-    @property
-    def description(self) -> dict[str, Any]:
-        return self.engine.description

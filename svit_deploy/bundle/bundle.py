@@ -229,7 +229,7 @@ def _check_contents(bundle: Bundle) -> None:
     if not 1 <= batch["min"] <= batch["opt"] <= batch["max"]:
         raise ValueError(f"the batch range {batch} is out of order")
     if manifest["precision"] not in bundle.task.limits:
-        raise ValueError(f"precision {manifest['precision']!r:.80} of a {bundle.task.name}")
+        raise ValueError(f"precision {manifest['precision']!r:.80} of --task {bundle.task.name}")
     rest = bundle.task.engine_files if bundle.split else ()
     for name in (MODEL, REFERENCE, manifest["engine"], *rest):
         if name is not None and name not in manifest["files"]:

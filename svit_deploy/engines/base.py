@@ -101,6 +101,26 @@ class Engine(abc.ABC):
         self.close()
 
 
+class Wrapped(Engine):
+    """An engine around another; a subclass says what it does to a run, and to what is fed."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return self.engine.inputs()
+
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self.engine.outputs()
+
+    def close(self) -> None:
+        self.engine.close()
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return self.engine.description
+
+
 def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, np.ndarray]) -> None:
     """Checks names, types, ranks and fixed sizes before native code sees the arrays.
 

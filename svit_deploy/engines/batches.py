@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from svit_deploy.engines.base import Engine, TensorSpec
+from svit_deploy.engines.base import Engine, Wrapped
 
 
-class Batches(Engine):
+class Batches(Wrapped):
     """Splits a batch that is too large for an engine, and fills one up that is too small.
 
     Args:
@@ -19,13 +18,8 @@ class Batches(Engine):
     """
 
     def __init__(self, engine: Engine, smallest: int, largest: int) -> None:
-        self.engine, self.smallest, self.largest = engine, smallest, largest
-
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self.engine.inputs()
-
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self.engine.outputs()
+        super().__init__(engine)
+        self.smallest, self.largest = smallest, largest
 
     def run(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
@@ -47,10 +41,3 @@ class Batches(Engine):
         }
         found = self.engine.run(filled, outputs)
         return {name: array[:size] for name, array in found.items()}
-
-    def close(self) -> None:
-        self.engine.close()
-
-    @property
-    def description(self) -> dict[str, Any]:
-        return self.engine.description

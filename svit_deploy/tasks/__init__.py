@@ -6,9 +6,10 @@ from svit_deploy.errors import UsageError
 from svit_deploy.tasks.classify import Classify
 from svit_deploy.tasks.detect import Detect
 from svit_deploy.tasks.features import Features
-from svit_deploy.tasks.task import Part, Task
+from svit_deploy.tasks.runs import Part, Runs
+from svit_deploy.tasks.task import Task
 
-__all__ = ["TASKS", "Part", "Task", "task_named"]
+__all__ = ["TASKS", "Part", "Runs", "Task", "task_named"]
 
 TASKS: dict[str, Task] = {task.name: task for task in (Classify(), Features(), Detect())}
 

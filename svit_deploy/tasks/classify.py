@@ -25,7 +25,8 @@ from svit_deploy.tasks.recorded import (
     restore_selection,
     wanted_selection,
 )
-from svit_deploy.tasks.task import Arrays, Judgement, Part, StageLimit, Task
+from svit_deploy.tasks.runs import Judgement, Part, Runs, StageLimit
+from svit_deploy.tasks.task import Arrays, Task
 
 if TYPE_CHECKING:
     from svit_deploy.backbones.reference import BackboneReference
@@ -139,51 +140,36 @@ class Classify(Task):
     def stages(self, limits: Any, alone: bool) -> list[StageLimit]:
         return [StageLimit("head", names.LOGITS, limits.head if alone else limits.logits)]
 
-    def stage_errors(
-        self, actual: Sequence[Outputs], expected: Sequence[Outputs]
-    ) -> dict[str, float]:
-        return {names.LOGITS: _error(actual, expected)}
+    def stage_errors(self, runs: Runs) -> dict[str, float]:
+        return {names.LOGITS: _error(runs)}
 
-    def compare(
-        self,
-        actual: Sequence[Outputs],
-        expected: Sequence[Outputs],
-        config: ModelConfig,
-        limits: Any,
-    ) -> tuple[bool, str]:
-        error = _error(actual, expected)
-        if error > limits.logits:
-            return False, f"logits differ by {error:.2g} (limit {limits.logits:.2g})"
-        return True, f"logits within {error:.2g}, limit {limits.logits:.2g}"
+    def compare(self, runs: Runs) -> tuple[bool, str]:
+        error = _error(runs)
+        if error > runs.limits.logits:
+            return False, f"logits differ by {error:.2g} (limit {runs.limits.logits:.2g})"
+        return True, f"logits within {error:.2g}, limit {runs.limits.logits:.2g}"
 
     def finite(self, outputs: Outputs) -> bool:
         return bool(np.isfinite(outputs[names.LOGITS]).all())
 
-    def judge(
-        self,
-        shown: Sequence[Outputs],
-        actual: Sequence[Outputs],
-        expected: Sequence[Outputs],
-        config: ModelConfig,
-        limits: Any,
-    ) -> Judgement:
+    def judge(self, shown: Sequence[Outputs], runs: Runs) -> Judgement:
         """Logits and classes of the whole model."""
         broken = np.array([not self.finite(outputs) for outputs in shown])
-        error = _error(actual, expected)
-        wanted = stack(expected, names.LOGITS)
+        error = _error(runs)
+        wanted = stack(runs.expected, names.LOGITS)
         result = Judgement(results={"logits_error": error})
-        detail = f"error {error:.2g}, limit {limits.logits:.2g}"
+        detail = f"error {error:.2g}, limit {runs.limits.logits:.2g}"
         if broken.any():
             detail = f"NaN or infinity in {broken.sum()} of {len(broken)} images"
-        result.checks.append(("logits", error <= limits.logits and not broken.any(), detail))
+        result.checks.append(("logits", error <= runs.limits.logits and not broken.any(), detail))
         top1 = wanted.argmax(1)
-        agree = stack(actual, names.LOGITS).argmax(1) == top1
+        agree = stack(runs.actual, names.LOGITS).argmax(1) == top1
         shown_agree = stack(shown, names.LOGITS).argmax(1) == top1
         # Two classes within rounding of each other are a near tie too.
         ranked = np.sort(wanted, axis=1)
         lead = ranked[:, -1] - ranked[:, -2] if ranked.shape[1] > 1 else np.inf
-        clear = np.broadcast_to(lead > 2 * limits.logits * max(1.0, rms(wanted)), agree.shape)
-        holds = bool(agree[clear].mean() >= limits.top1) if clear.any() else True
+        clear = np.broadcast_to(lead > 2 * runs.limits.logits * max(1.0, rms(wanted)), agree.shape)
+        holds = bool(agree[clear].mean() >= runs.limits.top1) if clear.any() else True
         detail = (
             f"{shown_agree.mean():.2%} of {len(agree)} image{'s' * (len(agree) > 1)}, "
             f"{agree[clear].sum()} of {clear.sum()} with a clear winner"
@@ -212,7 +198,7 @@ class Classify(Task):
         )
 
 
-def _error(actual: Sequence[Outputs], expected: Sequence[Outputs]) -> float:
-    if not expected:
+def _error(runs: Runs) -> float:
+    if not runs.expected:
         return 0.0
-    return logits_error(stack(actual, names.LOGITS), stack(expected, names.LOGITS))
+    return logits_error(stack(runs.actual, names.LOGITS), stack(runs.expected, names.LOGITS))

@@ -30,7 +30,8 @@ from svit_deploy.tasks.recorded import (
     restore_selection,
     wanted_selection,
 )
-from svit_deploy.tasks.task import Arrays, Judgement, Part, StageLimit, Task
+from svit_deploy.tasks.runs import Judgement, Part, Runs, StageLimit
+from svit_deploy.tasks.task import Arrays, Task
 
 if TYPE_CHECKING:
     from svit_deploy.backbones.reference import BackboneReference
@@ -217,48 +218,33 @@ class Features(Task):
         limit = limits.stage if alone else limits.features
         return [StageLimit(f"features of {_label(name)}", name, limit) for name in FEATURES]
 
-    def stage_errors(
-        self, actual: Sequence[Outputs], expected: Sequence[Outputs]
-    ) -> dict[str, float]:
-        return feature_errors(actual, expected)
+    def stage_errors(self, runs: Runs) -> dict[str, float]:
+        return feature_errors(runs)
 
-    def compare(
-        self,
-        actual: Sequence[Outputs],
-        expected: Sequence[Outputs],
-        config: ModelConfig,
-        limits: Any,
-    ) -> tuple[bool, str]:
-        errors = feature_errors(actual, expected)
+    def compare(self, runs: Runs) -> tuple[bool, str]:
+        errors = feature_errors(runs)
         if not errors:
             return True, ""
         error = max(errors.values())
-        if not error <= limits.features:
-            return False, f"features differ by {error:.2g} (limit {limits.features:.2g})"
-        return True, f"features within {error:.2g}, limit {limits.features:.2g}"
+        if not error <= runs.limits.features:
+            return False, f"features differ by {error:.2g} (limit {runs.limits.features:.2g})"
+        return True, f"features within {error:.2g}, limit {runs.limits.features:.2g}"
 
     def finite(self, outputs: Outputs) -> bool:
         return all(np.isfinite(outputs[name]).all() for name in FEATURES if name in outputs)
 
-    def judge(
-        self,
-        shown: Sequence[Outputs],
-        actual: Sequence[Outputs],
-        expected: Sequence[Outputs],
-        config: ModelConfig,
-        limits: Any,
-    ) -> Judgement:
+    def judge(self, shown: Sequence[Outputs], runs: Runs) -> Judgement:
         """The feature maps of the whole model."""
-        errors = feature_errors(actual, expected)
+        errors = feature_errors(runs)
         result = Judgement(results={"features": errors})
         if not errors:
             return result
         broken = sum(not self.finite(outputs) for outputs in shown)
         worst = max(errors, key=lambda name: errors[name])
-        detail = f"largest error {errors[worst]:.2g} ({worst}), limit {limits.features:.2g}"
+        detail = f"largest error {errors[worst]:.2g} ({worst}), limit {runs.limits.features:.2g}"
         if broken:
             detail = f"NaN or infinity in {broken} of {len(shown)} images"
-        holds = errors[worst] <= limits.features and not broken
+        holds = errors[worst] <= runs.limits.features and not broken
         result.checks.append(("features", holds, detail))
         result.lines += [f"{name}: largest error {error:.2g}" for name, error in errors.items()]
         return result
@@ -276,10 +262,10 @@ def sample_cells(feature: np.ndarray, stride: int, image: Prepared) -> np.ndarra
     return np.ascontiguousarray(flat[:, cells_of(image.size, stride)])
 
 
-def feature_errors(actual: Sequence[Outputs], expected: Sequence[Outputs]) -> dict[str, float]:
+def feature_errors(runs: Runs) -> dict[str, float]:
     """The largest error of each feature map that both sides show."""
     errors: dict[str, float] = {}
-    for mine, theirs in zip(actual, expected, strict=True):
+    for mine, theirs in zip(runs.actual, runs.expected, strict=True):
         for name in FEATURES:
             if name in mine and name in theirs:
                 error = token_error(mine[name].T, theirs[name].T)

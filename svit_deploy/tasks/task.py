@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,58 +22,15 @@ from svit_deploy.images.prepared import Prepared
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import ModelConfig, Preprocess
 from svit_deploy.model.keys import Shape, Tensors
-from svit_deploy.model.result import Outputs, Result
+from svit_deploy.model.result import Outputs
 from svit_deploy.model.sizes import SizeRange
 from svit_deploy.tasks.limits import Limits
+from svit_deploy.tasks.runs import Judgement, Part, Runs, StageLimit
 
 if TYPE_CHECKING:
     from svit_deploy.backbones.reference import BackboneReference
 
 Arrays = dict[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Images of one size, and what the reference computes of them."""
-
-    images: tuple[Prepared, ...]
-    result: Result
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-
-@dataclass
-class Judgement:
-    """What a task says of a model's outputs.
-
-    Attributes:
-        checks: name, whether it holds, and what was seen, as `VerifyReport.check` takes them.
-        notes: what else a reader of the verdict should know.
-        results: JSON-able, for the report's results.
-        lines: what is printed above the gates.
-        summary: what is printed below the checks.
-    """
-
-    checks: list[tuple[str, bool, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    results: dict[str, Any] = field(default_factory=dict)
-    lines: list[str] = field(default_factory=list)
-    summary: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class StageLimit:
-    """A stage of the task's own, behind the backbone's blocks.
-
-    Attributes:
-        label: what the report calls it.
-        name: the graph's value.
-    """
-
-    label: str
-    name: str
-    limit: float
 
 
 class Task:
@@ -280,50 +236,29 @@ class Task:
         """Inner values that the task's heads are given by themselves, with their shapes."""
         return {}
 
-    def stage_errors(
-        self, actual: Sequence[Outputs], expected: Sequence[Outputs]
-    ) -> dict[str, float]:
-        """The error of each of `stages`, of a run on the reference's values."""
+    def stage_errors(self, runs: Runs) -> dict[str, float]:
+        """The error of each of `stages`; the first run was on the reference's values."""
         raise NotImplementedError
 
-    def judge_heads(
-        self,
-        actual: Sequence[Outputs],
-        expected: Sequence[Outputs],
-        config: ModelConfig,
-        limits: Any,
-    ) -> tuple[str, bool, str] | None:
+    def judge_heads(self, runs: Runs) -> tuple[str, bool, str] | None:
         """A check of the heads by themselves, where `stages` cannot tell."""
         return None
 
-    def compare(
-        self,
-        actual: Sequence[Outputs],
-        expected: Sequence[Outputs],
-        config: ModelConfig,
-        limits: Any,
-    ) -> tuple[bool, str]:
-        """Whether two runs of the same images on the same decisions agree, and that in words."""
+    def compare(self, runs: Runs) -> tuple[bool, str]:
+        """Whether two runs on the same decisions agree, and that in words."""
         raise NotImplementedError
 
     def finite(self, outputs: Outputs) -> bool:
         """Whether what came out is a number everywhere."""
         raise NotImplementedError
 
-    def judge(
-        self,
-        shown: Sequence[Outputs],
-        actual: Sequence[Outputs],
-        expected: Sequence[Outputs],
-        config: ModelConfig,
-        limits: Any,
-    ) -> Judgement:
+    def judge(self, shown: Sequence[Outputs], runs: Runs) -> Judgement:
         """The outputs of the whole model.
 
         Args:
             shown: of the file as it is.
-            actual: the same, but of images that flipped a decision on the reference's decisions.
-            expected: of the reference.
+            runs: the same beside the reference's; images that flipped a decision were run again,
+                on the reference's decisions.
         """
         raise NotImplementedError
 

@@ -16,6 +16,7 @@ from svit_deploy.graph.edit import add_outputs
 from svit_deploy.graph.half_precision import emulate_halves, inline_functions, view_in_float32
 from svit_deploy.images.prepared import Prepared
 from svit_deploy.model.result import Outputs, Result, Selected
+from svit_deploy.tasks import Runs
 from svit_deploy.verify.decisions import GateFlips, compare_selections, effective_keep
 from svit_deploy.verify.report import VerifyReport
 from svit_deploy.verify.settings import VerifySettings
@@ -174,6 +175,10 @@ class ModelUnderTest:
         few = HANDFUL + self.limits.turned * decisions
         return flipped <= few, f"{flipped} of {decisions}, at most {few:.0f} may"
 
+    def runs(self, actual: Sequence[Outputs], expected: Sequence[Outputs]) -> Runs:
+        """Two runs of the same images, as the task compares them."""
+        return Runs(actual, expected, self.config, self.limits)
+
     def compare_outputs(
         self, actual: Sequence[Outputs], expected: Sequence[Outputs]
     ) -> tuple[bool, str]:
@@ -184,7 +189,7 @@ class ModelUnderTest:
         most, said = self.task.together, []
         for start in range(0, max(len(expected), 1), most):
             part = slice(start, start + most)
-            ok, words = self.task.compare(actual[part], expected[part], self.config, self.limits)
+            ok, words = self.task.compare(self.runs(actual[part], expected[part]))
             if not ok:
                 return False, words
             said.append(words)

@@ -229,7 +229,7 @@ class Parity:
         forced = [outputs for part in self.parts for outputs in part.forced]
         expected = [outputs for part in self.parts for outputs in part.expected.outputs]
         images = [image for part in self.parts for image in part.images]
-        self.report.add(task.judge(shown, forced, expected, self.config, self.limits))
+        self.report.add(task.judge(shown, self.model.runs(forced, expected)))
         self.report.add(task.metrics(images, shown, expected, self.truth))
 
 

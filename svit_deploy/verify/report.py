@@ -14,7 +14,7 @@ from svit_deploy import __version__
 from svit_deploy.bundle import Bundle
 from svit_deploy.machine.environment import describe_environment
 from svit_deploy.tasks.limits import Limits
-from svit_deploy.tasks.task import Judgement
+from svit_deploy.tasks.runs import Judgement
 from svit_deploy.verify.decisions import GateFlips
 from svit_deploy.verify.words import decisions_in_words, number_of
 

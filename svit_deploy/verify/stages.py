@@ -70,7 +70,8 @@ class Stages:
             mine = actual[name] if self.packs else actual[name][there[name].ravel()]
             self._add(name, token_error(mine, value[there[name]]))
         found = task.read(actual, part.images)
-        for name, error in task.stage_errors(found, expected.outputs).items():
+        runs = self.model.runs(found, expected.outputs)
+        for name, error in task.stage_errors(runs).items():
             self._add(name, error)
         if self.fed_maps:
             inner = task.inner()  # is compared already, and large
@@ -84,7 +85,7 @@ class Stages:
 
     def judge(self) -> None:
         """Lists the stages in the order they run and names the first that differs."""
-        report, task, limits = self.model.report, self.model.task, self.model.limits
+        report, task = self.model.report, self.model.task
         stages = [
             Stage(label, self.errors[name], float(limit))
             for label, name, limit in self._limits()
@@ -104,7 +105,7 @@ class Stages:
         report.check(name, not wrong, detail)
         if self._heads:
             mine, theirs = ([pair[side] for pair in self._heads] for side in (0, 1))
-            heads = task.judge_heads(mine, theirs, self.model.config, limits)
+            heads = task.judge_heads(self.model.runs(mine, theirs))
             if heads is not None:
                 report.check(*heads)
 

@@ -31,7 +31,7 @@ from svit_deploy.methods.families import FAMILIES
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import TokenMode
 from svit_deploy.model.model import Model
-from svit_deploy.tasks import TASKS
+from svit_deploy.tasks import TASKS, Runs
 from svit_deploy.tasks.detect.keys import HeadDims
 from svit_deploy.tasks.reference import Reference
 from svit_deploy.verify.expected import LiveReference, StoredReference
@@ -133,12 +133,8 @@ def test_it_exports_verifies_and_equals_its_reference(exported, family, task, mo
     part = bundle.load_samples()[0]
     with OnnxRuntimeEngine(bundle.model_path, threads=1) as engine:
         outputs = engine.run(bundle.task.feeds(part.images))
-    ok, detail = bundle.task.compare(
-        bundle.task.read(outputs, part.images),
-        part.result.outputs,
-        bundle.config,
-        bundle.task.limits["fp32"],
-    )
+    found, limits = bundle.task.read(outputs, part.images), bundle.task.limits["fp32"]
+    ok, detail = bundle.task.compare(Runs(found, part.result.outputs, bundle.config, limits))
     assert ok, detail
 
 

@@ -42,7 +42,8 @@ from svit_deploy.tasks.features import FEATURES, Features
 from svit_deploy.tasks.limits import Limits
 from svit_deploy.tasks.numbers import DetectorNumbers
 from svit_deploy.tasks.recorded import Wanted
-from svit_deploy.tasks.task import Arrays, Judgement
+from svit_deploy.tasks.runs import Judgement, Runs
+from svit_deploy.tasks.task import Arrays
 
 if TYPE_CHECKING:
     from svit_deploy.backbones.reference import BackboneReference
@@ -170,52 +171,33 @@ class Detect(Features):
         width = config.embed_dim
         return {n: ("batch", width, f"rows_{n}", f"columns_{n}") for n in FEATURES}
 
-    def judge_heads(
-        self,
-        actual: Sequence[Outputs],
-        expected: Sequence[Outputs],
-        config: ModelConfig,
-        limits: Any,
-    ) -> tuple[str, bool, str] | None:
-        found = compare_detections(_pairs(actual, expected), config, limits)
-        wrong = faults(found, limits, config)
-        return "heads by themselves", not wrong, ", ".join(wrong) or in_words(found, limits)
+    def judge_heads(self, runs: Runs) -> tuple[str, bool, str] | None:
+        found = compare_detections(_pairs(runs), runs.config, runs.limits)
+        wrong = faults(found, runs.limits, runs.config)
+        return "heads by themselves", not wrong, ", ".join(wrong) or in_words(found, runs.limits)
 
-    def compare(
-        self,
-        actual: Sequence[Outputs],
-        expected: Sequence[Outputs],
-        config: ModelConfig,
-        limits: Any,
-    ) -> tuple[bool, str]:
-        ok, words = super().compare(actual, expected, config, limits)
-        found = compare_detections(_pairs(actual, expected), config, limits)
+    def compare(self, runs: Runs) -> tuple[bool, str]:
+        ok, words = super().compare(runs)
+        found = compare_detections(_pairs(runs), runs.config, runs.limits)
         wrong = [] if ok else [words]
-        wrong += faults(found, limits, config)
+        wrong += faults(found, runs.limits, runs.config)
         said = [words] if words else []
-        return not wrong, ", ".join(wrong or [*said, in_words(found, limits)])
+        return not wrong, ", ".join(wrong or [*said, in_words(found, runs.limits)])
 
     def finite(self, outputs: Outputs) -> bool:
         known = [outputs[name] for name in (BOXES, SCORES, MASKS) if name in outputs]
         return super().finite(outputs) and all(np.isfinite(array).all() for array in known)
 
-    def judge(
-        self,
-        shown: Sequence[Outputs],
-        actual: Sequence[Outputs],
-        expected: Sequence[Outputs],
-        config: ModelConfig,
-        limits: Any,
-    ) -> Judgement:
-        result = super().judge(shown, actual, expected, config, limits)
+    def judge(self, shown: Sequence[Outputs], runs: Runs) -> Judgement:
+        result = super().judge(shown, runs)
         if not result.results["features"]:
             result.notes.append(
                 "a detector's engine does not show its feature maps; its decisions and its "
                 "detections are compared"
             )
-        found = compare_detections(_pairs(actual, expected), config, limits)
-        wrong = faults(found, limits, config)
-        detail = ", ".join(wrong) or in_words(found, limits)
+        found = compare_detections(_pairs(runs), runs.config, runs.limits)
+        wrong = faults(found, runs.limits, runs.config)
+        detail = ", ".join(wrong) or in_words(found, runs.limits)
         result.checks.append(("detections", not wrong, detail))
         result.results |= {"detections": asdict(found)}
         result.lines += describe(found)
@@ -255,9 +237,7 @@ def _class_names(given: object, classes: int) -> tuple[str, ...]:
     return tuple("".join(c if c.isprintable() else "?" for c in str(name)[:80]) for name in given)
 
 
-def _pairs(
-    actual: Sequence[Outputs], expected: Sequence[Outputs]
-) -> list[tuple[Detections, Detections]]:
+def _pairs(runs: Runs) -> list[tuple[Detections, Detections]]:
     """The detections of both sides, image by image."""
-    pairs = zip(actual, expected, strict=True)
+    pairs = zip(runs.actual, runs.expected, strict=True)
     return [(Detections.of(mine), Detections.of(theirs)) for mine, theirs in pairs]
