@@ -91,6 +91,13 @@ class Features(Task):
     def preprocess(self, arch: Arch) -> Preprocess:
         return Preprocess(arch.mean, arch.std, 1.0, "bilinear")
 
+    def check(self, config: ModelConfig) -> None:
+        if config.num_classes:
+            raise InputError(
+                f"num_classes is {config.num_classes}, and a backbone alone has no classes",
+                "use --task detect",
+            )
+
     # Images.
 
     def parse_sizes(self, text: str | None) -> SizeRange | None:

@@ -11,10 +11,12 @@ from rich.console import Console
 from svit_deploy.bench.plots import plot_sweep
 from svit_deploy.bench.printing import render
 from svit_deploy.errors import CapabilityError, UsageError
+from tests.bench.conftest import World
 
 
-@pytest.fixture
-def report(world):
+@pytest.fixture(scope="module")
+def report():
+    world = World()
     return world.bench(
         world.dense(),
         world.pruned(),

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from svit_deploy import api
+from svit_deploy.bench.settings import BenchSettings
 from svit_deploy.bundle import open_bundle
 from svit_deploy.errors import InputError
 
@@ -34,6 +35,7 @@ def test_it_is_of_the_version_that_it_says(old: Path) -> None:
     assert open_bundle(old).task.name == ("detect" if old.name == "detector" else "classify")
 
 
+@pytest.mark.slow
 def test_it_verifies_against_its_recorded_samples(old: Path) -> None:
     report = api.verify(old, threads=1)
     assert report.passed, report.verdict
@@ -61,3 +63,10 @@ def test_inspect_shows_its_gates(old: Path) -> None:
     facts = api.inspect(old).facts
     assert facts["tokens"]["mode"] == ("budget" if old.name == "detector" else "dynamic")
     assert [gate["block"] for gate in facts["gates"]] == list(range(3, 12))
+
+
+@pytest.mark.slow
+def test_bench_runs_it(old: Path) -> None:
+    quick = BenchSettings(warmup_s=0, duration_s=0, min_samples=2, threads=1)
+    (result,) = api.bench([old], settings=quick).results
+    assert result.kept is not None and result.kept.tokens == (24 if old.name == "detector" else 197)

@@ -21,7 +21,6 @@ from svit_deploy.tasks import TASKS
 from tests.export.running import LOGITS, assert_as_recorded, reference, run
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["svit_cls", "svit_cls_empty_gate"])
 def test_budgets_measured_on_the_very_images_are_exact(golden, export, name):
     found = golden(name)
@@ -33,7 +32,6 @@ def test_budgets_measured_on_the_very_images_are_exact(golden, export, name):
     assert not outputs["overflow"].any()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("budget", ["60", "0.25", "150,100,30", "1"])
 def test_a_budget_keeps_the_highest_margins(golden, export, budget):
     found = golden("svit_cls")

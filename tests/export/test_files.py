@@ -137,7 +137,6 @@ def test_a_failure_inside_leaves_nothing(golden, tmp_path, monkeypatch, where, s
     assert not list((tmp_path / "a").iterdir())
 
 
-@pytest.mark.slow
 def test_force_replaces_a_bundle_and_nothing_else(golden, tmp_path, monkeypatch):
     model, output = golden("deit").model, tmp_path / "bundle"
     output.mkdir()  # an empty folder is in nobody's way

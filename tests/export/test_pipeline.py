@@ -42,7 +42,6 @@ KEPT = {"all": (keep_all, -LARGEST), "none": (keep_none, LARGEST)}
 # --- parity with the official code -------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "mode"), EXPORTS)
 def test_golden(golden, export, name, mode):
     found = golden(name)
@@ -57,7 +56,6 @@ def test_golden(golden, export, name, mode):
     assert_as_recorded(found, recorded)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", PRUNING)
 def test_onnx_alone_defines_the_result(golden, export, mode):
     """ONNX's reference implementation agrees: nothing hangs on a habit of one runtime."""
@@ -68,7 +66,6 @@ def test_onnx_alone_defines_the_result(golden, export, mode):
     assert_as_recorded(found, outputs, slice(2))
 
 
-@pytest.mark.slow
 def test_the_dense_twin_has_no_gates(golden, export):
     found = golden("svit_cls")
     bundle = export("svit_cls", "dense")
@@ -91,7 +88,6 @@ def test_one_graph_runs_any_batch(golden, export, mode):
             assert_as_recorded(found, outputs, images)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", PRUNING)
 @pytest.mark.parametrize("kept", KEPT)
 def test_everything_or_nothing_kept(golden, export, mode, kept):

@@ -5,22 +5,26 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from svit_deploy.export.onnx import build_graph, export_model
 
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from svit_deploy.export.pipeline import build_graph, export_model
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.graph.half_precision import inline_functions
+from svit_deploy.model.budget import budgets_of
 from svit_deploy.model.config import TokenMode
-from svit_deploy.verify.expected import Recomputed
-from svit_deploy.verify.run import verify_bundle
+from svit_deploy.model.sizes import SizeRange
+from svit_deploy.verify.expected import LiveReference
+from svit_deploy.verify.run import verify_against
+from svit_deploy.verify.settings import VerifySettings
 
 NAMES = {"SvitCompact", "SvitGather", "SvitScatter"}
 
 
 def build(model, mode, plugins, precision="fp32"):
-    budgets = [9] * model.config.num_gates if mode == "budget" else ()
+    config = model.config
+    budgets = budgets_of(config, [9] * config.num_gates) if mode == "budget" else ()
     settings = ExportSettings(tokens=TokenMode(mode), precision=precision, plugins=plugins)
-    return build_graph(model, settings, budgets, {})
+    return build_graph(model, settings, budgets, SizeRange.single(config.image_size), {})
 
 
 def run(model, images):
@@ -81,6 +85,7 @@ def test_verify_takes_a_graph_with_plugins(golden, tmp_path, mode):
     budget = "0.7" if mode == "budget" else None
     settings = ExportSettings(tokens=TokenMode(mode), plugins=True, budget=budget)
     bundle = export_model(found.model, tmp_path / "out", settings)
-    report = verify_bundle(bundle, Recomputed(bundle, found.model, found.images))
+    reference = LiveReference(bundle, found.model, found.images)
+    report = verify_against(bundle, reference, VerifySettings(threads=1, repeats=2))
     assert report.passed, report.verdict
     assert any(stage.name == "block 3" for stage in report.stages)

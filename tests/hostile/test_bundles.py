@@ -204,7 +204,7 @@ def set_value(*path: Any) -> Callable[[Manifest], None]:
         (set_value("tokens", "budgets", [10**6] * 9), "budgets"),
         (set_value("tokens", "budgets", [True] * 9), "not a whole number"),
         (set_value("tokens", "gate_outputs", 1), "not true or false"),
-        (set_value("precision", "fp7"), "precision 'fp7' of a classify"),
+        (set_value("precision", "fp7"), "precision 'fp7' of --task classify"),
         (set_value("batch", "min", 0), "batch range"),
         (set_value("batch", "max", -1), "batch range"),
         (set_value("gates", []), "0 gates of 9"),

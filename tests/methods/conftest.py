@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from svit_deploy.export.onnx import export_model
-from svit_deploy.models import Model, build_model, load_model
-from svit_deploy.models.layout import to_official
-from svit_deploy.models.presets import Arch
-from svit_deploy.models.random import random_weights
 
-from svit_deploy.bundle import Bundle
+from svit_deploy.bundle.bundle import Bundle
+from svit_deploy.export.pipeline import export_model
 from svit_deploy.export.settings import ExportSettings
-from svit_deploy.images import ImageSet, synthetic_images
-from svit_deploy.methods import METHODS
+from svit_deploy.images.prepared import Prepared
+from svit_deploy.images.sets import ImageSet, synthetic_images
+from svit_deploy.loading.layout import to_official
+from svit_deploy.loading.load import build_model, load_model
+from svit_deploy.loading.random import random_weights
+from svit_deploy.methods.families import FAMILIES
+from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import TokenMode
+from svit_deploy.model.model import Model
+from svit_deploy.tasks import TASKS
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 TOLD = {
@@ -29,6 +32,8 @@ TOLD = {
     "evit_nofuse": {"fuse": "false"},  # the arguments in this container say otherwise
     "ats": {"family": "ats"},
     "tome": {"family": "tome", "r": "13"},
+    "lvvit": {"skip_lam": "2"},
+    "dynamicvit_lvvit": {"skip_lam": "2"},
 }
 
 MADE: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
@@ -50,6 +55,15 @@ class Recording:
         return self.arrays["input"]
 
     @property
+    def images(self) -> ImageSet:
+        names = tuple(f"input-{i}" for i in range(len(self.inputs)))
+        return ImageSet(self.inputs, names, None, "0" * 64, "npz")
+
+    @property
+    def prepared(self) -> list[Prepared]:
+        return [Prepared.whole(pixels) for pixels in self.inputs]
+
+    @property
     def keep_mask(self) -> np.ndarray:
         """`[B, G, N]`, without the class token."""
         return self.arrays["keep_masks"].transpose(1, 0, 2)
@@ -60,14 +74,20 @@ class Recording:
         return masks[:, :, config.prefix_tokens : config.num_tokens]
 
 
+def random_tensors(arch: Arch, seed: int, **changes: Any) -> dict[str, np.ndarray]:
+    """Random weights of an architecture, in its official layout."""
+    task = TASKS["classify"]
+    dims = replace(FAMILIES[arch.family].dims_from_arch(arch), **changes)
+    return to_official(random_weights(dims, task, np.random.default_rng(seed)), dims.family, task)
+
+
 def random_model(family: str, overrides: Mapping[str, str], **settings: Any) -> Model:
     """Random weights of a method: 24 channels, 3 heads, 56 pixels; Swin's 224."""
     swin = "depths" in settings
     size, patch = (224, 4) if swin else (56, 4)
     arch = Arch(family, 3, 24, 12, patch, (size, size), num_classes=5, settings=settings)
-    dims = METHODS[family].sketch(arch)
-    weights = to_official(random_weights(dims, np.random.default_rng(3)), dims.family)
-    return build_model(weights, overrides={"family": family, "num_heads": "3", **overrides})
+    overrides = {"family": family, "num_heads": "3", **overrides}
+    return build_model(random_tensors(arch, seed=3), overrides=overrides)
 
 
 @cache
@@ -99,13 +119,10 @@ def export_recording(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., 
 
     @cache
     def make(name: str, mode: str, shown: bool = True, **settings: str) -> Bundle:
-        inputs = load_recording(name).inputs
-        names = tuple(f"input-{i}" for i in range(len(inputs)))
-        images = ImageSet(inputs, names, None, "0" * 64, "npz")
+        found = load_recording(name)
         chosen = ExportSettings(
-            tokens=TokenMode(mode), calibration=images, gate_outputs=shown, **settings
+            tokens=TokenMode(mode), calibration=found.images, gate_outputs=shown, **settings
         )
-        output = tmp_path_factory.mktemp(name) / "bundle"
-        return export_model(load_recording(name).model, output, chosen)
+        return export_model(found.model, tmp_path_factory.mktemp(name) / "bundle", chosen)
 
     return make

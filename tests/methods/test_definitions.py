@@ -9,30 +9,32 @@ import math
 
 import numpy as np
 import pytest
-from svit_deploy.export.onnx import export_model
-from svit_deploy.models import Model, build_model
-from svit_deploy.models.layout import to_official
-from svit_deploy.models.presets import Arch
-from svit_deploy.models.random import random_weights
-
-from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
-from svit_deploy.export.settings import ExportSettings
-from svit_deploy.images import synthetic_images
-from svit_deploy.methods import METHODS
-from svit_deploy.model.config import TokenMode
-from svit_deploy.verify.expected import Recomputed
-from svit_deploy.verify.run import verify_bundle
-from svit_deploy.verify.settings import VerifySettings
 
 pytest.importorskip("torch")
+
+from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from svit_deploy.export.pipeline import export_model
+from svit_deploy.export.settings import ExportSettings
+from svit_deploy.images.sets import synthetic_images
+from svit_deploy.loading.layout import to_official
+from svit_deploy.loading.load import build_model
+from svit_deploy.loading.random import random_weights
+from svit_deploy.methods.families import FAMILIES
+from svit_deploy.model.arch import Arch
+from svit_deploy.model.config import TokenMode
+from svit_deploy.model.model import Model
+from svit_deploy.tasks import TASKS
+from svit_deploy.verify.expected import LiveReference
+from svit_deploy.verify.run import verify_against
+from svit_deploy.verify.settings import VerifySettings
 
 HEADS, PATCH, SIZE, DEPTH = 3, 8, 64, 7
 
 
 def small(family: str, overrides: dict[str, str], **settings: int) -> Model:
     arch = Arch(family, HEADS, 24, DEPTH, PATCH, (SIZE, SIZE), num_classes=5, settings=settings)
-    dims = METHODS[family].sketch(arch)
-    weights = to_official(random_weights(dims, np.random.default_rng(3)), dims.family)
+    dims, task = FAMILIES[family].dims_from_arch(arch), TASKS["classify"]
+    weights = to_official(random_weights(dims, task, np.random.default_rng(3)), dims.family, task)
     return build_model(weights, overrides={"family": family, "num_heads": "3", **overrides})
 
 
@@ -119,7 +121,7 @@ def check(model: Model, tmp_path, compute) -> None:
     images = synthetic_images(4, (SIZE, SIZE))
     settings = ExportSettings(tokens=TokenMode.STATIC, calibration=images)
     bundle = export_model(model, tmp_path / "bundle", settings)
-    report = verify_bundle(bundle, Recomputed(bundle, model, None), VerifySettings(threads=1))
+    report = verify_against(bundle, LiveReference(bundle, model), VerifySettings(threads=1))
     assert report.passed, report.verdict
     inputs = images.inputs(model.config.preprocess, model.config.image_size)
     with OnnxRuntimeEngine(bundle.model_path, threads=1) as engine:

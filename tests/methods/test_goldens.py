@@ -1,105 +1,113 @@
-"""Each method from its official container to a verified bundle, equal to the official outputs."""
+"""Each method, exported, computes what the official code computes from the same container."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
-from svit_deploy.verify.expected import Recomputed, Recorded
-from svit_deploy.verify.run import verify_bundle
-from svit_deploy.verify.settings import VerifySettings
-
 pytest.importorskip("torch")
 
-SETTINGS = VerifySettings(threads=1, repeats=2)
+from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from svit_deploy.model.result import stack
+from svit_deploy.tasks import TASKS
+from svit_deploy.tasks.reference import Reference
+from svit_deploy.verify.expected import StoredReference
+from svit_deploy.verify.run import verify_against
+from svit_deploy.verify.settings import VerifySettings
+
 MODES = {
-    "dynamicvit": ("static", "dense"),
-    "evit_fuse": ("static", "dense"),
-    "evit_nofuse": ("static", "dense"),
-    "evovit": ("static", "dense"),
-    "ats": ("dynamic", "masked", "dense"),
-    "tome": ("static", "dense"),
-    "stvitr": ("static",),
+    "dynamicvit": "static",
+    "dynamicvit_lvvit": "static",
+    "evit_fuse": "static",
+    "evit_nofuse": "static",
+    "evovit": "static",
+    "ats": "dynamic",
+    "tome": "static",
+    "stvitr": "static",
+    "lvvit": "dense",
 }
-MADE = {"mergence": ("static", "dense"), "stvit": ("static",), "swin": ("dense",)}
-CASES = [
-    (name, mode, shown)
-    for name, modes in (MODES | MADE).items()
-    for mode in modes
-    for shown in ((True,) if mode == "dense" else (True, False))
-]
+CLASSIFY = TASKS["classify"]
 
 
-@pytest.mark.parametrize(("name", "mode", "shown"), CASES)
-def test_exports_verify(recording, export_recording, name, mode, shown):
-    """Against the checkpoint and against what was recorded, gates in view or not."""
-    bundle = export_recording(name, mode, shown)
-    for expectations in (Recorded(bundle), Recomputed(bundle, recording(name).model, None)):
-        report = verify_bundle(bundle, expectations, SETTINGS)
-        assert report.passed, report.verdict
-        assert len(report.gates) == bundle.config.num_gates
-        assert not any(gate.flips.flips for gate in report.gates)
+def run(bundle, images):
+    with OnnxRuntimeEngine(bundle.model_path, threads=1) as engine:
+        return engine.run({"images": images})
 
 
 @pytest.mark.parametrize("name", MODES)
 def test_the_graph_computes_what_the_official_code_does(recording, export_recording, name):
     found = recording(name)
-    bundle = export_recording(name, MODES[name][0])
-    with OnnxRuntimeEngine(bundle.model_path, threads=1) as engine:
-        actual = engine.run({"images": found.inputs})
+    actual = run(export_recording(name, MODES[name]), found.inputs)
     np.testing.assert_allclose(actual["logits"], found.arrays["logits"], rtol=0, atol=2e-5)
     if "keep_masks" in found.arrays:
         np.testing.assert_array_equal(found.of_patches(actual["keep_mask"]), found.keep_mask)
 
 
-@pytest.mark.parametrize("name", ["dynamicvit", "evovit"])
+@pytest.mark.parametrize("name", ["dynamicvit", "dynamicvit_lvvit", "evovit"])
 def test_the_order_of_tokens_is_the_official_one(recording, export_recording, name):
     found = recording(name)
     bundle = export_recording(name, "static")
-    with OnnxRuntimeEngine(bundle.model_path, threads=1) as engine:
-        actual = engine.run({"images": found.inputs})
+    actual = run(bundle, found.inputs)
     margin, keep = found.of_patches(actual["margin"]), found.of_patches(actual["keep_mask"])
+    kept = bundle.rows(bundle.config.image_size)
     for stage in range(bundle.config.num_gates):
         order = np.argsort(-margin[:, stage], axis=1, kind="stable")
         expected = found.arrays[f"order_stage{stage}"]
         np.testing.assert_array_equal(order[:, : expected.shape[1]], expected)
-        assert (keep[:, stage].sum(axis=1) == bundle.method.kept(bundle.config)[stage] - 1).all()
+        assert (keep[:, stage].sum(axis=1) == kept[stage] - 1).all()
 
 
 @pytest.mark.parametrize("name", ["evit_fuse", "evit_nofuse"])
 def test_evit_ranks_as_the_official_code_does(recording, name):
     """Positions among the tokens there are, a fused one last."""
-    from svit_deploy.models.reference import Reference
-
     found = recording(name)
-    values = Reference(found.model).run(found.inputs).values
+    values = Reference(found.model, CLASSIFY).run(found.prepared).values
     for stage in range(3):
         expected = found.arrays[f"topk_idx_stage{stage}"]
         np.testing.assert_array_equal(values[f"gate_{stage}.decision"], expected)
 
 
-def test_dynamicvit_scores(recording):
+@pytest.mark.parametrize("name", ["dynamicvit", "dynamicvit_lvvit"])
+def test_dynamicvit_scores(recording, name):
     """A wrong LayerNorm epsilon inside a predictor shows up nowhere else."""
-    from svit_deploy.models.reference import Reference
-
-    found = recording("dynamicvit")
-    values = Reference(found.model).run(found.inputs).values
+    found = recording(name)
+    values = Reference(found.model, CLASSIFY).run(found.prepared).values
     for stage in range(3):
         scores = found.arrays[f"score_stage{stage}"]
         margin = scores[..., 0] - scores[..., 1]
         np.testing.assert_allclose(values[f"gate_{stage}.margin"], margin, rtol=0, atol=5e-5)
 
 
+def test_both_heads_of_lvvit(recording):
+    """The tokens that they read, and what each makes of them."""
+    found = recording("lvvit")
+    arrays, weights = found.arrays, found.model.weights
+    result = Reference(found.model, CLASSIFY).run(found.prepared, stages=True)
+    x = result.stages["block_7.out"].astype(np.float64)
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    tokens = x * weights["norm.weight"] + weights["norm.bias"]
+    np.testing.assert_allclose(tokens, arrays["tokens"], rtol=0, atol=2e-5)
+
+    def head(x, name):
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    first, best = head(tokens[:, 0], "head"), head(tokens[:, 1:], "aux_head").max(axis=1)
+    np.testing.assert_allclose(first, arrays["cls_logits"], rtol=0, atol=2e-5)
+    np.testing.assert_allclose(best, arrays["aux_max"], rtol=0, atol=2e-5)
+    logits = stack(result.outputs, "logits")
+    np.testing.assert_allclose(logits, first + best / 2, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(logits, arrays["logits"], rtol=0, atol=2e-5)
+    assert np.abs(logits - arrays["logits_ema"]).max() > 0.1  # of weights that are not used
+
+
 def test_tome_merges_what_the_official_code_does(recording, export_recording):
     """Patches are of one token in the end exactly where they are there."""
     found = recording("tome")
     bundle = export_recording("tome", "static")
-    with OnnxRuntimeEngine(bundle.model_path, threads=1) as engine:
-        actual = engine.run({"images": found.inputs})
+    actual, kept_rows = run(bundle, found.inputs), bundle.rows(bundle.config.image_size)
     for image, rows in enumerate(found.arrays["source"]):
         source, kept = actual["source"][image, -1], actual["keep_mask"][image, -1]
-        assert kept.sum() == len(rows) == bundle.method.kept(bundle.config)[-1]
+        assert kept.sum() == len(rows) == kept_rows[-1]
         names = [set(source[row]) for row in rows]
         assert all(len(name) == 1 for name in names)
         assert set.union(*names) == set(np.flatnonzero(kept))
@@ -115,3 +123,17 @@ def test_ats_does_not_depend_on_the_batch(recording, export_recording):
         np.testing.assert_allclose(together["logits"][image], outputs["logits"][0], atol=1e-5)
         np.testing.assert_array_equal(together["keep_mask"][image], outputs["keep_mask"][0])
     assert np.abs(together["logits"] - found.arrays["logits_batch"]).max() > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "mode"), [("evit_fuse", "static"), ("tome", "static"), ("ats", "dynamic")]
+)
+def test_gates_out_of_view(export_recording, name, mode):
+    """What a method ranks, counts or merges is read off its graph as off its outputs."""
+    bundle = export_recording(name, mode, shown=False)
+    report = verify_against(bundle, StoredReference(bundle), VerifySettings(threads=1, repeats=2))
+    assert report.passed, report.verdict
+    assert len(report.gates) == bundle.config.num_gates
+    assert not any(gate.flips.flips for gate in report.gates)
+    assert "alike without its gates in view" in [check.name for check in report.checks]

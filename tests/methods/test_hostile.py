@@ -6,19 +6,22 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from svit_deploy.export.onnx import export_model
-from svit_deploy.models import build_model, config_from_dict, config_to_dict
-from svit_deploy.models.layout import to_official
-from svit_deploy.models.presets import Arch
-from svit_deploy.models.random import random_weights
 
 from svit_deploy.errors import InputError, SvitDeployError, UsageError
-from svit_deploy.export.settings import EngineOptions, ExportSettings
+from svit_deploy.export.pipeline import export_model
+from svit_deploy.export.settings import ExportSettings
 from svit_deploy.io.checkpoint import read_checkpoint
-from svit_deploy.methods import METHODS
+from svit_deploy.loading.load import build_model
+from svit_deploy.loading.serialise import config_from_dict, config_to_dict
+from svit_deploy.methods.families import FAMILIES
+from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import TokenMode
+from svit_deploy.tasks import TASKS
+from tests.methods.conftest import random_tensors
 
 torch = pytest.importorskip("torch")
+
+CLASSIFY = TASKS["classify"]
 
 
 def tensors(family, **changes):
@@ -35,8 +38,7 @@ def tensors(family, **changes):
         num_classes=5,
         settings=settings.get(family, {"semantic": 16}),
     )
-    dims = replace(METHODS[family].sketch(arch), **changes)
-    return to_official(random_weights(dims, np.random.default_rng(0)), dims.family)
+    return random_tensors(arch, seed=0, **changes)
 
 
 CASES = {
@@ -71,6 +73,9 @@ CASES = {
     "swin size": ("swin", {"image_size": "256"}, "do not tile an image of 256x256; .* 224"),
     "stvitr size": ("stvitr", {"image_size": "448"}, "images of 224x224, not 448x448"),
     "told otherwise": ("swin", {"window": "8"}, "window is 8, and the weights tell 7"),
+    "no divisor": ("lvvit", {}, "tell skip_lam of this LV-ViT; give --set skip_lam=VALUE"),
+    "a divisor of 0": ("lvvit", {"skip_lam": "0"}, "skip_lam is 0; give the number"),
+    "two unknowns": ("dynamicvit_lvvit", {}, "tell base_rate and skip_lam of this DynamicViT on L"),
     "foreign setting": ("evit", {"base_rate": "0.7"}, "base_rate is no setting of evit; use keep"),
 }
 
@@ -91,7 +96,7 @@ def test_settings_that_cannot_be(case):
 @pytest.mark.parametrize("family", ["evit", "ats", "mergence"])
 def test_a_distillation_token_could_be_dropped(family):
     overrides = {"family": family, "num_heads": "3", "keep_rate": "0.5", "fuse": "false"}
-    known = {field.name for field in fields(METHODS[family].settings)}
+    known = {field.name for field in fields(FAMILIES[family].settings)}
     given = {k: v for k, v in overrides.items() if k in known or k in ("family", "num_heads")}
     with pytest.raises(InputError, match="could drop the distillation token"):
         build_model(tensors("deit", distilled=True), overrides=given)
@@ -102,8 +107,9 @@ def test_stages_that_are_missing_or_too_many():
     given = {"base_rate": "0.7", "num_heads": "3"}
     build_model(whole, overrides=given)
     fewer = {k: v for k, v in whole.items() if not k.startswith("score_predictor.2.")}
+    assert build_model(fewer, overrides=given).config.gate_blocks == (4, 8)  # evenly
     with pytest.raises(InputError, match=r"prune_blocks has 3 values, .* has 2 predictors"):
-        build_model(fewer, overrides=given)
+        build_model(fewer, overrides=given | {"prune_blocks": "3,6,9"})
     gap = {k: v for k, v in whole.items() if not k.startswith("score_predictor.1.")}
     with pytest.raises(InputError, match=r"missing \(score_predictor.1|2 predictors"):
         build_model(gap, overrides=given)
@@ -117,6 +123,9 @@ def test_stages_that_are_missing_or_too_many():
     [
         ("evovit", "qks.5.qk.weight"),
         ("evovit", "projs.0.bias"),
+        ("lvvit", "patch_embed.bn2.running_var"),
+        ("lvvit", "aux_head.bias"),
+        ("dynamicvit_lvvit", "score_predictor.1.out_conv.2.bias"),
         ("stvit", "semantic_tokens"),
         ("swin", "layers.1.downsample.reduction.weight"),
         ("swin", "layers.3.blocks.0.attn.relative_position_bias_table"),
@@ -143,7 +152,7 @@ def test_weights_that_several_methods_share(tmp_path):
     """They do not tell which tokens to compute: the candidates are named, `dense` is the same."""
     model = build_model(tensors("deit"), overrides={"num_heads": "3"})
     assert model.candidates == ("deit", "evit", "ats", "tome", "mergence")
-    for tokens in (None, METHODS["evit"].modes[0]):
+    for tokens in (None, FAMILIES["evit"].modes[0]):
         with pytest.raises(UsageError, match="deit, evit, ats, tome, mergence all have such"):
             export_model(model, tmp_path / "out", ExportSettings(tokens=tokens))
     assert not list(tmp_path.iterdir())
@@ -188,8 +197,7 @@ def test_modes_and_options_that_a_method_does_not_have(tmp_path):
         with pytest.raises(UsageError, match="use --tokens static or dense"):
             export_model(model, tmp_path / "out", ExportSettings(tokens=mode))
     with pytest.raises(UsageError, match="itself says how many tokens remain"):
-        engine = EngineOptions("tensorrt", None, 0, None, None)
-        settings = ExportSettings(tokens=None, budget="0.5", engine=engine)
+        settings = ExportSettings(budget="0.5", target="tensorrt")
         export_model(model, tmp_path / "out", settings)
     assert not list(tmp_path.iterdir())
 
@@ -215,6 +223,6 @@ def test_a_manifest_of_anyone(change):
     """`config_from_dict` reads what may come from anywhere."""
     model = build_model(tensors("dynamicvit"), overrides={"num_heads": "3", "base_rate": "0.7"})
     content = config_to_dict(model.config)
-    assert config_from_dict(content) == model.config
+    assert config_from_dict(content, CLASSIFY) == model.config
     with pytest.raises(SvitDeployError):
-        config_from_dict(content | change)
+        config_from_dict(content | change, CLASSIFY)

@@ -3,55 +3,78 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from svit_deploy.cli import main
-
 pytest.importorskip("torch")
 
+from svit_deploy.cli import main
+
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
-HEADS = ["--set", "num_heads=6"]
+
+
+@dataclass(frozen=True)
+class Typed:
+    """What is typed after `--set`, and what comes out."""
+
+    told: tuple[str, ...]
+    tokens: str
+    gates: int
+    options: tuple[str, ...] = ()
+    size: tuple[int, int] = (56, 56)
+
+
+EVIT = ("num_heads=6", "family=evit", "keep_rate=0.7", "fuse=true")
+LVVIT = ("num_heads=4", "skip_lam=2")
+DYLV = ("num_heads=6", "skip_lam=2")
+BACKBONE = ("--task", "backbone", "--image-size", "96x128")
+HALF = ("--precision", "fp16")
 CASES = {
-    "dynamicvit": ([], "static", 3),
-    "evit_fuse": (["family=evit", "keep_rate=0.7", "fuse=true"], "static", 3),
-    "evit_nofuse": (["fuse=false"], "static", 3),
-    "evovit": ([], "static", 2),
-    "ats": (["family=ats"], "dynamic", 9),
-    "tome": (["family=tome", "r=13"], "static", 12),
-    "stvitr": ([], "static", 0),
+    "dynamicvit": Typed(("num_heads=6",), "static", 3),
+    "evit_fuse": Typed(EVIT, "static", 3),
+    "evit_nofuse": Typed(("num_heads=6", "fuse=false"), "static", 3),
+    "evovit": Typed(("num_heads=6",), "static", 2),
+    "ats": Typed(("num_heads=6", "family=ats"), "dynamic", 9),
+    "tome": Typed(("num_heads=6", "family=tome", "r=13"), "static", 12),
+    "stvitr": Typed((), "static", 0, size=(224, 224)),
+    "lvvit": Typed(LVVIT, "dense", 0, size=(112, 112)),
+    "lvvit in fp16": Typed(LVVIT, "dense", 0, HALF, (112, 112)),
+    "dynamicvit_lvvit": Typed(DYLV, "static", 3, size=(112, 112)),
+    "dynamicvit_lvvit in fp16": Typed(DYLV, "static", 3, HALF, (112, 112)),
+    "evovit_adapter": Typed(("num_heads=6",), "static", 8, BACKBONE, (90, 128)),
+    "evovit_adapter in fp16": Typed(("num_heads=6",), "static", 8, BACKBONE + HALF, (90, 128)),
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_from_the_container_to_a_verified_bundle(tmp_path, capsys, name):
-    told, tokens, gates = CASES[name]
-    checkpoint, bundle = str(GOLDEN / name / "checkpoint.pth"), str(tmp_path / "out")
-    options = [] if name == "stvitr" else HEADS
-    options = [*options, *(part for pair in told for part in ("--set", pair))]
-    assert main(["export", checkpoint, "-o", bundle, *options]) == 0
-    assert f"token mode {tokens}" in capsys.readouterr().out
-    with np.load(GOLDEN / name / "io.npz") as io:
-        count, _, height, width = io["input"].shape
-    pictures = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), np.uint8)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_from_the_container_to_a_verified_bundle(tmp_path, capsys, case):
+    typed = CASES[case]
+    checkpoint = str(GOLDEN / case.split()[0] / "checkpoint.pth")
+    bundle, told = str(tmp_path / "out"), [p for pair in typed.told for p in ("--set", pair)]
+    assert main(["export", checkpoint, "-o", bundle, *told, *typed.options]) == 0
+    assert f"token mode {typed.tokens}" in capsys.readouterr().out
+    pictures = np.random.default_rng(0).integers(0, 256, (2, *typed.size, 3), np.uint8)
     images = tmp_path / "images.npz"
     np.savez(images, images=pictures)
     report = tmp_path / "report.json"
-    arguments = ["verify", bundle, "--against", checkpoint, *options, "--images", str(images)]
+    arguments = ["verify", bundle, "--against", checkpoint, *told, "--images", str(images)]
     assert main([*arguments, "--json", str(report)]) == 0
     found = json.loads(report.read_text())
     assert found["status"]["verdict"] == "pass"
-    assert len(found["results"]["gates"]) == gates
+    assert len(found["results"]["gates"]) == typed.gates
     assert main(["inspect", bundle]) == 0
     maps = ["visualize", bundle, "--images", str(images), "-o", str(tmp_path / "maps")]
-    assert main(maps) == (0 if gates else 3)
+    assert main(maps) == (0 if typed.gates else 3)
 
 
 def test_which_method_is_asked_for(tmp_path, capsys):
     checkpoint = str(GOLDEN / "evit_fuse" / "checkpoint.pth")
-    assert main(["export", checkpoint, "-o", str(tmp_path / "out"), *HEADS]) == 2
+    options = ["--set", "num_heads=6"]
+    assert main(["export", checkpoint, "-o", str(tmp_path / "out"), *options]) == 2
     error = capsys.readouterr().err
     assert "deit, evit, ats, tome, mergence all have such weights" in error
     assert not (tmp_path / "out").exists()

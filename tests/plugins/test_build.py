@@ -306,6 +306,7 @@ def test_output_of_something_else_is_not_replaced(cli: Cli, headers: Path, tools
     assert (output / "mine.txt").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_compiler_error_is_told_and_the_earlier_build_stays(
     cli: Cli, headers: Path, cache: Path, cmake: str, nvcc: str
 ):

@@ -182,6 +182,7 @@ def test_compact_gather_scatter_is_a_masked_update(kernels, mask_shape: tuple[in
     assert same(updated, torch.where(flat, x + 1, x))
 
 
+@pytest.mark.slow
 def test_cuda_source_compiles_for_every_gpu_generation(nvcc: str, tmp_path: Path):
     chosen = [sm for sm in SM if sm in known_sm(nvcc)]
     assert chosen

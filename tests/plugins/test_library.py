@@ -57,6 +57,7 @@ def test_plugins_on_gpu(gpu: int, host: Path, library: Path, test: str):
     print(run(host, library, test), end="")
 
 
+@pytest.mark.slow
 def test_a_failing_check_fails(kernels_host: Path):
     """Without a GPU the tests for one cannot pass: the programs do report."""
     hidden = {"CUDA_VISIBLE_DEVICES": "-1"}

@@ -1,18 +1,28 @@
-"""TensorRT-RTX parses and builds the static graph of every method, without a GPU."""
+"""TensorRT-RTX parses and builds what every method writes, without a GPU."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from svit_deploy.bundle import MODEL
+pytest.importorskip("torch")
+
 from svit_deploy.engines.tensorrt.build import build_engine
 from svit_deploy.engines.tensorrt.settings import BuildSettings
+from svit_deploy.export.pipeline import export_model
+from svit_deploy.export.settings import ExportSettings
+from svit_deploy.model.config import TokenMode
+from svit_deploy.model.model import Model
 from svit_deploy.model.profiles import Profile
+from svit_deploy.tasks import TASKS
+from tests.engines.tensorrt.shallow import shallow_model
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(sys.platform == "win32", reason="its wheels are for Linux here"),
     pytest.mark.skipif(
         importlib.util.find_spec("tensorrt_rtx") is None,
@@ -20,35 +30,62 @@ pytestmark = [
     ),
 ]
 
-STATIC = ("dynamicvit", "evit_fuse", "evovit", "tome", "stvitr", "mergence", "stvit", "swin")
+STATIC = (
+    "dynamicvit",
+    "dynamicvit_lvvit",
+    "evit",
+    "evovit",
+    "tome",
+    "mergence",
+    "stvit",
+    "stvitr",
+)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("name", STATIC)
-def test_static_graphs_build(export_recording, tmp_path, name, precision):
-    mode = "dense" if name == "swin" else "static"
-    bundle = export_recording(name, mode, precision=precision)
-    size = bundle.config.image_size
-    settings = BuildSettings(
+def check_build(model: Model, folder: Path, profile: Profile, **settings: Any) -> None:
+    """Exports a model and builds its engine, for these shapes."""
+    chosen = ExportSettings(**settings)
+    task = TASKS[chosen.task]
+    sizes = task.parse_sizes("x".join(map(str, profile.opt[2:]))) if task.many_sizes else None
+    bundle = export_model(model, folder / "bundle", chosen, sizes=sizes)
+    built = BuildSettings(
         "tensorrt-rtx",
-        profiles=(Profile(*((batch, 3, *size) for batch in (1, 2, 4))),),
-        precision=precision,
-        tokens=mode,
+        profiles=(profile,),
+        precision=bundle.precision,
+        tokens=bundle.mode.value,
         num_heads=bundle.config.num_heads,
     )
-    sidecar = build_engine(bundle.path / MODEL, tmp_path, settings)
-    assert (tmp_path / sidecar.engine).stat().st_size > 0
+    sidecar = build_engine(bundle.model_path, folder, built)
+    assert (folder / sidecar.engine).stat().st_size > 0
 
 
-def test_ats_masked_builds(export_recording, tmp_path):
+def batches(model: Model) -> Profile:
+    return Profile(*((batch, 3, *model.config.image_size) for batch in (1, 2, 4)))
+
+
+@pytest.mark.parametrize(
+    ("family", "precision"),
+    [*((family, "fp16") for family in STATIC), ("tome", "fp32"), ("stvit", "fp32")],
+)
+def test_static_graphs_build(tmp_path: Path, family: str, precision: str) -> None:
+    model = shallow_model(family)
+    check_build(model, tmp_path, batches(model), tokens=TokenMode.STATIC, precision=precision)
+
+
+@pytest.mark.parametrize(("family", "precision"), [("swin", "fp16"), ("lvvit", "fp16")])
+def test_backbones_build(tmp_path: Path, family: str, precision: str) -> None:
+    """Those that no other test builds; `test_rtx_build.py` has DeiT, `test_detectors.py` more."""
+    model = shallow_model(family)
+    check_build(model, tmp_path, batches(model), tokens=TokenMode.DENSE, precision=precision)
+
+
+def test_ats_masked_builds(tmp_path: Path) -> None:
     """Its sampling, in static shapes; packing them is for ONNX Runtime."""
-    bundle = export_recording("ats", "masked")
-    size = bundle.config.image_size
-    settings = BuildSettings(
-        "tensorrt-rtx",
-        profiles=(Profile(*((batch, 3, *size) for batch in (1, 2, 4))),),
-        precision="fp32",
-        tokens="masked",
-        num_heads=bundle.config.num_heads,
-    )
-    assert build_engine(bundle.path / MODEL, tmp_path, settings).engine
+    model = shallow_model("ats")
+    check_build(model, tmp_path, batches(model), tokens=TokenMode.MASKED)
+
+
+def test_a_method_that_counts_builds_inside_an_adapter(tmp_path: Path) -> None:
+    profile = Profile(*[(1, 3, 64, 96)] * 3)
+    model = shallow_model("evovit_adapter")
+    check_build(model, tmp_path, profile, task="backbone", precision="fp16")

@@ -14,12 +14,11 @@ pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 pytest.importorskip("pycocotools")
 
-from svit_deploy.detection.coco import GroundTruth
-from svit_deploy.detection.postprocess import Detections
-
 from svit_deploy import api
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.images.synthetic import paint_scene
+from svit_deploy.tasks.detect.coco import GroundTruth
+from svit_deploy.tasks.detect.detections import Detections
 
 
 def annotate(path: Path, found: Detections, name: str, size: tuple[int, int]) -> Path:
@@ -53,8 +52,10 @@ def found() -> Detections:
     return Detections(boxes, np.array([0.9, 0.8], np.float32), np.array([3, 40]), masks)
 
 
-def test_perfect_and_wrong_detections(golden: Any, tmp_path: Path, found: Detections) -> None:
-    config, size = golden("svit_mask_rcnn").detector.config, (60, 100)
+def test_perfect_and_wrong_detections(
+    detection_golden: Any, tmp_path: Path, found: Detections
+) -> None:
+    config, size = detection_golden("svit_mask_rcnn").detector.config, (60, 100)
     truth = GroundTruth(annotate(tmp_path / "a.json", found, "x.jpg", size), config)
     perfect = truth.average_precision(["folder/x.jpg"], [found], [size])
     assert perfect == pytest.approx({"box": 1.0, "mask": 1.0})
@@ -66,8 +67,8 @@ def test_perfect_and_wrong_detections(golden: Any, tmp_path: Path, found: Detect
         truth.average_precision(["y.jpg"], [found], [size])
 
 
-def test_other_files_are_refused(golden: Any, tmp_path: Path, found: Detections) -> None:
-    config = golden("svit_mask_rcnn").detector.config
+def test_other_files_are_refused(detection_golden: Any, tmp_path: Path, found: Detections) -> None:
+    config = detection_golden("svit_mask_rcnn").detector.config
     (tmp_path / "bad.json").write_text("[1, 2")
     with pytest.raises(InputError, match="no COCO annotation file"):
         GroundTruth(tmp_path / "bad.json", config)
@@ -80,18 +81,19 @@ def test_other_files_are_refused(golden: Any, tmp_path: Path, found: Detections)
         GroundTruth(tmp_path / "few.json", config)
 
 
-def test_verify_tells_both_sides(golden: Any, tmp_path: Path) -> None:
-    path = golden("svit_mask_rcnn").path
+@pytest.mark.slow
+def test_verify_tells_both_sides(checkpoint: Path, tmp_path: Path) -> None:
     picture = paint_scene(60, 90, np.random.default_rng(3))
-    (tmp_path / "images").mkdir()
-    Image.fromarray(picture).save(tmp_path / "images" / "x.png")
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.fromarray(picture).save(images / "x.png")
     options = {"task": "detect", "image_size": "96x128", "overrides": {"num_heads": "6"}}
-    bundle = api.export(path, tmp_path / "out", calibration=tmp_path / "images", **options)
-    expected = bundle.load_samples()[0].detections
+    bundle = api.export(checkpoint, tmp_path / "out", calibration=images, **options)
+    expected = Detections.of(bundle.load_samples()[0].result.outputs[0])
     assert len(expected) > 0
     truth = annotate(tmp_path / "a.json", expected, "x.png", (60, 90))
     report = api.verify(
-        bundle.path, against=path, images=tmp_path / "images", annotations=truth, threads=1
+        bundle.path, against=checkpoint, images=images, annotations=truth, threads=1
     )
     assert report.passed, report.verdict
     precision = report.to_dict()["results"]["average_precision"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from svit_deploy.detection.matching import box_iou, match
-from svit_deploy.detection.postprocess import Detections, paste_masks, split_images
+
+from svit_deploy.tasks.detect.detections import Detections, paste_masks, split_images
+from svit_deploy.tasks.detect.matching import box_iou, match
 
 
 def some(count: int, seed: int = 0) -> Detections:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -146,17 +147,21 @@ class Runtime:
         return ICudaEngine(self, plan)
 
 
+@lru_cache(maxsize=4)
+def open_session(model: bytes) -> onnxruntime.InferenceSession:
+    """What computes a graph; engines of the same one share it."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # tests run side by side
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
 class ICudaEngine:
     device_memory_size_v2 = 4096
 
     def __init__(self, runtime: Runtime, plan: Plan) -> None:
         self.runtime, self.plan = runtime, plan
         self.logger, self.device = runtime.logger, runtime.device
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # tests run side by side
-        self.session = onnxruntime.InferenceSession(
-            plan.onnx, options, providers=["CPUExecutionProvider"]
-        )
+        self.session = open_session(plan.onnx)
         self._inferred: dict[tuple[tuple[int, ...], ...], dict[str, tuple[int, ...]]] = {}
         graph = onnx.ModelProto.FromString(plan.onnx).graph
         self.inputs = [value.name for value in graph.input]
@@ -203,8 +208,9 @@ class ICudaEngine:
         """Those of the outputs, seen of one run for inputs of given shapes."""
         key = tuple(shapes[name] for name in self.inputs)
         if key not in self._inferred:
-            feeds = {name: np.zeros(shape, nptype(self.types[name]))
-                     for name, shape in shapes.items()}  # fmt: skip
+            feeds = {
+                name: np.zeros(shape, nptype(self.types[name])) for name, shape in shapes.items()
+            }
             found = self.session.run(self.outputs, feeds)
             self._inferred[key] = {
                 name: array.shape for name, array in zip(self.outputs, found, strict=True)
