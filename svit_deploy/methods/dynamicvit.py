@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 OFFICIAL = {"norm": "in_conv.0", "fc0": "in_conv.1", "fc1": "out_conv.0", "fc2": "out_conv.2"}
 OFFICIAL["fc3"] = "out_conv.4"
+STAGES = 3  # of every published model; others must say where they prune
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +41,8 @@ class DynamicVitSettings:
 
     Attributes:
         base_rate: the share of tokens kept at the first stage; at stage s its power s + 1.
-        prune_blocks: the block in front of which each stage prunes; by default they share out the
-            blocks evenly.
+        prune_blocks: the block in front of which each stage prunes; by default three that share
+            out the blocks evenly.
     """
 
     base_rate: float
@@ -176,13 +177,13 @@ class DynamicVit(Method):
         return shapes
 
     def dims_from_arch(self, dims: Any, arch: Arch) -> Any:
-        return replace(dims, num_gates=3)
+        return replace(dims, num_gates=STAGES)
 
     def settle(self, settings: Any, dims: Any) -> Any:
         if settings.prune_blocks:
             return settings
-        every = dims.depth // (dims.num_gates + 1)
-        blocks = tuple(every * (stage + 1) for stage in range(dims.num_gates))
+        every = dims.depth // (STAGES + 1)
+        blocks = tuple(every * (stage + 1) for stage in range(STAGES))
         return replace(settings, prune_blocks=blocks)
 
     def gates(self, arch: Arch, dims: Any, settings: Any, class_token: bool) -> Gates:

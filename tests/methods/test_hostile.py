@@ -107,9 +107,10 @@ def test_stages_that_are_missing_or_too_many():
     given = {"base_rate": "0.7", "num_heads": "3"}
     build_model(whole, overrides=given)
     fewer = {k: v for k, v in whole.items() if not k.startswith("score_predictor.2.")}
-    assert build_model(fewer, overrides=given).config.gate_blocks == (4, 8)  # evenly
     with pytest.raises(InputError, match=r"prune_blocks has 3 values, .* has 2 predictors"):
-        build_model(fewer, overrides=given | {"prune_blocks": "3,6,9"})
+        build_model(fewer, overrides=given)
+    two = build_model(fewer, overrides=given | {"prune_blocks": "4,8"})
+    assert two.config.gate_blocks == (4, 8)
     gap = {k: v for k, v in whole.items() if not k.startswith("score_predictor.1.")}
     with pytest.raises(InputError, match=r"missing \(score_predictor.1|2 predictors"):
         build_model(gap, overrides=given)
