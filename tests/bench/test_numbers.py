@@ -14,6 +14,8 @@ from svit_deploy.bench.run import run_bench
 from svit_deploy.bench.settings import BenchSettings, BenchTarget
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_drifting_machine_does_not_bend_the_ratio(world):
     def slowing(cost: float) -> Callable[[float], float]:

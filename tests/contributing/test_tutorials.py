@@ -19,6 +19,8 @@ from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.methods.families import FAMILIES, Family
 from svit_deploy.tasks import TASKS
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[2] / "docs" / "contributing"
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 

@@ -17,6 +17,8 @@ from svit_deploy.verify.expected import LiveReference
 from svit_deploy.verify.run import verify_against
 from svit_deploy.verify.settings import VerifySettings
 
+pytestmark = pytest.mark.slow
+
 NAMES = {"SvitCompact", "SvitGather", "SvitScatter"}
 
 

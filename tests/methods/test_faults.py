@@ -26,6 +26,8 @@ from svit_deploy.verify.report import VerifyReport
 from svit_deploy.verify.run import verify_against
 from svit_deploy.verify.settings import VerifySettings
 
+pytestmark = pytest.mark.slow
+
 SETTINGS = VerifySettings(threads=1, repeats=2)
 
 

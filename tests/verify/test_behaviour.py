@@ -23,6 +23,8 @@ from svit_deploy.verify.run import verify_against
 from tests.shortened import backbone_of
 from tests.verify.checks import SETTINGS, check, refused
 
+pytestmark = pytest.mark.slow
+
 PRUNING = ("dynamic", "budget", "masked")
 
 

@@ -19,7 +19,7 @@ from svit_deploy.methods import svit
 from svit_deploy.model.config import Preprocess
 from tests.verify.checks import check, first_stage, refused, with_config
 
-pytestmark = pytest.mark.usefixtures("parity_only")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("parity_only")]
 
 
 def with_weights(change, pattern):

@@ -21,7 +21,7 @@ from svit_deploy.verify.expected import LiveReference, StoredReference
 from svit_deploy.verify.run import verify_against
 from tests.verify.checks import SETTINGS, first_stage, refused
 
-pytestmark = pytest.mark.usefixtures("parity_only")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("parity_only")]
 
 
 # --- token modes -------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from svit_deploy.verify.run import verify_against
 from tests.verify.checks import SETTINGS, first_stage, refused, with_config
 
 PRUNING = ("dynamic", "budget", "masked")
-pytestmark = pytest.mark.usefixtures("parity_only")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("parity_only")]
 
 
 # --- preprocessing -----------------------------------------------------------------------------

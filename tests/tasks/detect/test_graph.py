@@ -20,6 +20,8 @@ from tests.backbones.adapter.running import FREE, engine_of, sizes_of
 from tests.shortened import shortened
 from tests.tasks.detect.official import image_of, order_of
 
+pytestmark = pytest.mark.slow
+
 DETECT = TASKS["detect"]
 
 
