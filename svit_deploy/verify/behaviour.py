@@ -16,7 +16,7 @@ from svit_deploy.model.result import Result
 from svit_deploy.progress import Progress
 from svit_deploy.verify.decisions import decision_distance
 from svit_deploy.verify.expected import ExpectedResults
-from svit_deploy.verify.model_under_test import ModelUnderTest
+from svit_deploy.verify.exported import ModelUnderTest
 from svit_deploy.verify.words import number_of
 
 LARGEST = float(np.finfo(np.float32).max)

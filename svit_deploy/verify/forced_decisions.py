@@ -17,7 +17,7 @@ from svit_deploy.graph.edit import add_outputs, force_values
 from svit_deploy.images.prepared import Prepared
 from svit_deploy.model.result import Outputs, Result
 from svit_deploy.tasks import Part
-from svit_deploy.verify.model_under_test import ModelUnderTest
+from svit_deploy.verify.exported import ModelUnderTest
 from svit_deploy.verify.words import number_of
 
 

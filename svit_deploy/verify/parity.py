@@ -18,8 +18,8 @@ from svit_deploy.model.result import Outputs, Result, Selected
 from svit_deploy.progress import Progress
 from svit_deploy.verify.decisions import GateFlips, effective_keep, margin_drift
 from svit_deploy.verify.expected import ExpectedResults, refuse_non_finite
+from svit_deploy.verify.exported import ModelUnderTest
 from svit_deploy.verify.forced_decisions import ForcedDecisions
-from svit_deploy.verify.model_under_test import ModelUnderTest
 from svit_deploy.verify.report import GateResult
 from svit_deploy.verify.stages import Stages
 from svit_deploy.verify.words import number_of

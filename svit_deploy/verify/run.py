@@ -11,7 +11,7 @@ from svit_deploy.machine.packages import require, require_torch
 from svit_deploy.progress import SILENT, Progress
 from svit_deploy.verify.behaviour import check_behaviour
 from svit_deploy.verify.expected import ExpectedResults, LiveReference, StoredReference
-from svit_deploy.verify.model_under_test import ModelUnderTest
+from svit_deploy.verify.exported import ModelUnderTest
 from svit_deploy.verify.parity import Parity
 from svit_deploy.verify.report import VerifyReport
 from svit_deploy.verify.settings import VerifySettings

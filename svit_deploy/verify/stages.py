@@ -14,8 +14,8 @@ from svit_deploy.model.config import TokenMode
 from svit_deploy.model.result import Outputs
 from svit_deploy.tasks import Part
 from svit_deploy.tasks.distance import margin_error, token_error
+from svit_deploy.verify.exported import ModelUnderTest
 from svit_deploy.verify.forced_decisions import decisions_of, forced_graph
-from svit_deploy.verify.model_under_test import ModelUnderTest
 from svit_deploy.verify.report import Stage
 
 

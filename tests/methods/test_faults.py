@@ -21,7 +21,7 @@ from svit_deploy.methods.ats import graph as ats
 from svit_deploy.methods.tome import graph as tome
 from svit_deploy.model.config import TokenMode
 from svit_deploy.verify.expected import LiveReference, StoredReference
-from svit_deploy.verify.model_under_test import ModelUnderTest
+from svit_deploy.verify.exported import ModelUnderTest
 from svit_deploy.verify.report import VerifyReport
 from svit_deploy.verify.run import verify_against
 from svit_deploy.verify.settings import VerifySettings
