@@ -88,6 +88,14 @@ class Bundle:
         return bool(self.manifest["tokens"]["gate_outputs"]) and self.config.num_gates > 0
 
     @property
+    def assumed(self) -> dict[str, str]:
+        """Settings that were assumed at export, and their values as typed after `--set`.
+
+        Empty for bundles of 0.1, which do not tell.
+        """
+        return dict(self.manifest.get("assumed", {}))
+
+    @property
     def stages(self) -> list[str]:
         """The graph's values that the reference knows, in order, before the task's own."""
         return self.family.backbone.stages(self.config)

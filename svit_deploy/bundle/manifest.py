@@ -62,11 +62,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """Reads a manifest and checks its keys and types (`strict_json.read_json`)."""
 
     def schema(content: Mapping[str, Any]) -> Mapping[str, Any]:
-        name = content.get("task")
-        if name is None:
-            return SCHEMA
+        name, wanted = content.get("task"), MANY_SIZES
         task = TASKS.get(name) if isinstance(name, str) else None
-        return NAMED if task is not None and not task.many_sizes else MANY_SIZES
+        if name is None:
+            wanted = SCHEMA
+        elif task is not None and not task.many_sizes:
+            wanted = NAMED
+        return wanted | {"assumed": {str: str}} if "assumed" in content else wanted
 
     return read_json(path, schema, SCHEMA_VERSION, EXPORT_AGAIN)
 

@@ -10,6 +10,7 @@ from typing import Any
 from svit_deploy.bundle import MANIFEST, Bundle
 from svit_deploy.engines.tensorrt.sidecar import read_sidecar
 from svit_deploy.export.settings import DEFAULT_TASK, ExportSettings
+from svit_deploy.model.assumption import in_words
 
 
 def summary(bundle: Bundle) -> Iterator[tuple[str, str]]:
@@ -37,6 +38,9 @@ def summary(bundle: Bundle) -> Iterator[tuple[str, str]]:
     if bundle.split:
         yield "heads", "heads.onnx, which runs in ONNX Runtime behind the engine"
     yield "done", str(bundle.path)
+    if bundle.assumed:
+        settings = in_words(bundle.assumed)
+        yield "assumed", f"{settings}; give --set NAME=VALUE for what was trained otherwise"
 
 
 def next_steps(source: Path, output: Path, settings: ExportSettings) -> Iterator[tuple[str, str]]:

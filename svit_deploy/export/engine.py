@@ -202,4 +202,5 @@ def _graph_options(settings: ExportSettings) -> dict[str, object]:
         "--calibration": settings.calibration,
         "--calibrate-gates": settings.calibrate_gates,
         "--arch or --set": settings.arch or settings.overrides,
+        "--strict": settings.strict,
     }

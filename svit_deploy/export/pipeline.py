@@ -31,6 +31,7 @@ from svit_deploy.export.shapes import whole_batch
 from svit_deploy.graph.check import finish
 from svit_deploy.images import ImageSet, images_of, synthetic_images
 from svit_deploy.images.prepared import Prepared, groups
+from svit_deploy.loading.assumptions import refuse_assumptions
 from svit_deploy.loading.load import load_model
 from svit_deploy.machine.packages import require, require_torch
 from svit_deploy.methods.families import family_of
@@ -106,6 +107,10 @@ def export_model(
         sizes: image sizes to run, where the task's graphs run several; its own by default.
     """
     settings = dataclasses.replace(settings, tokens=choose_mode(model, settings))
+    if settings.mode is TokenMode.DENSE:
+        model = without_gates(model)
+    if settings.strict:
+        refuse_assumptions(model)
     task = task_named(settings.task)
     sizes = task.sizes(model.config, sizes)
     model = _at(model, sizes)
@@ -114,8 +119,6 @@ def export_model(
     gate_images = images_of(settings.calibrate_gates, limit, progress)
     with write_bundle(output, force=force) as folder:
         model, measured = _calibrated(model, task, settings, gate_images, sizes, progress)
-        if settings.mode is TokenMode.DENSE:
-            model = without_gates(model)
         budgets = choose_budgets(model, task, settings, calibration, sizes)
         images, source = _samples(task, model.config, sizes, calibration or gate_images)
         parts: list[Part] = []

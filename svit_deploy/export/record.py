@@ -15,6 +15,7 @@ from svit_deploy.images import ImageSet
 from svit_deploy.loading.serialise import config_to_dict
 from svit_deploy.machine.environment import describe_environment
 from svit_deploy.methods.families import family_of
+from svit_deploy.model.assumption import typed
 from svit_deploy.model.budget import Budget
 from svit_deploy.model.config import ModelConfig
 from svit_deploy.model.model import Model
@@ -113,6 +114,7 @@ def manifest(
             "images": len(samples),
             "sha256": samples.sha256,
         },
+        "assumed": {one.name: typed(one.value) for one in model.assumptions},
         "notes": [*model.notes, *notes],
         "environment": describe_environment(),
     }

@@ -61,6 +61,7 @@ class ExportSettings(EngineSettings, LoadSettings):
         parse=parse_token_mode,
         after=("arch", "overrides"),
     )
+    strict: bool = option(False, "Refuse to assume any setting that the weights do not tell.")
     precision: str = option("fp32", "fp32, fp16 or bf16; gates stay in fp32.", metavar="TYPE")
     batch: tuple[BatchRange, ...] | None = option(
         None,

@@ -7,6 +7,7 @@ from typing import Any
 
 from svit_deploy.bundle import Bundle, open_bundle
 from svit_deploy.inspection.report import Inspection, Section, listed, mebibytes, number
+from svit_deploy.model.assumption import in_words
 
 _FACTS = (
     "tool", "checkpoint", "arch", "model", "tokens", "gates", "batch", "precision", "opset",
@@ -22,7 +23,7 @@ def inspect_bundle(path: Path) -> Inspection:
     """
     bundle = open_bundle(path)
     manifest = bundle.manifest
-    facts = {name: manifest[name] for name in _FACTS}
+    facts = {name: manifest[name] for name in _FACTS} | {"assumed": bundle.assumed}
     sections = [Section(_overview(bundle))]
     if manifest["gates"]:
         sections.append(_gates(manifest["gates"]))
@@ -68,6 +69,7 @@ def _overview(bundle: Bundle) -> tuple[tuple[str, str], ...]:
         ),
         ("", f"mean {listed(preprocess.mean)}; std {listed(preprocess.std)}"),
         ("reference", f"{reference['images']} images, {reference['source']}"),
+        ("assumed", in_words(bundle.assumed) or "-"),
     )
 
 

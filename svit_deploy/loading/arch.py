@@ -128,7 +128,7 @@ def find_arch(name: str) -> tuple[str, Arch]:
         InputError: the file is not a flat YAML mapping of an Arch's fields.
     """
     if name in PRESETS:
-        return name, PRESETS[name]
+        return name, _said(PRESETS[name])
     path = Path(name)
     if not path.is_file():
         near = get_close_matches(name, PRESETS, n=5, cutoff=0.5) or PRESETS
@@ -160,11 +160,19 @@ def _arch(values: Mapping[str, Any], base: Arch | None = None) -> Arch:
     """An architecture of fields and settings by name, over those of `base`."""
     plain = {key: value for key, value in values.items() if key in _FIELDS}
     settings = {key: value for key, value in values.items() if key not in _FIELDS}
+    known = frozenset(values)
     if base is None:
-        return Arch(**plain, settings=settings)
+        return Arch(**plain, settings=settings, known=known)
     if plain.get("family", base.family) == base.family:
         settings = {**base.settings, **settings}
-    return replace(base, **plain, settings=settings)
+        known |= base.known
+    return replace(base, **plain, settings=settings, known=known)
+
+
+def _said(preset: Arch) -> Arch:
+    """A preset that says all that it has a value for."""
+    said = {name for name in _FIELDS if getattr(preset, name) not in (None, ())}
+    return replace(preset, known=frozenset(said | preset.settings.keys()))
 
 
 def recognise(dims: Dims, family: str | None = None) -> str | None:
@@ -217,7 +225,7 @@ def resolve_arch(
             own = FAMILIES[found.family].method.settings
             chosen = {field.name for field in fields(own)} if own else set()
             kept = {name: v for name, v in found.settings.items() if name not in chosen}
-            return _arch(values, replace(found, settings=kept)), arch, notes
+            return _arch(values, _said(replace(found, settings=kept))), arch, notes
     else:
         name, found = find_arch(arch)
         return _arch(values, found), name, notes

@@ -14,6 +14,7 @@ from svit_deploy.errors import InputError
 from svit_deploy.io.checkpoint import Checkpoint, read_checkpoint
 from svit_deploy.io.torch_file import some
 from svit_deploy.loading.arch import parse_overrides, recognise, resolve_arch
+from svit_deploy.loading.assumptions import find_assumptions
 from svit_deploy.loading.layout import (
     detect_family,
     has_heads,
@@ -92,7 +93,8 @@ def build_model(
     wanted.check(config)
     if checkpoint:
         notes = (*checkpoint.notes, *_trained_as(checkpoint), *notes)
-    return Model(config, weights, name, checkpoint, (*notes, *more_notes), candidates)
+    assumed = find_assumptions(settings, config, wanted)
+    return Model(config, weights, name, checkpoint, (*notes, *more_notes), candidates, assumed)
 
 
 def which_family(family: str, args: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
@@ -152,7 +154,8 @@ def _with_known_settings(
             f"leave {contradicted[0]} out",
         )
     known = {**by_weights, **(family.method.settings_from_args(args) or {})}
-    return replace(arch, settings={**arch.settings, **known, **typed})
+    settings = {**arch.settings, **known, **typed}
+    return replace(arch, settings=settings, known=arch.known | known.keys())
 
 
 def _trained_as(checkpoint: Checkpoint) -> tuple[str, ...]:
@@ -233,7 +236,6 @@ def _configure(
     chosen = family.choose(settings.settings, dims)
     gates = family.method.gates(settings, dims, chosen, family.class_token)
     count = len(gates.blocks)
-    notes += gates.notes
     config = ModelConfig(
         family=family.name,
         embed_dim=dims.embed_dim,

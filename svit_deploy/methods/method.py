@@ -29,7 +29,7 @@ Values = dict[str, tuple[type[np.generic], tuple[int, ...]]]
 
 @dataclass(frozen=True)
 class Gates:
-    """Where tokens are selected, and what was assumed about it.
+    """Where tokens are selected.
 
     Attributes:
         blocks: the block, counted from 0, that each selection stands in front of or inside.
@@ -38,7 +38,6 @@ class Gates:
 
     blocks: tuple[int, ...] = ()
     class_token: tuple[bool, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 class Method:

@@ -177,16 +177,12 @@ class Svit(Method):
 
     def gates(self, arch: Arch, dims: Any, settings: Any, class_token: bool) -> Gates:
         """In front of the last blocks; only the last one may prune a class token."""
-        count, notes = dims.num_gates, []
+        count = dims.num_gates
         blocks = arch.gate_blocks or tuple(range(dims.depth - count, dims.depth))
-        if not arch.gate_blocks:
-            notes.append(f"assumed gates in front of the last {count} blocks")
         if not class_token:
-            return Gates(blocks, (True,) * count, tuple(notes))
-        if not arch.gate_class_token:
-            notes.append("assumed that only the last gate may prune the class token")
+            return Gates(blocks, (True,) * count)
         pruned = arch.gate_class_token or tuple(g == count - 1 for g in range(count))
-        return Gates(blocks, pruned, tuple(notes))
+        return Gates(blocks, pruned)
 
     def graph(self, writer: Any, rows: str) -> SvitGraph:
         return SvitGraph(writer, rows)

@@ -15,7 +15,7 @@ class Arch:
 
     Gates stand in front of the last blocks by default, and only the last gate may prune the class
     token. `image_size` is (height, width), `settings` are values of the settings that the family's
-    backbone and method have.
+    backbone and method have. `known` names what somebody said: the user, a file, or a preset.
     """
 
     family: str
@@ -34,3 +34,4 @@ class Arch:
     crop_ratio: float = 0.875
     interpolation: str = "bicubic"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    known: frozenset[str] = frozenset()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from svit_deploy.io.checkpoint import Checkpoint
+from svit_deploy.model.assumption import Assumption
 from svit_deploy.model.config import ModelConfig
 
 
@@ -20,7 +21,8 @@ class Model:
             native grid's rows, whatever the image size.
         arch: a preset's name, an architecture file's name, or "custom".
         checkpoint: the file it came from, if any.
-        notes: what was assumed or changed, for the user to read.
+        notes: what was changed, for the user to read.
+        assumptions: what nobody told, in the order of the settings.
         candidates: families that run on such weights, if nothing tells which it is.
     """
 
@@ -30,6 +32,7 @@ class Model:
     checkpoint: Checkpoint | None = None
     notes: tuple[str, ...] = ()
     candidates: tuple[str, ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
 
 
 def without_gates(model: Model) -> Model:
@@ -37,4 +40,5 @@ def without_gates(model: Model) -> Model:
     config = replace(
         model.config, gate_blocks=(), gate_class_token=(), target_keep=(), thresholds=()
     )
-    return replace(model, config=config)
+    assumptions = tuple(one for one in model.assumptions if not one.selects)
+    return replace(model, config=config, assumptions=assumptions)

@@ -13,6 +13,7 @@ from rich.table import Table
 from svit_deploy import __version__
 from svit_deploy.bundle import Bundle
 from svit_deploy.machine.environment import describe_environment
+from svit_deploy.model.assumption import in_words
 from svit_deploy.tasks.limits import Limits
 from svit_deploy.tasks.runs import Judgement
 from svit_deploy.verify.decisions import GateFlips
@@ -115,7 +116,10 @@ class VerifyReport:
         if self.gates:
             decisions = decisions_in_words([result.flips for result in self.gates])
             seen += f", decisions of {number_of(len(self.gates), 'gate')} {decisions}"
-        return f"PASS {self.bundle.name}: {seen}, against the {self.reference}"
+        given = ""
+        if self.bundle.assumed:
+            given = f", given these assumptions: {in_words(self.bundle.assumed)}"
+        return f"PASS {self.bundle.name}: {seen}, against the {self.reference}{given}"
 
     def to_dict(self, command: list[str] | None = None) -> dict[str, Any]:
         """JSON-able record; what is infinite or no number is written as null."""
@@ -136,6 +140,7 @@ class VerifyReport:
             },
             "results": {
                 "images": self.images,
+                "assumed": self.bundle.assumed,
                 "checks": [asdict(check) for check in self.checks],
                 "stages": [
                     {"name": s.name, "error": _finite(s.error), "limit": s.limit}
