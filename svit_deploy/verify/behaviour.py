@@ -14,12 +14,13 @@ from svit_deploy.graph.edit import set_scalars
 from svit_deploy.images.prepared import Prepared
 from svit_deploy.model.result import Result
 from svit_deploy.progress import Progress
-from svit_deploy.verify.decisions import decision_distance
+from svit_deploy.verify.decisions import beyond_budget, decision_distance
 from svit_deploy.verify.expected import ExpectedResults
 from svit_deploy.verify.exported import ModelUnderTest
 from svit_deploy.verify.words import number_of
 
 LARGEST = float(np.finfo(np.float32).max)
+BATCH_PIXELS = 2**21  # of a large batch: 41 images of 224x224, 2 of 800x1216
 
 
 def check_behaviour(
@@ -31,6 +32,7 @@ def check_behaviour(
     """All checks, on some images of one size. One that the graph does not survive has failed."""
     checks: dict[str, Callable[[], None]] = {
         "batch invariance": lambda: check_invariance(model, images),
+        "large batches": lambda: check_large_batches(model, images),
         "determinism": lambda: check_determinism(model, images),
         "hidden gates": lambda: check_hidden_gates(model, images),
         "all kept, none kept": lambda: check_extremes(model, images, reference),
@@ -64,6 +66,25 @@ def check_invariance(model: ModelUnderTest, images: Sequence[Prepared]) -> None:
         if not ok:
             break
     model.report.check("alone = inside a batch", ok, detail)
+
+
+def check_large_batches(model: ModelUnderTest, images: Sequence[Prepared]) -> None:
+    """Every image of the bundle's largest batch, and of one in between, as it is alone."""
+    height, width = images[0].size
+    largest = min(model.bundle.manifest["batch"]["max"], max(2, BATCH_PIXELS // (height * width)))
+    images = list(images[: model.settings.companions])
+    if largest <= len(images):
+        return
+    counts = sorted({(len(images) + largest) // 2, largest} - {len(images)})
+    with model.shipped() as engine:
+        alone = Result.concatenate([model.observe(engine, [image]) for image in images])
+        for count in counts:
+            numbers = np.arange(count) % len(images)
+            together = model.observe(engine, [images[number] for number in numbers])
+            ok, detail = model.compare(together, alone[numbers], model.rows(images))
+            if not ok:
+                break
+    model.report.check("alone = inside a large batch", ok, f"batch {count}: {detail}")
 
 
 def check_determinism(model: ModelUnderTest, images: Sequence[Prepared]) -> None:
@@ -126,6 +147,12 @@ def check_extremes(
             everywhere = np.full(len(model.gates), threshold, np.float32)
             ok, detail = model.compare(actual, expected, model.rows(images), everywhere)
         model.report.check(f"{keep} kept", ok, detail)
+        rows, overflow = model.rows(images), actual.selected.overflow
+        if keep == "all" and rows is not None and overflow is not None:
+            lowest = np.full(len(model.gates), threshold, np.float32)
+            wrong = (overflow != beyond_budget(actual.selected, rows, lowest)).any(axis=0)
+            told = f"gate {wrong.argmax()} miscounts" if wrong.any() else f"{overflow.max()} tokens"
+            model.report.check("overflow with all kept", not wrong.any(), told)
 
 
 EXTREMES: tuple[tuple[Literal["all", "none"], float], ...] = (("all", -LARGEST), ("none", LARGEST))

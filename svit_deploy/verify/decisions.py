@@ -53,6 +53,17 @@ class GateFlips:
         )
 
 
+def beyond_budget(selected: Selected, rows: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    """Tokens `[B, G]` over a threshold that the budgets cut.
+
+    Args:
+        rows: tokens `[G]` that the budgets let through.
+        thresholds: `[G]`.
+    """
+    wanted = (selected.margin > thresholds[None, :, None]).sum(axis=2)
+    return np.asarray(np.maximum(wanted - rows, 0))
+
+
 def compare_masks(
     keep_mask: np.ndarray,
     expected_mask: np.ndarray,

@@ -96,6 +96,12 @@ class ModelUnderTest:
         return self.bundle.has_gate_outputs or not self.gates
 
     @property
+    def promised(self) -> tuple[str, ...]:
+        """Outputs of the graph that the manifest tells of."""
+        gates = (names.KEEP_MASK, names.MARGIN) if self.bundle.has_gate_outputs else ()
+        return (*self.task.outputs(), *gates)
+
+    @property
     def observes_engine(self) -> bool:
         """Whether decisions and outputs are seen of an engine itself."""
         return self.runs_engine and self.shows_gates

@@ -16,7 +16,7 @@ from svit_deploy.io.onnx_file import random_operators
 from svit_deploy.model.counts import keep_ratios
 from svit_deploy.model.result import Outputs, Result, Selected
 from svit_deploy.progress import Progress
-from svit_deploy.verify.decisions import GateFlips, effective_keep, margin_drift
+from svit_deploy.verify.decisions import GateFlips, beyond_budget, effective_keep, margin_drift
 from svit_deploy.verify.expected import ExpectedResults, refuse_non_finite
 from svit_deploy.verify.exported import ModelUnderTest
 from svit_deploy.verify.forced_decisions import ForcedDecisions
@@ -66,6 +66,9 @@ class Parity:
         """What can be said without running: settings, random operators, thresholds."""
         for name, differences in self.reference.differences.items():
             self.check(name, not differences, ", ".join(differences) or "as the reference's")
+        shown = {output.name for output in self.model.model.graph.output}
+        missing = [name for name in self.model.promised if name not in shown]
+        self.check("outputs", not missing, f"no {', '.join(missing)}" if missing else "all there")
         random = random_operators(self.model.model)
         self.check(
             "no random operator",
@@ -196,8 +199,7 @@ class Parity:
         for part in self.parts:
             actual, _ = part.selected
             assert part.rows is not None
-            wanted = (actual.margin > self.model.thresholds[None, :, None]).sum(axis=2)
-            beyond = np.maximum(wanted - part.rows, 0)
+            beyond = beyond_budget(actual, part.rows, self.model.thresholds)
             cut.append(beyond)
             if actual.overflow is None:
                 told = False
