@@ -11,9 +11,11 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
+from svit_deploy.backbones.backbone import Backbone
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.loading.presets import PRESETS
 from svit_deploy.methods.families import FAMILIES
+from svit_deploy.methods.method import Method
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import parse_image_size
 from svit_deploy.model.keys import Dims
@@ -120,6 +122,16 @@ def parse_overrides(overrides: Mapping[str, str]) -> dict[str, Any]:
     return {key: _parse(key, text, "--set ", UsageError) for key, text in overrides.items()}
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a mapping that says a key twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.YAMLError(f"{twice} stands there twice")
+        return super().construct_mapping(node, deep)
+
+
 def find_arch(name: str) -> tuple[str, Arch]:
     """A preset by name, or an architecture file by path, with the name to show for it.
 
@@ -128,7 +140,8 @@ def find_arch(name: str) -> tuple[str, Arch]:
         InputError: the file is not a flat YAML mapping of an Arch's fields.
     """
     if name in PRESETS:
-        return name, _said(PRESETS[name])
+        family = FAMILIES[PRESETS[name].family]
+        return name, _said(PRESETS[name], family.backbone, family.method)
     path = Path(name)
     if not path.is_file():
         near = get_close_matches(name, PRESETS, n=5, cutoff=0.5) or PRESETS
@@ -137,7 +150,7 @@ def find_arch(name: str) -> tuple[str, Arch]:
             f"use one of {', '.join(near)}, or the path of a YAML file",
         )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is not readable YAML ({reason})", "correct the file") from None
@@ -166,13 +179,15 @@ def _arch(values: Mapping[str, Any], base: Arch | None = None) -> Arch:
     if plain.get("family", base.family) == base.family:
         settings = {**base.settings, **settings}
         known |= base.known
+    known |= base.known & _FIELDS.keys()
     return replace(base, **plain, settings=settings, known=known)
 
 
-def _said(preset: Arch) -> Arch:
-    """A preset that says all that it has a value for."""
+def _said(preset: Arch, *axes: Backbone | Method) -> Arch:
+    """A preset that says all that it has a value for, and the settings of some axes."""
     said = {name for name in _FIELDS if getattr(preset, name) not in (None, ())}
-    return replace(preset, known=frozenset(said | preset.settings.keys()))
+    said |= {entry.name for axis in axes if axis.settings for entry in fields(axis.settings)}
+    return replace(preset, known=frozenset(said))
 
 
 def recognise(dims: Dims, family: str | None = None) -> str | None:
@@ -222,10 +237,12 @@ def resolve_arch(
         notes = (f"recognised as {arch} by its dimensions",) if arch else ()
         if arch:  # a method's settings are a choice that nobody made
             found = PRESETS[arch]
-            own = FAMILIES[found.family].method.settings
+            family = FAMILIES[found.family]
+            own = family.method.settings
             chosen = {field.name for field in fields(own)} if own else set()
             kept = {name: v for name, v in found.settings.items() if name not in chosen}
-            return _arch(values, _said(replace(found, settings=kept))), arch, notes
+            found = _said(replace(found, settings=kept), family.backbone)
+            return _arch(values, found), arch, notes
     else:
         name, found = find_arch(arch)
         return _arch(values, found), name, notes

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from svit_deploy.errors import InputError
+from svit_deploy.errors import InputError, UsageError
 from svit_deploy.io.checkpoint import Checkpoint, read_checkpoint
 from svit_deploy.io.torch_file import some
 from svit_deploy.loading.arch import parse_overrides, recognise, resolve_arch
@@ -84,6 +84,7 @@ def build_model(
         overrides = {"family": name, **overrides}
     settings, name, notes = resolve_arch(arch, overrides, dims)
     _check_family(settings, dims, name)
+    _check_used(settings)
     _check_dims(settings, dims, name)
     settings = _with_known_settings(settings, dims, args, overrides)
     if image_size is None and "image_size" in overrides:
@@ -184,6 +185,19 @@ def _check_family(settings: Arch, dims: Any, name: str) -> None:
         f"{settings.family}",
         fix,
     )
+
+
+def _check_used(settings: Arch) -> None:
+    """Raises UsageError for a setting that would be dropped."""
+    family = FAMILIES[settings.family]
+    used = {"gate_blocks": True, "gate_class_token": family.class_token}
+    for name, is_used in used.items():
+        if getattr(settings, name) and not (is_used and family.method.trained_gates):
+            has = family.method.blocks_setting
+            raise UsageError(
+                f"{name} is no setting of {family.name}",
+                f"use {has}" if is_used and has != name else "leave it out",
+            )
 
 
 def _check_dims(settings: Arch, dims: Any, name: str) -> None:

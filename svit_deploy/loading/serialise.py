@@ -55,14 +55,15 @@ def check_config(config: ModelConfig) -> None:
 
 def _check_gates(config: ModelConfig) -> None:
     blocks, family = config.gate_blocks, family_of(config)
+    setting = family.method.blocks_setting
     if blocks and family.dense:
         raise InputError(
             f"a {config.family} has no gates", "leave gate_blocks out, or use another family"
         )
     if list(blocks) != sorted(set(blocks)) or not all(0 <= b < config.depth for b in blocks):
         raise InputError(
-            f"gate_blocks {list(blocks)} are not ascending block numbers below {config.depth}",
-            "blocks count from 0: --set gate_blocks=3,4,5",
+            f"{setting} {list(blocks)} are not ascending block numbers below {config.depth}",
+            f"blocks count from 0: --set {setting}=3,4,5",
         )
     counts = {
         "gate_class_token": len(blocks),

@@ -147,6 +147,7 @@ class DynamicVit(Method):
 
     title = "DynamicViT"
     modes = (TokenMode.STATIC, TokenMode.DENSE)
+    blocks_setting = "prune_blocks"
     settings = DynamicVitSettings
     removes = True
 

@@ -113,6 +113,7 @@ class Evit(Method):
 
     title = "EViT"
     modes = (TokenMode.STATIC, TokenMode.DENSE)
+    blocks_setting = "prune_blocks"
     settings: ClassVar[type | None] = EvitSettings
     ranks_inside = True
     removes = True

@@ -179,6 +179,7 @@ class EvoVit(Method):
 
     title = "Evo-ViT"
     modes = (TokenMode.STATIC, TokenMode.DENSE)
+    blocks_setting = "prune_blocks"
     settings: ClassVar[type | None] = EvoVitSettings
     ranks_inside = True
     margin_unit = 1.0  # of the attention's logarithm

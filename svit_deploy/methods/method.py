@@ -50,6 +50,7 @@ class Method:
             without a default must be given. A boolean, a number, or a tuple of them each.
         required: names among the settings that random weights need.
         rule: how tokens are selected, for the record.
+        blocks_setting: the setting that tells in which blocks.
         trained_gates: whether its gates have thresholds that a training set.
         removes: whether a token that is not kept is gone for good.
         ranks_inside: whether tokens are ranked by values from inside a block (attention, keys),
@@ -62,6 +63,7 @@ class Method:
     modes: ClassVar[tuple[TokenMode, ...]] = (TokenMode.DENSE,)
     settings: ClassVar[type | None] = None
     required: ClassVar[tuple[str, ...]] = ()
+    blocks_setting: ClassVar[str] = "gate_blocks"
     rule: ClassVar[str] = "as many tokens of the highest margins as the method keeps"
     trained_gates: ClassVar[bool] = False
     removes: ClassVar[bool] = False

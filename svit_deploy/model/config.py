@@ -44,8 +44,13 @@ class Preprocess:
                     f"{name} has {len(getattr(self, name))} values",
                     f"give three, for the channels R, G, B: --set {name}=0.5,0.5,0.5",
                 )
+        # Of values in [0, 1]; who trained on 0..255 has numbers that are 255 times as large.
+        if not all(-1 <= value <= 2 for value in self.mean):
+            raise InputError(f"mean {self.mean} is not of values from 0 to 1", "divide it by 255")
         if min(self.std) <= 0:
             raise InputError(f"std {self.std} is not positive", "give three positive numbers")
+        if max(self.std) > 10 or min(self.std) < 1e-3:
+            raise InputError(f"std {self.std} is not of values from 0 to 1", "divide it by 255")
         if not 0 < self.crop_ratio <= 1:
             raise InputError(
                 f"crop_ratio {self.crop_ratio} is outside (0, 1]",

@@ -19,8 +19,13 @@ def prepare_all(
     """Every image in turn, with its name and label; those already preprocessed as they are.
 
     Raises:
-        InputError: a size that the graph cannot run.
+        InputError: a size that the graph cannot run, or a label that is none of its classes.
     """
+    if images.labels is not None and images.labels.max(initial=-1) >= config.num_classes > 0:
+        raise InputError(
+            f"label {images.labels.max()} is none of the model's {config.num_classes} classes",
+            "give labels that count from 0",
+        )
     labels = [None] * len(images) if images.labels is None else images.labels.tolist()
     for array, name, label in zip(images.arrays, images.names, labels, strict=True):
         if isinstance(images.arrays, list):

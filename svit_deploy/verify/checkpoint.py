@@ -6,11 +6,11 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from svit_deploy.bundle import Bundle
 from svit_deploy.loading.load import load_model
 from svit_deploy.methods.families import family_of
+from svit_deploy.model.assumption import typed
 from svit_deploy.model.config import ModelConfig
 from svit_deploy.model.model import Model
 
@@ -61,15 +61,10 @@ def settings_from_manifest(config: ModelConfig) -> dict[str, str]:
         "interpolation": preprocess.interpolation,
     }
     if config.settings is not None:
-        told |= {name: _as_typed(value) for name, value in asdict(config.settings).items()}
-    if config.num_gates and family_of(config).method.settings is None:  # else they tell the places
-        told["gate_blocks"] = _as_typed(config.gate_blocks)
-        told["gate_class_token"] = _as_typed(config.gate_class_token)
+        told |= {name: typed(value) for name, value in asdict(config.settings).items()}
+    family = family_of(config)
+    if config.num_gates and family.method.trained_gates:  # else the settings tell the places
+        told["gate_blocks"] = typed(config.gate_blocks)
+        if family.class_token:
+            told["gate_class_token"] = typed(config.gate_class_token)
     return told
-
-
-def _as_typed(value: Any) -> str:
-    """A setting's value in the form of `--set`."""
-    if isinstance(value, tuple):
-        return ",".join(map(_as_typed, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -32,6 +32,7 @@ class Ats(Method):
 
     title = "ATS"
     modes = (TokenMode.DYNAMIC, TokenMode.MASKED, TokenMode.DENSE)
+    blocks_setting = "ats_blocks"
     settings = AtsSettings
     rule = "keep iff margin > threshold, margin = how far a sample is inside the token's reach"
     removes = True
