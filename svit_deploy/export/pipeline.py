@@ -22,7 +22,7 @@ from svit_deploy.bundle import (
     write_manifest,
 )
 from svit_deploy.bundle.manifest import describe_task
-from svit_deploy.errors import UsageError
+from svit_deploy.errors import InputError, UsageError
 from svit_deploy.export.budgets import choose_budgets
 from svit_deploy.export.engine import build_beside, engine_notes, rebuild
 from svit_deploy.export.record import describe_gates, manifest, metadata
@@ -66,6 +66,11 @@ def export_source(
         SvitDeployError: InputError, UsageError, CapabilityError or ExportError, with its fix.
     """
     settings = settings or ExportSettings()
+    if source.is_dir() and not (source / MANIFEST).is_file():
+        raise InputError(
+            f"{source} is a folder without a {MANIFEST}, so it is no bundle",
+            "give a checkpoint (.pth or .safetensors), or the folder of an export",
+        )
     if source.is_dir() or source.name == MANIFEST:
         return rebuild(source, output, settings, force=force, command=command, progress=progress)
     task = task_named(settings.task)

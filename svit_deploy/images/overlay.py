@@ -117,12 +117,13 @@ def contact_sheet(pairs: Sequence[Image.Image]) -> Image.Image:
 
 def with_legend(image: Image.Image, num_gates: int) -> Image.Image:
     """The image above a row of swatches, one for each number of blocks, 0 to `num_gates`."""
-    result = Image.new("RGB", (image.width, image.height + _LEGEND_HEIGHT), "white")
+    width = max(image.width, _MIN_SIDE)  # room for the swatches
+    result = Image.new("RGB", (width, image.height + _LEGEND_HEIGHT), "white")
     result.paste(image, (0, 0))
     draw = ImageDraw.Draw(result)
     draw.text((_GAP, image.height + 4), "gated blocks that kept the patch", fill="black")
     left, top = _GAP, image.height + 20
-    swatch = min((image.width - 2 * _GAP) / (num_gates + 1), 40)
+    swatch = min((width - 2 * _GAP) / (num_gates + 1), 40)
     colours = _colours(np.arange(num_gates + 1) / num_gates).tolist()
     for count, colour in enumerate(colours):
         start = left + count * swatch

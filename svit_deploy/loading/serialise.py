@@ -42,7 +42,7 @@ def check_config(config: ModelConfig) -> None:
         raise InputError(f"the grid {config.native_grid} is empty", "give a complete checkpoint")
     patch = family.backbone.step or config.patch_size
     if any(side < patch or side % patch for side in config.image_size):
-        height, width = (max(side // patch, 1) * patch for side in config.image_size)
+        height, width = (max(round(side / patch), 1) * patch for side in config.image_size)
         raise InputError(
             f"image size {config.image_size[0]}x{config.image_size[1]} is not a multiple of the "
             f"patch size {patch}",

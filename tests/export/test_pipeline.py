@@ -20,8 +20,8 @@ from svit_deploy.backbones.rules import keep_above, keep_all, keep_none
 from svit_deploy.bundle.bundle import MODEL, REFERENCE
 from svit_deploy.bundle.manifest import MANIFEST
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
-from svit_deploy.errors import UsageError
-from svit_deploy.export.pipeline import build_graph, export_model
+from svit_deploy.errors import InputError, UsageError
+from svit_deploy.export.pipeline import build_graph, export_model, export_source
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.graph.edit import set_scalars
 from svit_deploy.io.onnx_file import custom_domains, random_operators, read_metadata
@@ -238,3 +238,10 @@ def test_build_graph_needs_no_disk(golden):
     model = build_graph(found.model, settings, (), sizes, {"mode": "dynamic"})
     assert read_metadata(model) == {"mode": "dynamic"}
     assert_as_recorded(found, run(model, found.inputs))
+
+
+def test_an_empty_folder_is_no_bundle(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"folder without a manifest\.json.*give a checkpoint"):
+        export_source(tmp_path / "empty", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from svit_deploy.images import overlay as pictures
-from svit_deploy.images.overlay import overlay, survival_map
+from svit_deploy.images.overlay import overlay, survival_map, with_legend
 
 DARKEST, BRIGHTEST = (0x44, 0x01, 0x54), (0xFD, 0xE7, 0x25)  # viridis(0), viridis(1)
 
@@ -66,3 +67,10 @@ def test_colours_are_viridis() -> None:
     anchors, values = np.linspace(0, 1, 11), np.linspace(0, 1, 256)
     assert np.abs(pictures._colours(anchors) - viridis(anchors)[:, :3] * 255).max() <= 1
     assert np.abs(pictures._colours(values) - viridis(values)[:, :3] * 255).max() < 15
+
+
+def test_a_legend_has_room_beside_a_picture_of_one_pixel():
+    drawn = with_legend(Image.new("RGB", (1, 1)), 9)
+    assert drawn.width >= 200
+    swatches = np.asarray(drawn)[22]  # through the row of swatches, above their numbers
+    assert len(np.unique(swatches, axis=0)) >= 10

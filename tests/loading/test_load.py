@@ -423,7 +423,7 @@ def test_unknown_architecture() -> None:
             SMALL_SVIT,
             None,
             {"image_size": "7"},
-            "7x7 is not a multiple of the patch size 2; .* 6x6",
+            "7x7 is not a multiple of the patch size 2; .* 8x8",
         ),
         (SMALL_SVIT, None, {"image_size": "1"}, "not a multiple"),
         (replace(SMALL_DEIT, num_patches=10), None, {}, "10 patches, which is no square grid"),
