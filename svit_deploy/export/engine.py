@@ -25,7 +25,7 @@ from svit_deploy.export.record import command_record
 from svit_deploy.export.settings import EngineOptions, ExportSettings
 from svit_deploy.export.shapes import profile_batches, profiles_for
 from svit_deploy.machine.environment import describe_environment
-from svit_deploy.machine.tensorrt import TARGETS
+from svit_deploy.machine.tensorrt import TARGETS, require_library
 from svit_deploy.model.config import ModelConfig, TokenMode
 from svit_deploy.model.profiles import Profile
 from svit_deploy.model.sizes import SizeRange
@@ -34,6 +34,13 @@ from svit_deploy.progress import SILENT, Progress
 from svit_deploy.tasks import Task
 
 log = logging.getLogger(__name__)
+
+
+def require_engine(settings: ExportSettings) -> None:
+    """Raises CapabilityError or UsageError, before any work, where no engine can be built here."""
+    if settings.engine is not None:
+        require_library(settings.engine.target)
+        find_plugin_library(settings.engine, settings.plugins)
 
 
 def add_engine(

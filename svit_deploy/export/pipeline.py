@@ -24,7 +24,7 @@ from svit_deploy.bundle import (
 from svit_deploy.bundle.manifest import describe_task
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.export.budgets import choose_budgets
-from svit_deploy.export.engine import build_beside, engine_notes, rebuild
+from svit_deploy.export.engine import build_beside, engine_notes, rebuild, require_engine
 from svit_deploy.export.record import describe_gates, manifest, metadata
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.export.shapes import whole_batch
@@ -71,6 +71,7 @@ def export_source(
             f"{source} is a folder without a {MANIFEST}, so it is no bundle",
             "give a checkpoint (.pth or .safetensors), or the folder of an export",
         )
+    require_engine(settings)
     if source.is_dir() or source.name == MANIFEST:
         return rebuild(source, output, settings, force=force, command=command, progress=progress)
     task = task_named(settings.task)

@@ -6,8 +6,9 @@ package asks for a name and lives with its absence; versions only tell which is 
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import re
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,15 @@ class Library:
         """The flag bit of an enum's member, 0 where this release lacks it."""
         member = self.member(enum, name)
         return 0 if member is None else 1 << int(member)
+
+
+def require_library(target: str) -> None:
+    """Raises CapabilityError where a target's library is not installed; imports nothing."""
+    module = TARGETS[target]
+    if module not in sys.modules and importlib.util.find_spec(module) is None:
+        raise CapabilityError(
+            f"{module} cannot be imported: no module of that name", INSTALL[target]
+        )
 
 
 def load_library(target: str) -> Library:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from svit_deploy import api
+from svit_deploy.errors import CapabilityError
 
 pytest.importorskip("torch")
 
@@ -178,3 +179,12 @@ def test_broken_torch(error, monkeypatch):
     monkeypatch.setattr(importlib, "import_module", fail)
     with pytest.raises(CapabilityError, match="broken"):
         require_torch("export", "something")
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx"])
+def test_a_missing_tensorrt_is_told_before_any_work(tmp_path, monkeypatch, target):
+    module = target.replace("-", "_")
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(CapabilityError, match=f"{module} cannot be imported"):
+        api.export(tmp_path / "nobody_reads_this.pth", tmp_path / "out", target=target)
