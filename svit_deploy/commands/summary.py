@@ -49,6 +49,7 @@ def next_steps(source: Path, output: Path, settings: ExportSettings) -> Iterator
     if not source.is_dir() and source.name != MANIFEST:
         verify += ["--against", str(source)]
     verify += ["--arch", settings.arch] if settings.arch else []
+    verify += ["--weights", settings.weights] if settings.weights else []
     for key, value in settings.overrides.items():
         verify += ["--set", f"{key}={value}"]
     yield "next:", shlex.join(verify)

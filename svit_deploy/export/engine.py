@@ -210,4 +210,5 @@ def _graph_options(settings: ExportSettings) -> dict[str, object]:
         "--calibrate-gates": settings.calibrate_gates,
         "--arch or --set": settings.arch or settings.overrides,
         "--strict": settings.strict,
+        "--weights": settings.weights,
     }

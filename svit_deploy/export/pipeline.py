@@ -88,6 +88,7 @@ def export_source(
         overrides=settings.overrides,
         image_size=None if wanted is None else wanted.opt,
         allow_pickle=settings.allow_pickle,
+        weights=settings.weights,
     )
     bundle = export_model(
         model, output, settings, sizes=wanted, force=force, command=command, progress=progress

@@ -16,8 +16,8 @@ from svit_deploy.loading.layout import (
     detect_family,
     has_heads,
     infer_dims,
-    strip_backbone,
     to_canonical,
+    unwrap,
 )
 from svit_deploy.loading.load import build_model, check_task, which_family
 from svit_deploy.loading.presets import PRESETS
@@ -125,7 +125,7 @@ def inspect_checkpoint(path: Path) -> Inspection:
 
 def _describe(checkpoint: Checkpoint, found: _Found) -> None:
     """Fills in what there is to know; raises InputError where an export would."""
-    tensors, args = strip_backbone(checkpoint.tensors), checkpoint.training_args
+    (tensors, _), args = unwrap(checkpoint.tensors), checkpoint.training_args
     keys = detect_family(tensors)
     served = [TASKS[name] for name in keys.backbone.tasks]
     tasks = [task for task in served if has_heads(tensors, task)]

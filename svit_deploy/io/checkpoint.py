@@ -13,19 +13,18 @@ from typing import Any
 import numpy as np
 
 from svit_deploy.errors import InputError
+from svit_deploy.io.containers import SAVE_WEIGHTS, some
 from svit_deploy.io.files import hash_file, reading
 from svit_deploy.io.torch_file import (
     DOWNLOAD_AGAIN,
     MAX_BYTES,
-    SAVE_WEIGHTS,
     Weights,
     pickle_globals,
     read_torch_file,
-    some,
 )
 
-PREFIXES = ("module.", "_orig_mod.", "backbone.")
 TORCH_LEGACY_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")
+PREFIXES = ("module.", "_orig_mod.", "backbone.")
 # bfloat16 is the upper half of a float32, so numpy is enough to read it.
 SAFETENSORS_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
@@ -54,13 +53,16 @@ class Checkpoint:
     training_args: dict[str, Any] = field(default_factory=dict)
 
 
-def read_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
+def read_checkpoint(
+    path: Path, *, allow_pickle: bool = False, weights: str | None = None
+) -> Checkpoint:
     """Reads .safetensors (without PyTorch) or .pth, .pt, .bin.
 
     Args:
         path: the file; its content, not its name, says what it is.
         allow_pickle: run the Python code that a .pth file names if it cannot be read without.
             Only for a file you trust; the log names that code first.
+        weights: the entry that holds them, where a file holds several: `model`, `model_ema`.
 
     Raises:
         InputError: the file is missing, damaged, hostile, or holds no weights.
@@ -68,10 +70,13 @@ def read_checkpoint(path: Path, *, allow_pickle: bool = False) -> Checkpoint:
     """
     path = Path(path)
     kind = _kind(path, _read_head(path))
-    if kind == "safetensors":
+    if kind != "safetensors":
+        zipped = kind == "zip"
+        found = read_torch_file(path, zipped=zipped, allow_pickle=allow_pickle, weights=weights)
+    elif weights is None:
         found = _read_safetensors(path)
     else:
-        found = read_torch_file(path, zipped=kind == "zip", allow_pickle=allow_pickle)
+        raise InputError(f"{path} holds one set of weights alone", "leave --weights out")
     tensors, prefix = strip_prefixes(found.arrays)
     _check_finite(path, tensors)
     notes = list(found.notes)
@@ -168,7 +173,12 @@ def _read_safetensors(path: Path) -> Weights:
         else:
             stored_as.add(array.dtype.name)
         with np.errstate(over="ignore"):  # reported with the values that are not finite
-            arrays[name] = array.astype(np.float32).reshape(entry["shape"])
+            try:
+                arrays[name] = array.astype(np.float32).reshape(entry["shape"])
+            except ValueError:  # more dimensions, or larger ones, than an array can have
+                raise InputError(
+                    f"tensor {some([name])} of {path} has an impossible shape", DOWNLOAD_AGAIN
+                ) from None
     if not arrays:
         raise InputError(f"{path} holds no tensors", "give a checkpoint with weights")
     return Weights("safetensors", arrays, stored_as, [], {})

@@ -23,18 +23,15 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-import yaml
 
 from svit_deploy.errors import CapabilityError, InputError
+from svit_deploy.io.containers import SAVE_WEIGHTS, find_weights, some
 
 log = logging.getLogger(__name__)
 
 MAX_BYTES = 16 * 2**30
-MAX_CONFIG_CHARACTERS = 100_000
 DTYPES = ("float16", "bfloat16", "float32", "float64", "uint8", "int8", "int32", "int64", "bool")
-EMA_KEYS = ("model_ema", "ema", "ema_state_dict", "state_dict_ema")
 DOWNLOAD_AGAIN = "download or copy it again and compare its size with the source's"
-SAVE_WEIGHTS = "save the weights alone: torch.save({'model': model.state_dict()}, 'weights.pth')"
 
 # What honest checkpoints name and the restricted unpickler allows; anything else is reported.
 ROUTINE_GLOBAL = re.compile(
@@ -55,8 +52,13 @@ class Weights(NamedTuple):
     training_args: dict[str, Any]
 
 
-def read_torch_file(path: Path, *, zipped: bool, allow_pickle: bool) -> Weights:
+def read_torch_file(
+    path: Path, *, zipped: bool, allow_pickle: bool, weights: str | None = None
+) -> Weights:
     """Reads a file written by torch.save, in its zip format or the one before torch 1.6.
+
+    Args:
+        weights: the entry of a dictionary that holds them; see `find_weights`.
 
     Raises:
         InputError: damaged, hostile, in need of code and not allowed to run it, or no weights.
@@ -71,7 +73,7 @@ def read_torch_file(path: Path, *, zipped: bool, allow_pickle: bool) -> Weights:
             "run pip install 'svit-deploy[torch]', or convert the weights to .safetensors",
         ) from None
     loaded = _load(path, data_pkl, allow_pickle)
-    container, state, notes, training_args = _find_weights(path, loaded)
+    container, state, notes, training_args = find_weights(path, loaded, weights)
     arrays, stored_as = _to_numpy(path, state)
     return Weights(container, arrays, stored_as, notes, training_args)
 
@@ -105,14 +107,6 @@ def pickle_globals(file: IO[bytes], pickles: int) -> list[str]:
     except Exception as error:
         log.debug("the search for globals ended early: %s", error)
     return sorted(named)
-
-
-def some(names: Iterable[str], limit: int = 4) -> str:
-    """`a, b, c, d and 7 more`; names come from files, so they are cut and made printable."""
-    names = list(names)
-    shown = ["".join(c if c.isprintable() else "?" for c in name[:100]) for name in names[:limit]]
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(shown) + more
 
 
 def _check_zip(path: Path) -> bytes:
@@ -226,78 +220,6 @@ def _blocked_globals(path: Path, data_pkl: bytes | None) -> list[str]:
         with path.open("rb") as file:
             named = pickle_globals(file, pickles=5)
     return [name for name in named if not ROUTINE_GLOBAL.fullmatch(name)]
-
-
-def _find_weights(path: Path, loaded: Any) -> tuple[str, dict[str, Any], list[str], dict[str, Any]]:
-    """The container's name, the state dictionary, notes, training arguments."""
-    import torch
-
-    if isinstance(loaded, torch.nn.Module):
-        return "pickled module", loaded.state_dict(), [], {}
-    if not isinstance(loaded, dict):
-        raise InputError(f"{path} holds a {type(loaded).__name__}, not weights", SAVE_WEIGHTS)
-    key = next((key for key in ("model", "state_dict", "model_state") if key in loaded), None)
-    state = loaded if key is None else loaded[key]
-    if isinstance(state, torch.nn.Module):
-        state = state.state_dict()
-    if not _is_state(state):
-        kind = "optimizer state but no" if {"optimizer", "param_groups"} & set(loaded) else "no"
-        keys = some(repr(k) for k in loaded if isinstance(k, str)) or "not strings"
-        raise InputError(
-            f"{path} holds {kind} model weights, its keys are {keys}",
-            "give a checkpoint with the weights under 'model' or 'state_dict', or bare",
-        )
-    if key is None:
-        return "bare state dict", state, [], {}
-    is_training = not {"optimizer", "optimizer_state", "args"}.isdisjoint(loaded)
-    notes = [f"{k} ignored, weights taken from {key!r}" for k in EMA_KEYS if k in loaded]
-    container = f"{'training checkpoint' if is_training else 'dictionary'} ({key})"
-    args = _training_args(loaded) or _plain_values(loaded.get("meta"))
-    return container, state, notes, args
-
-
-def _is_state(state: Any) -> bool:
-    import torch
-
-    return (
-        isinstance(state, dict)
-        and len(state) > 0
-        and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items())
-    )
-
-
-def _training_args(loaded: dict[str, Any]) -> dict[str, Any]:
-    """The plain values of the training's arguments or configuration, nested names joined by dots.
-
-    Scripts save a Namespace, Swin's a yacs configuration, SlowFast's its YAML text.
-    """
-    for key in ("args", "config", "cfg"):
-        found = loaded.get(key)
-        if isinstance(found, str) and len(found) <= MAX_CONFIG_CHARACTERS:
-            try:
-                found = yaml.safe_load(found)
-            except (yaml.YAMLError, ValueError, RecursionError):
-                continue
-        if isinstance(found, argparse.Namespace | dict):
-            values = _plain_values(found)
-            for name, section in found.items() if isinstance(found, dict) else ():
-                if isinstance(section, dict):
-                    values |= {f"{name}.{k}": v for k, v in _plain_values(section).items()}
-            return values
-    return {}
-
-
-def _plain_values(args: Any) -> dict[str, Any]:
-    """Numbers, strings and lists of them, out of a Namespace or a dictionary."""
-    values = vars(args) if isinstance(args, argparse.Namespace) else args
-    if not isinstance(values, dict):
-        return {}
-
-    def is_plain(value: Any) -> bool:
-        items = value if isinstance(value, list | tuple) else [value]
-        return all(item is None or isinstance(item, bool | int | float | str) for item in items)
-
-    return {k: v for k, v in values.items() if isinstance(k, str) and is_plain(v)}
 
 
 def _to_numpy(path: Path, state: dict[str, Any]) -> tuple[dict[str, np.ndarray], set[str]]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from svit_deploy.errors import InputError
-from svit_deploy.io.torch_file import some
+from svit_deploy.io.containers import some
 from svit_deploy.methods.families import FAMILIES, Family
 from svit_deploy.model.keys import Shape, Tensors
 from svit_deploy.tasks import TASKS, Task
@@ -38,9 +38,22 @@ def detect_family(tensors: Arrays) -> Family:
     )
 
 
-def strip_backbone(tensors: Arrays) -> dict[str, np.ndarray]:
-    """Official keys less `backbone.`."""
-    return {key.removeprefix(BACKBONE): array for key, array in tensors.items()}
+def unwrap(tensors: Arrays) -> tuple[dict[str, np.ndarray], str]:
+    """Official keys less `backbone.`, and less what a wrapper put before all: `model.`, `net.`.
+
+    Returns:
+        The tensors, and the wrapper's prefix. No model is one part alone, so what all keys begin
+        with is none of its parts, unless it counts layers.
+    """
+    removed, wrapped = "", dict(tensors)
+    while len(wrapped) > 1:
+        first = next(iter(wrapped)).partition(".")[0] + "."
+        rest = [key.removeprefix(first) for key in wrapped]
+        if not all(key.startswith(first) for key in wrapped) or any(k[:1].isdigit() for k in rest):
+            break
+        wrapped = dict(zip(rest, wrapped.values(), strict=True))
+        removed += first
+    return {key.removeprefix(BACKBONE): array for key, array in wrapped.items()}, removed
 
 
 def has_heads(tensors: Arrays, task: Task) -> bool:

@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from svit_deploy.errors import InputError, UsageError
+from svit_deploy.errors import InputError
 from svit_deploy.io.checkpoint import Checkpoint, read_checkpoint
-from svit_deploy.io.torch_file import some
+from svit_deploy.io.containers import some
 from svit_deploy.loading.arch import parse_overrides, recognise, resolve_arch
 from svit_deploy.loading.assumptions import find_assumptions
 from svit_deploy.loading.layout import (
     detect_family,
     has_heads,
     infer_dims,
-    strip_backbone,
     to_canonical,
+    unwrap,
 )
 from svit_deploy.loading.serialise import check_config
 from svit_deploy.methods.families import FAMILIES, Family
@@ -40,9 +40,10 @@ def load_model(
     overrides: Mapping[str, str] | None = None,
     image_size: Size | None = None,
     allow_pickle: bool = False,
+    weights: str | None = None,
 ) -> Model:
     """Reads a checkpoint and builds its model; see `read_checkpoint` and `build_model`."""
-    checkpoint = read_checkpoint(path, allow_pickle=allow_pickle)
+    checkpoint = read_checkpoint(path, allow_pickle=allow_pickle, weights=weights)
     return build_model(checkpoint, task=task, arch=arch, overrides=overrides, image_size=image_size)
 
 
@@ -71,7 +72,7 @@ def build_model(
         UsageError: an unknown task, architecture or setting, or a value that cannot work.
     """
     checkpoint = source if isinstance(source, Checkpoint) else None
-    tensors = strip_backbone(source.tensors if isinstance(source, Checkpoint) else source)
+    tensors, prefix = unwrap(source.tensors if isinstance(source, Checkpoint) else source)
     overrides, wanted = dict(overrides or {}), task_named(task)
     args = checkpoint.training_args if checkpoint else {}
     family = detect_family(tensors)
@@ -94,6 +95,8 @@ def build_model(
     wanted.check(config)
     if checkpoint:
         notes = (*checkpoint.notes, *_trained_as(checkpoint), *notes)
+    if prefix:
+        notes = (f"prefix {prefix!r} removed", *notes)
     assumed = find_assumptions(settings, config, wanted)
     return Model(config, weights, name, checkpoint, (*notes, *more_notes), candidates, assumed)
 
@@ -188,13 +191,13 @@ def _check_family(settings: Arch, dims: Any, name: str) -> None:
 
 
 def _check_used(settings: Arch) -> None:
-    """Raises UsageError for a setting that would be dropped."""
+    """Raises InputError for a setting that would be dropped."""
     family = FAMILIES[settings.family]
     used = {"gate_blocks": True, "gate_class_token": family.class_token}
     for name, is_used in used.items():
         if getattr(settings, name) and not (is_used and family.method.trained_gates):
             has = family.method.blocks_setting
-            raise UsageError(
+            raise InputError(
                 f"{name} is no setting of {family.name}",
                 f"use {has}" if is_used and has != name else "leave it out",
             )

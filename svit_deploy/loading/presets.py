@@ -68,7 +68,6 @@ def _adapter(num_heads: int, family: str) -> Arch:
         patch_size=16,
         distilled=False,
         gate_blocks=tuple(range(3, 12)) if gated else (),
-        gate_class_token=(True,) * 9 if gated else (),
         target_keep=(0.7,) * 3 + (0.49,) * 3 + (0.343,) * 3 if gated else (),
         crop_ratio=1.0,
         interpolation="bilinear",

@@ -48,6 +48,11 @@ class LoadSettings:
         many=True,
         parse=parse_overrides,
     )
+    weights: str | None = option(
+        None,
+        "Entry of the checkpoint to take, for example model_ema; by default model or state_dict.",
+        metavar="KEY",
+    )
     allow_pickle: bool = option(
         False, "Unpickle the checkpoint, which can run any code in it. Dangerous."
     )

@@ -34,4 +34,4 @@ class Arch:
     crop_ratio: float = 0.875
     interpolation: str = "bicubic"
     settings: Mapping[str, Any] = field(default_factory=dict)
-    known: frozenset[str] = frozenset()
+    known: frozenset[str] = field(default=frozenset(), compare=False)

@@ -24,6 +24,7 @@ def load_reference_model(
     arch: str | None = None,
     overrides: Mapping[str, str] | None = None,
     allow_pickle: bool = False,
+    weights: str | None = None,
 ) -> Model:
     """Loads a checkpoint independently of the bundle, as far as the caller's settings reach.
 
@@ -39,6 +40,7 @@ def load_reference_model(
         overrides=overrides,
         image_size=bundle.config.image_size,
         allow_pickle=allow_pickle,
+        weights=weights,
     )
     recorded = bundle.manifest["checkpoint"]
     told = recorded and model.checkpoint and recorded["sha256"] == model.checkpoint.sha256

@@ -57,6 +57,7 @@ def verify_bundle(
         arch=settings.arch,
         overrides=settings.overrides,
         allow_pickle=settings.allow_pickle,
+        weights=settings.weights,
     )
     reference = LiveReference(bundle, model, images)
     return verify_against(bundle, reference, settings, progress, truth)

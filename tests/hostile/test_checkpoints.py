@@ -139,7 +139,7 @@ def test_not_finite_values_are_named(tmp_path: Path) -> None:
     [
         ({"optimizer": {"state": {}, "param_groups": []}, "epoch": 3}, "optimizer state but no"),
         ({"state": {}, "param_groups": [{"lr": 0.1}]}, "optimizer state but no"),
-        ({"model_ema": WEIGHTS}, "'model_ema'"),
+        ({"teacher_of_it": WEIGHTS}, "'teacher_of_it'"),
         ({"model": {}}, "no model weights"),
         ({"w": torch.ones(2), "epoch": 3}, "'w', 'epoch'"),
         ({}, "no model weights"),

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from svit_deploy.io.checkpoint import read_checkpoint, strip_prefixes
-from svit_deploy.io.torch_file import some
+from svit_deploy.io.containers import some
 
 torch = pytest.importorskip("torch")
 

@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 
 from svit_deploy import api
 from svit_deploy.cli import main
-from svit_deploy.errors import InputError, UsageError
+from svit_deploy.errors import InputError
 from svit_deploy.loading.load import build_model, load_model
 from svit_deploy.model.assumption import typed
 
@@ -96,7 +96,7 @@ def test_values_are_written_as_they_are_typed():
     ],
 )
 def test_a_setting_that_would_be_dropped_is_refused(golden, name, given, words):
-    with pytest.raises(UsageError, match=f"(?s){words}"):
+    with pytest.raises(InputError, match=f"(?s){words}"):
         build_model(golden(name).model.checkpoint, overrides={"num_heads": "6"} | given)
 
 

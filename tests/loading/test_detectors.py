@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 from svit_deploy.backbones.adapter.sizes import AdapterSizes
 from svit_deploy.errors import InputError
 from svit_deploy.io.checkpoint import read_checkpoint
-from svit_deploy.loading.layout import strip_backbone, to_official
+from svit_deploy.loading.layout import to_official, unwrap
 from svit_deploy.loading.load import build_model, load_model
 from svit_deploy.loading.random import init_checkpoint
 from svit_deploy.loading.serialise import config_from_dict, config_to_dict
@@ -139,7 +139,7 @@ def test_incomplete_and_foreign_weights_are_refused(golden: Any) -> None:
 
 
 def test_gates_that_were_never_trained_are_refused(golden: Any) -> None:
-    tensors = strip_backbone(golden("svit_adapter").backbone.checkpoint.tensors)
+    tensors, _ = unwrap(golden("svit_adapter").backbone.checkpoint.tensors)
     tensors = {key: array for key, array in tensors.items() if "selective" not in key}
     with pytest.raises(InputError, match="no gates"):
         build_model(tensors, task="backbone", overrides=HEADS)

@@ -36,15 +36,18 @@ def test_checks(export, verify, mode):
     report = verify(export("svit_cls", mode))
     assert report.passed, report.verdict
     gates, budget = ["thresholds"], ["overflow counts what the budget cuts"]
+    batches = ["alone = inside a batch", "alone = inside a large batch"]
     decisions = ["keep mask follows the margins", "gate decisions", "few decisions flip", "margins"]
     extremes = ["all kept", "none kept"]
+    if mode == "budget":
+        extremes.insert(1, "overflow with all kept")
     if mode == "dense":
         gates = decisions = extremes = []
     assert [found.name for found in report.checks] == [
-        *("configuration", "inputs", "no random operator", *gates),
+        *("configuration", "inputs", "outputs", "no random operator", *gates),
         *("every stage by itself", *decisions),
         *(budget if mode == "budget" else []),
-        *("logits", "top-1 agreement", "alone = inside a batch", "deterministic"),
+        *("logits", "top-1 agreement", *batches, "deterministic"),
         *extremes,
     ]
     stages = [stage.name for stage in report.stages]
