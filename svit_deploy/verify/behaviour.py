@@ -31,8 +31,7 @@ def check_behaviour(
 ) -> None:
     """All checks, on some images of one size. One that the graph does not survive has failed."""
     checks: dict[str, Callable[[], None]] = {
-        "batch invariance": lambda: check_invariance(model, images),
-        "large batches": lambda: check_large_batches(model, images),
+        "batch invariance": lambda: check_batches(model, images),
         "determinism": lambda: check_determinism(model, images),
         "hidden gates": lambda: check_hidden_gates(model, images),
         "all kept, none kept": lambda: check_extremes(model, images, reference),
@@ -45,46 +44,40 @@ def check_behaviour(
             model.report.check(name, False, error.message)
 
 
-def check_invariance(model: ModelUnderTest, images: Sequence[Prepared]) -> None:
-    """An image alone, inside a batch, and inside the reversed batch: the same result.
+def check_batches(model: ModelUnderTest, images: Sequence[Prepared]) -> None:
+    """An image alone, inside a batch, the reversed batch and large ones: the same result.
 
-    A lone image has its mirror image for company. Nothing to check where the graph takes one
-    image at a time.
+    A lone image has its mirror image for company. Large are the bundle's largest batch, as far as
+    `BATCH_PIXELS` go, and one in between. Nothing to check where the graph takes one image at a
+    time.
     """
     images = list(images[: model.settings.companions])
-    if len(images) < 2:
+    given, (height, width) = len(images), images[0].size
+    if given < 2:
         images.insert(0, _mirrored(images[0]))
+    largest = min(model.bundle.manifest["batch"]["max"], max(2, BATCH_PIXELS // (height * width)))
+    counts = sorted({(given + largest) // 2, largest} - {given}) if largest > given else []
+    order = np.arange(len(images))
     with model.shipped() as engine:
         if engine.inputs()[0].shape[0] == 1:
             return
         alone = Result.concatenate([model.observe(engine, [image]) for image in images])
-        together = model.observe(engine, images)
-        reverse = model.observe(engine, images[::-1])
-    ok, detail = True, ""
-    for batch in (together, reverse[::-1]):
-        ok, detail = model.compare(batch, alone, model.rows(images))
-        if not ok:
-            break
-    model.report.check("alone = inside a batch", ok, detail)
 
-
-def check_large_batches(model: ModelUnderTest, images: Sequence[Prepared]) -> None:
-    """Every image of the bundle's largest batch, and of one in between, as it is alone."""
-    height, width = images[0].size
-    largest = min(model.bundle.manifest["batch"]["max"], max(2, BATCH_PIXELS // (height * width)))
-    images = list(images[: model.settings.companions])
-    if largest <= len(images):
-        return
-    counts = sorted({(len(images) + largest) // 2, largest} - {len(images)})
-    with model.shipped() as engine:
-        alone = Result.concatenate([model.observe(engine, [image]) for image in images])
-        for count in counts:
-            numbers = np.arange(count) % len(images)
+        def compare(numbers: np.ndarray) -> tuple[bool, str]:
             together = model.observe(engine, [images[number] for number in numbers])
-            ok, detail = model.compare(together, alone[numbers], model.rows(images))
+            return model.compare(together, alone[numbers], model.rows(images))
+
+        for numbers in (order, order[::-1]):
+            ok, detail = compare(numbers)
             if not ok:
                 break
-    model.report.check("alone = inside a large batch", ok, f"batch {count}: {detail}")
+        model.report.check("alone = inside a batch", ok, detail)
+        for count in counts:
+            ok, detail = compare(np.arange(count) % len(images))
+            if not ok:
+                break
+        if counts:
+            model.report.check("alone = inside a large batch", ok, f"batch {count}: {detail}")
 
 
 def check_determinism(model: ModelUnderTest, images: Sequence[Prepared]) -> None:

@@ -28,6 +28,7 @@ from svit_deploy.loading.load import build_model
 from svit_deploy.loading.random import random_weights
 from svit_deploy.methods.families import FAMILIES
 from svit_deploy.model.arch import Arch
+from svit_deploy.model.assumption import typed
 from svit_deploy.model.config import TokenMode
 from svit_deploy.model.model import Model
 from svit_deploy.tasks import TASKS
@@ -64,12 +65,6 @@ CASES = [
     for mode in family.modes
 ]
 VERIFY = VerifySettings(threads=1, repeats=2)
-
-
-def typed(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(typed, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @cache
