@@ -36,6 +36,7 @@ class Backbone:
         eps: LayerNorm epsilon of blocks, gates and the final norm.
         class_token: whether its tokens begin with one.
         has_positions: whether its weights hold an embedding of positions.
+        folds_norms: whether its graphs hold batch norms inside the weights of convolutions.
         step: what both sides of an image must be multiples of; None for the patch size.
     """
 
@@ -49,6 +50,7 @@ class Backbone:
     eps: ClassVar[tuple[float, float, float]] = (1e-6, 1e-6, 1e-6)
     class_token: ClassVar[bool] = True
     has_positions: ClassVar[bool] = True
+    folds_norms: ClassVar[bool] = False
     step: ClassVar[int | None] = None
 
     def reference(self) -> type[BackboneReference]:

@@ -54,9 +54,9 @@ def _class_token_graph(tokens: GraphTokens, rows: str, count: int | str) -> str:
 
 def _class_token_reference(reference: Any, x: Tensor) -> Tensor:
     x = reference.norm(x, "norm", reference.norm_eps)
-    logits = reference.linear(x[:, 0], "head")
+    logits = reference.exact_linear(x[:, 0], "head")
     if reference.config.distilled:
-        logits = (logits + reference.linear(x[:, 1], "head_dist")) / 2
+        logits = (logits + reference.exact_linear(x[:, 1], "head_dist")) / 2
     return logits
 
 
@@ -69,7 +69,7 @@ def _mean_graph(tokens: GraphTokens, rows: str, count: int | str) -> str:
 
 
 def _mean_reference(reference: Any, x: Tensor) -> Tensor:
-    return reference.linear(reference.norm(x, "norm", reference.norm_eps).mean(dim=1), "head")
+    return reference.exact_linear(reference.norm(x, "norm", reference.norm_eps).mean(dim=1), "head")
 
 
 def _patch_mean_graph(tokens: GraphTokens, rows: str, count: int | str) -> str:
@@ -83,7 +83,7 @@ def _patch_mean_graph(tokens: GraphTokens, rows: str, count: int | str) -> str:
 
 def _patch_mean_reference(reference: Any, x: Tensor) -> Tensor:
     x = reference.norm(x[:, 1:].mean(dim=1), "norm", reference.norm_eps)
-    return reference.linear(x, "head")
+    return reference.exact_linear(x, "head")
 
 
 CLASS_TOKEN = Head(_class_token_graph, _class_token_reference)

@@ -7,19 +7,20 @@ published code rather than from the export's configuration.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator, Mapping
+from copy import copy
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from svit_deploy.backbones.tokens import ReferenceTokens
+from svit_deploy.backbones.tokens import ReferenceTokens, See
 from svit_deploy.model.config import ModelConfig
 from svit_deploy.model.model import Model
 
-See = Callable[[str, Tensor], None]
-"""Is told of what each stage gave: the graph's name for it, and the value."""
+HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Selects(Protocol):
@@ -36,13 +37,33 @@ class BackboneReference:
         model: configuration and canonical weights.
         method: which tokens a block computes.
         eps: LayerNorm epsilon of blocks, gates and the final norm, by the published code.
+
+    Attributes:
+        weights: what products are made with.
+        exact: the same in float32, for norms, gates and heads.
+        forced: decisions to take instead of the method's own, by the graph's name for them.
     """
+
+    forced: Mapping[str, Tensor] = MappingProxyType({})
+    half: torch.dtype | None = None
 
     def __init__(self, model: Model, method: Selects, eps: tuple[float, float, float]) -> None:
         self.config: ModelConfig = model.config
         self.method = method
-        self.weights = {name: torch.from_numpy(array) for name, array in model.weights.items()}
+        self.exact = {name: torch.from_numpy(array) for name, array in model.weights.items()}
+        self.weights = self.exact
         self.block_eps, self.gate_eps, self.norm_eps = eps
+
+    def with_weights_in(self, precision: str) -> BackboneReference:
+        """The same forward pass in float32 with weights that a half, fp16 or bf16, can hold."""
+        rounded = copy(self)
+        rounded.half = HALVES[precision]
+        rounded.weights = {name: rounded.rounded(value) for name, value in self.exact.items()}
+        return rounded
+
+    def rounded(self, value: Tensor) -> Tensor:
+        """A constant as the products' weights are."""
+        return value if self.half is None else value.to(self.half).float()
 
     def forward(self, images: Tensor, see: See) -> Generator[Any, Any, tuple[Any, ReferenceTokens]]:
         """Runs images `[B, 3, H, W]`: the backbone's output, and the tokens it ends with."""
@@ -57,8 +78,20 @@ class BackboneReference:
     def linear(self, x: Tensor, name: str) -> Tensor:
         return F.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
 
+    def scaled_linear(self, x: Tensor, name: str, scale: str) -> Tensor:
+        """`linear` times a layer scale `[O]`; where weights are rounded, both are one weight."""
+        factor = self.exact[scale]
+        if self.half is None:
+            return factor * self.linear(x, name)
+        weight = self.rounded(factor[:, None] * self.exact[f"{name}.weight"])
+        return F.linear(x, weight, self.rounded(factor * self.exact[f"{name}.bias"]))
+
+    def exact_linear(self, x: Tensor, name: str) -> Tensor:
+        """`linear` with weights in float32."""
+        return F.linear(x, self.exact[f"{name}.weight"], self.exact.get(f"{name}.bias"))
+
     def norm(self, x: Tensor, name: str, eps: float) -> Tensor:
-        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
+        weight, bias = self.exact[f"{name}.weight"], self.exact[f"{name}.bias"]
         return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
 
     def conv(self, x: Tensor, name: str, padding: int = 0, stride: int = 1) -> Tensor:
@@ -67,7 +100,7 @@ class BackboneReference:
 
     def batch_norm(self, x: Tensor, name: str, eps: float = 1e-5) -> Tensor:
         mean, var, weight, bias = (
-            self.weights[f"{name}.{part}"]
+            self.exact[f"{name}.{part}"]
             for part in ("running_mean", "running_var", "weight", "bias")
         )
         return F.batch_norm(x, mean, var, weight, bias, eps=eps)
@@ -82,6 +115,10 @@ class BackboneReference:
         query, key, value = joined.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
         return query, key, value
 
+    def scale(self, head_dim: int) -> float:
+        """What attention scores are multiplied by."""
+        return float(self.rounded(torch.tensor(head_dim**-0.5, dtype=torch.float64)))
+
     def add(self, x: Tensor, change: Tensor) -> Tensor:
         """A residual connection."""
         return x + change
@@ -94,7 +131,8 @@ class BackboneReference:
         name = f"blocks.{block}"
         query, key, value = self.qkv(self.norm(x, f"{name}.norm1", self.block_eps), block)
         mask = None if keep is None else keep[:, None, None, :]
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        scale = self.scale(query.shape[-1])
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
         x = self.add(x, self.linear(mixed.transpose(1, 2).flatten(2), f"{name}.attn.proj"))
         return self.feed_forward(x, block)
 
@@ -113,12 +151,13 @@ class BackboneReference:
         """
         name = f"blocks.{block}"
         query, key, value = self.qkv(self.norm(x, f"{name}.norm1", self.block_eps), block)
-        scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
-        if bias is not None:
-            scores = scores + bias[:, None, None, :]
-        weights = scores.softmax(-1)
+        scores = query @ key.transpose(2, 3)
+        hidden = 0 if bias is None else bias[:, None, None, :]
+        weights = (scores * self.scale(query.shape[-1]) + hidden).softmax(-1)
         mixed = (weights @ value).transpose(1, 2).flatten(2)
         x = self.add(x, self.linear(mixed, f"{name}.attn.proj"))
+        if self.half is not None:  # ranks are of float32
+            weights = (scores * query.shape[-1] ** -0.5 + hidden).softmax(-1)
         return x, weights, torch.stack([key, value])
 
     def feed_forward(self, x: Tensor, block: int) -> Tensor:

@@ -6,7 +6,7 @@ a subclass of each; the backbone runs its blocks through them.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 GatedForward = Generator[tuple[int, "Tensor"], "Tensor", Any]
 """A forward pass that stops at each gate: gives its number and margins, takes its keep mask."""
+
+
+See = Callable[[str, "Tensor"], "Tensor"]
+"""Is told of what each stage gave, by the graph's name for it, and tells what to go on with."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,11 @@ class ReferenceTokens:
         self.backbone, self.config, self.rows = backbone, backbone.config, rows
         self.values: dict[str, Tensor] = {}
 
+    def decide(self, name: str, value: Tensor) -> Tensor:
+        """A decision under the graph's name for it; one that is forced comes before the own."""
+        value = self.values[name] = self.backbone.forced.get(name, value)
+        return value
+
     def block(self, block: int) -> GatedForward:
         """Runs a block; stops at a gate in it, if thresholds decide."""
         self.step(block)
@@ -112,6 +121,17 @@ class ReferenceTokens:
     def visible(self) -> Tensor:
         """What the graph names as the block's result `[B, T, C]`, NaN where a token is gone."""
         return self.rows
+
+    def show(self, name: str, see: See) -> None:
+        """Shows what is `visible` under its name, and goes on with what comes back."""
+        shown = self.visible
+        given = see(name, shown)
+        if given is not shown:
+            self.accept(given)
+
+    def accept(self, visible: Tensor) -> None:
+        """Takes other values for what is `visible`."""
+        self.rows = visible.where(~visible.isnan(), self.rows)
 
     def map(self) -> Tensor:
         """The complete map of patches in raster order `[B, N, C]`, between two blocks."""

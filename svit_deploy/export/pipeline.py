@@ -132,7 +132,7 @@ def export_model(
         for group in groups(images, task.together):
             done = sum(map(len, parts)) / len(images)
             progress.update("running the reference", 0.7 + 0.2 * done)
-            parts.append(run_reference(model, task, group, budgets))
+            parts.append(run_reference(model, task, group, budgets, settings.precision))
         gates = describe_gates(model.config, measured or _kept(parts, model.config), budgets)
         progress.update("writing and checking the graph", 0.9)
         extra = describe_task(task, sizes)
@@ -203,7 +203,11 @@ def build_graph(
 
 
 def run_reference(
-    model: Model, task: Task, images: Sequence[Prepared], budgets: Sequence[Budget]
+    model: Model,
+    task: Task,
+    images: Sequence[Prepared],
+    budgets: Sequence[Budget],
+    precision: str,
 ) -> Part:
     """What the reference computes of images of one size, within the budgets."""
     from svit_deploy.backbones.rules import keep_above, keep_budget
@@ -211,7 +215,12 @@ def run_reference(
 
     rows = rows_within(budgets, model.config.at(images[0].size).num_tokens)
     rule = keep_budget(keep_above(model.config.thresholds), rows)
-    return Part(tuple(images), Reference(model, task).run(images, rule))
+    reference = Reference(model, task)
+    result = reference.run(images, rule)
+    if precision == "fp32":
+        return Part(tuple(images), result)
+    rounded = reference.with_weights_in(precision).repeat(images, result)
+    return Part(tuple(images), result, rounded)
 
 
 def _at(model: Model, sizes: SizeRange) -> Model:

@@ -31,11 +31,12 @@ def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(inlined, strict_mode=True, data_prop=True)
 
 
-def emulate_halves(model: onnx.ModelProto) -> onnx.ModelProto:
+def emulate_halves(model: onnx.ModelProto, *, exact: bool = False) -> onnx.ModelProto:
     """The graph in float32, every value rounded that was a half.
 
     Args:
         model: an exported graph, functions inlined.
+        exact: round none of them; weights stay what a half can hold.
     """
     emulated = copy_model(model)
     graph = emulated.graph
@@ -51,11 +52,14 @@ def emulate_halves(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in graph.node:
         to = next((a for a in node.attribute if node.op_type == "Cast" and a.i in HALVES), None)
         if to is not None:
-            nodes += _rounded(node.input[0], node.output[0], to.i)
+            if exact:
+                nodes.append(helper.make_node("Identity", node.input, node.output, node.name))
+            else:
+                nodes += _rounded(node.input[0], node.output[0], to.i)
             continue
         nodes.append(node)
         for position, name in enumerate(node.output):
-            if name in halves and node.op_type not in MOVES:
+            if name in halves and node.op_type not in MOVES and not exact:
                 node.output[position] = name + ".exact"
                 nodes += _rounded(name + ".exact", name, halves[name])
     del graph.node[:]

@@ -110,10 +110,10 @@ class DynamicVitReference(ReferenceTokens):
             x = self.rows
             score = self.predict(x[:, 1:], stage)
             order = score.argsort(dim=1, descending=True, stable=True)
-            kept = order[:, : self.kept[stage] - 1]
+            kept = self.decide(decision_name(stage), order[:, : self.kept[stage] - 1])
             chosen = torch.take_along_dim(x[:, 1:], kept[..., None], dim=1)
             self.rows = torch.cat([x[:, :1], chosen], dim=1)
-            self.values |= {margin_name(stage): score, decision_name(stage): kept}
+            self.values[margin_name(stage)] = score
         super().step(block)
 
     def predict(self, x: Tensor, stage: int) -> Tensor:
@@ -128,12 +128,12 @@ class DynamicVitReference(ReferenceTokens):
 
         reference, name = self.backbone, f"predictors.{stage}"
         z = reference.norm(x, f"{name}.norm", reference.gate_eps)
-        z = gelu(reference.linear(z, f"{name}.fc0"))
+        z = gelu(reference.exact_linear(z, f"{name}.fc0"))
         local, whole = z.chunk(2, dim=2)
         z = torch.cat([local, whole.mean(dim=1, keepdim=True).expand_as(whole)], dim=2)
-        z = gelu(reference.linear(z, f"{name}.fc1"))
-        z = gelu(reference.linear(z, f"{name}.fc2"))
-        keep, prune = reference.linear(z, f"{name}.fc3").unbind(-1)
+        z = gelu(reference.exact_linear(z, f"{name}.fc1"))
+        z = gelu(reference.exact_linear(z, f"{name}.fc2"))
+        keep, prune = reference.exact_linear(z, f"{name}.fc3").unbind(-1)
         margin: Tensor = keep - prune
         return margin
 

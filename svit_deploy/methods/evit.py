@@ -98,13 +98,15 @@ class EvitReference(ReferenceTokens):
         settings = self.config.settings
         count = math.ceil(settings.keep_rate * score.shape[1])
         order = score.argsort(dim=1, descending=True, stable=True)
-        kept, gone = order[:, :count], order[:, count:].sort(dim=1).values
+        kept = self.decide(decision_name(stage), order[:, :count])
+        rest = torch.ones_like(score, dtype=torch.bool).scatter(1, kept, False)
+        gone = rest.nonzero()[:, 1].view(len(score), score.shape[1] - count)
         parts = [x[:, :1], torch.take_along_dim(x[:, 1:], kept[..., None], dim=1)]
         if settings.fuse and count < score.shape[1]:
             share = torch.take_along_dim(score, gone, dim=1)[..., None]
             others = torch.take_along_dim(x[:, 1:], gone[..., None], dim=1)
             parts.append((others * share).sum(dim=1, keepdim=True))
-        self.values |= {margin_name(stage): score.log(), decision_name(stage): kept}
+        self.values[margin_name(stage)] = score.log()
         return torch.cat(parts, dim=1)
 
 

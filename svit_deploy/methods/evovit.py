@@ -139,10 +139,19 @@ class EvoVitReference(ReferenceTokens):
         self.ends, self.score = ends, torch.zeros(len(rows), rows.shape[1] - 1)
         self.kept: Tensor | None = None
         self.computed = rows
+        self.chosen: Tensor | None = None
 
     @property
     def visible(self) -> Tensor:
         return self.computed
+
+    def accept(self, visible: Tensor) -> None:
+        self.rows = visible if self.chosen is None else self.put(self.chosen, visible)
+        self.computed = visible
+
+    def put(self, places: Tensor, part: Tensor) -> Tensor:
+        """All tokens, those of some places exchanged."""
+        return self.rows.scatter(1, places[..., None].expand_as(part), part)
 
     def step(self, block: int) -> None:
         import torch
@@ -150,9 +159,9 @@ class EvoVitReference(ReferenceTokens):
         config, backbone, settings = self.config, self.backbone, self.config.settings
         if (stage := config.gate_of.get(block)) is not None:
             count = int(self.score.shape[1] * settings.prune_ratio[stage])
-            self.kept = self.score.argsort(dim=1, descending=True, stable=True)[:, :count]
+            kept = self.score.argsort(dim=1, descending=True, stable=True)[:, :count]
             self.values[margin_name(stage)] = self.score.log()
-            self.values[decision_name(stage)] = self.kept
+            self.kept = self.decide(decision_name(stage), kept)
         share = settings.tradeoff
         if self.kept is None:
             x, weights, _ = backbone.attention(self.rows, block)
@@ -168,10 +177,9 @@ class EvoVitReference(ReferenceTokens):
         own = torch.take_along_dim(self.score, self.kept, dim=1)
         own = (1 - share) * own + share * weights[:, :, 0, 1:].sum(dim=1)
         self.score = self.score.scatter(1, self.kept, own)
-        self.rows = self.rows.scatter(1, chosen[..., None].expand_as(part), part)
+        self.rows, self.computed, self.chosen = self.put(chosen, part), part, chosen
         if self.ends(config, block):
-            self.kept, part = None, self.rows
-        self.computed = part
+            self.kept, self.computed, self.chosen = None, self.rows, None
 
 
 class EvoVit(Method):

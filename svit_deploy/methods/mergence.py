@@ -107,13 +107,14 @@ class MergenceReference(EvitReference):
 
         count = math.ceil(self.config.settings.keep_rate * score.shape[1])
         order = score.argsort(dim=1, descending=True, stable=True)
-        self.values |= {margin_name(stage): score.log(), decision_name(stage): order}
+        self.values[margin_name(stage)] = score.log()
+        order = self.decide(decision_name(stage), order)
         ranked = torch.take_along_dim(x[:, 1:], order[..., None], dim=1)
         share = torch.take_along_dim(score, order, dim=1)[..., None]
         stay, gone = ranked[:, :count], ranked[:, count:]
         if gone.shape[1]:
             similar = torch.cosine_similarity(gone[:, :, None], stay[:, None], dim=3)
-            target = similar.argmax(dim=2)
+            target = self.decide(target_name(stage), similar.argmax(dim=2))
             into = one_hot(target, count).float()  # [B, M, K]
             summed = stay * share[:, :count]
             summed = summed + into.transpose(1, 2) @ (gone * share[:, count:])
@@ -121,7 +122,7 @@ class MergenceReference(EvitReference):
             stay = summed / total
             best = similar.topk(min(2, count), dim=2).values
             lead = best[..., 0] - best[..., -1] if count > 1 else best[..., 0] + torch.inf
-            self.values |= {target_name(stage): target, lead_name(stage): lead}
+            self.values[lead_name(stage)] = lead
         return torch.cat([x[:, :1], stay], dim=1)
 
 

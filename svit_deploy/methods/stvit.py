@@ -151,8 +151,12 @@ class StvitReference(ReferenceTokens):
         x, at = (backbone.norm(v, f"{name}.norm1", backbone.block_eps) for v in (x, at))
         query = backbone.linear(x, f"{name}.attn.qkv").chunk(3, dim=2)[0]
         _, key, value = backbone.linear(at, f"{name}.attn.qkv").chunk(3, dim=2)
-        split = (v.unflatten(2, (heads, -1)).transpose(1, 2) for v in (query, key, value))
-        mixed = scaled_dot_product_attention(*split).transpose(1, 2).flatten(2)
+        query, key, value = (
+            v.unflatten(2, (heads, -1)).transpose(1, 2) for v in (query, key, value)
+        )
+        scale = backbone.scale(query.shape[3])
+        mixed = scaled_dot_product_attention(query, key, value, scale=scale)
+        mixed = mixed.transpose(1, 2).flatten(2)
         found: Tensor = backbone.linear(mixed, f"{name}.attn.proj")
         return found
 

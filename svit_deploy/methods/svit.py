@@ -128,8 +128,8 @@ class SvitReference(ReferenceTokens):
 
         backbone, name = self.backbone, f"gates.{gate}"
         normed = backbone.norm(self.rows, f"{name}.norm", backbone.gate_eps)
-        hidden = backbone.linear(normed, f"{name}.mlp.fc1")
-        keep, prune = backbone.linear(gelu(hidden), f"{name}.mlp.fc2").unbind(-1)
+        hidden = backbone.exact_linear(normed, f"{name}.mlp.fc1")
+        keep, prune = backbone.exact_linear(gelu(hidden), f"{name}.mlp.fc2").unbind(-1)
         margin: Tensor = keep - prune
         if not self.config.gate_class_token[gate]:
             margin[:, : self.config.prefix_tokens] = torch.inf

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -19,10 +20,12 @@ from svit_deploy.model.sizes import SizeRange
 from svit_deploy.tasks.distance import logits_error, rms
 from svit_deploy.tasks.limits import LIMITS
 from svit_deploy.tasks.recorded import (
+    ROUNDED,
     Wanted,
     check_array,
     record_selection,
     restore_selection,
+    rounded_names,
     wanted_selection,
 )
 from svit_deploy.tasks.runs import Judgement, Part, Runs, StageLimit
@@ -99,15 +102,18 @@ class Classify(Task):
     def record(self, parts: Sequence[Part], config: ModelConfig) -> Arrays:
         """All images stacked: `images`, the outputs, `keep_mask`, `margin`, values, `labels`."""
         images = [image for part in parts for image in part.images]
-        result = Result.concatenate([part.result for part in parts])
-        arrays = {
-            "images": stacked(images),
-            **{name: stack(result.outputs, name) for name in self.wanted(config)},
-            **record_selection(config, result),
-        }
+        arrays = {"images": stacked(images)}
+        arrays |= self._record(Result.concatenate([part.result for part in parts]), config)
+        rounded = [part.rounded for part in parts if part.rounded is not None]
+        if rounded:
+            arrays |= rounded_names(self._record(Result.concatenate(rounded), config))
         if all(image.label is not None for image in images):
             arrays["labels"] = np.array([image.label for image in images], np.int64)
         return arrays
+
+    def _record(self, result: Result, config: ModelConfig) -> Arrays:
+        outputs = {name: stack(result.outputs, name) for name in self.wanted(config)}
+        return outputs | record_selection(config, result)
 
     def restore(
         self,
@@ -116,26 +122,39 @@ class Classify(Task):
         config: ModelConfig,
         sizes: SizeRange,
     ) -> list[Part]:
-        outputs, labels = self.wanted(config), {"labels": (np.int64, ())}
         images = {"images": (np.float32, (3, *config.image_size))}
-        wanted: Wanted = {**images, **outputs, **labels, **wanted_selection(config)}
+        labels: Wanted = {"labels": (np.int64, ())}
+        result = self.wanted(config) | wanted_selection(config)
+        rounded = rounded_names(result)
+        wanted: Wanted = {**images, **labels, **result, **rounded}
         arrays = load(list(wanted))
+        optional = {*labels} if any(name in arrays for name in rounded) else {*labels, *rounded}
         for name, (dtype, shape) in wanted.items():
-            if name in arrays or name not in labels:
+            if name in arrays or name not in optional:
                 check_array(name, arrays.get(name), dtype, (count, *shape))
         known = arrays["labels"].tolist() if "labels" in arrays else [None] * count
         prepared = [
             Prepared.whole(pixels, f"sample-{i}", label)
             for i, (pixels, label) in enumerate(zip(arrays["images"], known, strict=True))
         ]
-        found = [{name: arrays[name][i] for name in outputs} for i in range(count)]
-        result = Result(found, *restore_selection(config, arrays, count))
+        exact = self._restore(arrays, config, count)
+        halves = None
+        if ROUNDED + names.LOGITS in arrays:
+            halves = self._restore({name: arrays[ROUNDED + name] for name in result}, config, count)
+        places = [slice(i, i + self.together) for i in range(0, count, self.together)]
         return [
-            Part(tuple(prepared[i : i + self.together]), result[i : i + self.together])
-            for i in range(0, count, self.together)
+            Part(tuple(prepared[at]), exact[at], None if halves is None else halves[at])
+            for at in places
         ]
 
+    def _restore(self, arrays: Arrays, config: ModelConfig, count: int) -> Result:
+        found = [{name: arrays[name][i] for name in self.wanted(config)} for i in range(count)]
+        return Result(found, *restore_selection(config, arrays, count))
+
     # Parity.
+
+    def widened(self, limits: Any, exact: Any, allowed: Mapping[str, float]) -> Any:
+        return replace(limits, logits=exact.logits + allowed[names.LOGITS])
 
     def stages(self, limits: Any, alone: bool) -> list[StageLimit]:
         return [StageLimit("head", names.LOGITS, limits.head if alone else limits.logits)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -18,16 +18,18 @@ from svit_deploy.images.padded import pad_picture
 from svit_deploy.images.prepared import Prepared, stacked
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import ModelConfig, Preprocess
-from svit_deploy.model.result import Outputs, Result
+from svit_deploy.model.result import Outputs, Result, Selected
 from svit_deploy.model.sizes import SizeRange
 from svit_deploy.tasks.distance import token_error
 from svit_deploy.tasks.limits import LIMITS, Limits
 from svit_deploy.tasks.numbers import HEADS_ALONE, FeatureNumbers
 from svit_deploy.tasks.recorded import (
+    ROUNDED,
     Wanted,
     check_array,
     record_selection,
     restore_selection,
+    rounded_names,
     wanted_selection,
 )
 from svit_deploy.tasks.runs import Judgement, Part, Runs, StageLimit
@@ -134,8 +136,8 @@ class Features(Task):
     def reference_outputs(
         self, backbone: BackboneReference, output: Any, images: Sequence[Prepared], see: Any
     ) -> list[Outputs]:
-        for name, feature in zip(FEATURES, output, strict=True):
-            see(name, feature)
+        for i, name in enumerate(FEATURES):
+            output[i] = see(name, output[i])
         maps = {name: feature.numpy() for name, feature in zip(FEATURES, output, strict=True)}
         return self.read(maps, images)
 
@@ -155,15 +157,17 @@ class Features(Task):
     def record(self, parts: Sequence[Part], config: ModelConfig) -> Arrays:
         """Image by image: `0.pixels`, `0.geometry`, `0.keep_mask`, ..."""
         arrays: Arrays = {}
-        images = [
-            (image, part.result[i : i + 1]) for part in parts for i, image in enumerate(part.images)
-        ]
-        for number, (image, result) in enumerate(images):
+        images = [(image, part, i) for part in parts for i, image in enumerate(part.images)]
+        for number, (image, part, i) in enumerate(images):
+            result = part.result[i : i + 1]
             own = {
                 "pixels": image.pixels,
                 "geometry": np.array([*image.image_size, *image.scale[:2]], np.float64),
             }
             selected = record_selection(config.at(image.size), result)
+            if part.rounded is not None:
+                halves = part.rounded[i : i + 1]
+                selected |= rounded_names(record_selection(config.at(image.size), halves))
             own |= {name: array[0] for name, array in selected.items()} | result.outputs[0]
             arrays |= {f"{number}.{name}": array for name, array in own.items()}
         return arrays
@@ -187,7 +191,8 @@ class Features(Task):
     ) -> list[Part]:
         if not 1 <= count <= MAX_SAMPLES:
             raise ValueError(f"it cannot hold {count} images")
-        keys = ["pixels", "geometry", *self.wanted(config), *wanted_selection(config)]
+        selection = wanted_selection(config)
+        keys = ["pixels", "geometry", *self.wanted(config), *selection, *rounded_names(selection)]
         arrays = load([f"{i}.{key}" for i in range(count) for key in keys])
         return [self._restore_one(arrays, i, config, sizes) for i in range(count)]
 
@@ -214,12 +219,23 @@ class Features(Task):
             f"sample-{number}",
         )
         outputs = {n: known(n, *wanted) for n, wanted in self.wanted(config).items()}
-        selection = {
-            name: known(name, *wanted)[None] for name, wanted in wanted_selection(config).items()
-        }
-        return Part((image,), Result([outputs], *restore_selection(config, selection, 1)))
+
+        def selection(prefix: str) -> tuple[Selected, Arrays]:
+            wanted = wanted_selection(config)
+            arrays = {name: known(prefix + name, *wanted[name])[None] for name in wanted}
+            return restore_selection(config, arrays, 1)
+
+        rounded = None
+        if f"{number}.{ROUNDED}{names.MARGIN}" in arrays:  # decisions alone: maps are large
+            rounded = Result([{}], *selection(ROUNDED))
+        return Part((image,), Result([outputs], *selection("")), rounded)
 
     # Parity.
+
+    def widened(self, limits: Any, exact: Any, allowed: Mapping[str, float]) -> Any:
+        if not allowed:
+            return limits
+        return replace(limits, features=exact.features + max(allowed.values()))
 
     def stages(self, limits: Any, alone: bool) -> list[StageLimit]:
         limit = limits.stage if alone else limits.features

@@ -16,6 +16,15 @@ Wanted = dict[str, tuple[Any, tuple[int, ...]]]
 """Type and shape of each array, for one image."""
 
 
+ROUNDED = "rounded."
+"""What arrays of the reference with rounded weights begin with; see `runs.Part`."""
+
+
+def rounded_names(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The same under the names that they have of the reference with rounded weights."""
+    return {ROUNDED + name: value for name, value in arrays.items()}
+
+
 def check_array(
     name: str, array: np.ndarray | None, dtype: Any, shape: tuple[int, ...]
 ) -> np.ndarray:

@@ -13,10 +13,18 @@ from svit_deploy.model.result import Outputs, Result
 
 @dataclass(frozen=True)
 class Part:
-    """Images of one size, and what the reference computes of them."""
+    """Images of one size, and what the reference computes of them.
+
+    Attributes:
+        rounded: of a graph in half precision, the same with weights that a half can hold, on the
+            decisions of `result`.
+        rounded_stages: the same, each stage on what those before it gave in `result`.
+    """
 
     images: tuple[Prepared, ...]
     result: Result
+    rounded: Result | None = None
+    rounded_stages: Result | None = None
 
     def __len__(self) -> int:
         return len(self.images)

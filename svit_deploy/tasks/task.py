@@ -223,6 +223,15 @@ class Task:
 
     # Parity.
 
+    def widened(self, limits: Any, exact: Any, allowed: Mapping[str, float]) -> Any:
+        """Limits of a half precision with those of the outputs measured.
+
+        Args:
+            exact: the limits of float32.
+            allowed: what `stage_errors` may show beside, by name.
+        """
+        raise NotImplementedError
+
     def stages(self, limits: Any, alone: bool) -> list[StageLimit]:
         """The task's own stages, behind the backbone's.
 

@@ -33,6 +33,7 @@ class ExpectedResults(ABC):
     Attributes:
         count: images, at least 1.
         has_stages: whether it is known what each stage gave, so that each can be run by itself.
+        has_rounded: whether parts tell what rounded weights give (`Part.rounded`).
         differences: a check's name to the settings in which the bundle differs from the reference.
         notes: what else a reader of the verdict should know.
     """
@@ -40,6 +41,7 @@ class ExpectedResults(ABC):
     description: str
     count: int
     has_stages: bool
+    has_rounded: bool = False
     differences: Mapping[str, list[str]] = MappingProxyType({})
     notes: tuple[str, ...] = ()
 
@@ -59,6 +61,7 @@ class StoredReference(ExpectedResults):
 
     def __init__(self, bundle: Bundle) -> None:
         self.samples = bundle.load_samples()
+        self.has_rounded = all(part.rounded is not None for part in self.samples)
         self.count = _at_least_one(sum(map(len, self.samples)))
         self.description = f"reference recorded at export ({number_of(self.count, 'image')})"
 
@@ -103,6 +106,9 @@ class LiveReference(ExpectedResults):
             model = dataclasses.replace(model, config=dataclasses.replace(model.config, **chosen))
         self.bundle, self.pictures = bundle, images
         self.reference = Reference(model, bundle.task)
+        self.has_rounded = bundle.precision != "fp32"
+        if self.has_rounded:
+            self.rounded = self.reference.with_weights_in(bundle.precision)
         self.together = together or bundle.task.together
         self.samples = [i for part in bundle.load_samples() for i in part.images]
         self.count = _at_least_one(len(self.samples if images is None else images))
@@ -122,7 +128,14 @@ class LiveReference(ExpectedResults):
         while some := list(islice(images, self.together)):
             for group in groups(some, self.together):
                 rule = keep_budget(decide, self.bundle.rows(group[0].size))
-                yield Part(tuple(group), self.reference.run(group, rule, stages=True))
+                yield self._part(group, self.reference.run(group, rule, stages=True))
+
+    def _part(self, images: Sequence[Prepared], result: Result) -> Part:
+        if not self.has_rounded:
+            return Part(tuple(images), result)
+        whole = self.rounded.repeat(images, result)
+        by_stage = self.rounded.repeat(images, result, stages=True)
+        return Part(tuple(images), result, whole, by_stage)
 
     def extreme(self, images: Sequence[Prepared], keep: Literal["all", "none"]) -> Result | None:
         from svit_deploy.backbones.rules import keep_all, keep_budget, keep_none

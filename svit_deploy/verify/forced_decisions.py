@@ -26,8 +26,8 @@ def decisions_of(model: ModelUnderTest) -> list[str]:
     return [name for name, (kind, _) in model.values.items() if kind is not np.float32]
 
 
-def forced_graph(model: ModelUnderTest) -> onnx.ModelProto:
-    """The graph with these for inputs, and what is compared inside it in view."""
+def forced_graph(model: ModelUnderTest, graph: onnx.ModelProto | None = None) -> onnx.ModelProto:
+    """The model's graph, or a variant of it, with these for inputs; what is compared is in view."""
     shapes: dict[str, tuple[int | str, ...]] = {}
     types = {}
     for name in decisions_of(model):
@@ -35,7 +35,7 @@ def forced_graph(model: ModelUnderTest) -> onnx.ModelProto:
         free = [f"{name}.{axis}" for axis in range(len(shape))]
         shapes[name] = ("batch", *(shape if model.bundle.sizes.fixed else free))
         types[name] = np_dtype_to_tensor_dtype(np.dtype(kind))
-    return add_outputs(force_values(model.model, shapes, types), model.task.inner())
+    return add_outputs(force_values(graph or model.model, shapes, types), model.task.inner())
 
 
 class ForcedDecisions:

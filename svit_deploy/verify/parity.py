@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +17,18 @@ from svit_deploy.io.onnx_file import random_operators
 from svit_deploy.model.counts import keep_ratios
 from svit_deploy.model.result import Outputs, Result, Selected
 from svit_deploy.progress import Progress
-from svit_deploy.verify.decisions import GateFlips, beyond_budget, effective_keep, margin_drift
+from svit_deploy.verify.decisions import (
+    GateFlips,
+    beyond_budget,
+    decision_distance,
+    effective_keep,
+    margin_drift,
+)
 from svit_deploy.verify.expected import ExpectedResults, refuse_non_finite
 from svit_deploy.verify.exported import ModelUnderTest
 from svit_deploy.verify.forced_decisions import ForcedDecisions
 from svit_deploy.verify.report import GateResult
+from svit_deploy.verify.rounding import WholeRounding, predicted_flips
 from svit_deploy.verify.stages import Stages
 from svit_deploy.verify.words import number_of
 
@@ -33,6 +41,7 @@ class Compared:
         images: without their pixels.
         forced: what came out, of images that flipped a decision without that flip.
         rows: `[G]`, tokens let through of each; None where their number is free.
+        moved: `[n, G, S]`, how far half-precision weights move the reference's margins, if known.
     """
 
     images: tuple[Prepared, ...]
@@ -40,6 +49,7 @@ class Compared:
     expected: Result
     forced: list[Outputs]
     rows: np.ndarray | None
+    moved: np.ndarray | None
 
     @property
     def selected(self) -> tuple[Selected, Selected]:
@@ -95,27 +105,33 @@ class Parity:
         """
         model = self.model
         first: Sequence[Prepared] = ()
-        stages = Stages(model, self.reference.has_stages)
-        with (
-            model.engine(stages.graph()) as staged,
-            model.shipped() as shipped,
-            ForcedDecisions(model) as forced,
-        ):
+        alone, whole = self.reference.has_stages, WholeRounding(model)
+        views = [Stages(model, alone)]
+        if self.reference.has_rounded:
+            views.insert(0, Stages(model, alone, exact=True))
+        with ExitStack() as engines:
+            staged = [engines.enter_context(view.engine()) for view in views]
+            shipped = engines.enter_context(model.shipped())
+            forced = engines.enter_context(ForcedDecisions(model))
             self.report.engine = shipped.description
             for part in self.reference.parts():
                 done = sum(len(past.images) for past in self.parts) / self.reference.count
                 progress.update("comparing with the reference", 0.7 * done)
                 refuse_non_finite(part, model.task, model.method.removes)
-                stages.run(staged, part)
+                for view, engine in zip(views, staged, strict=True):
+                    view.run(engine, part)
                 actual = model.observe(shipped, part.images)
                 outputs = forced.outputs(part, actual)
                 lean = Result(part.result.outputs, part.result.selected)
                 images = tuple(map(_without_pixels, part.images))
                 rows = model.rows(part.images)
-                self.parts.append(Compared(images, actual, lean, outputs, rows))
+                self.parts.append(Compared(images, actual, lean, outputs, rows, whole.add(part)))
                 first = first or part.images
         model.scales = self.margin_scales()
-        stages.judge()
+        for view in views:
+            view.judge()
+        whole.set_limits()
+        self.limits = self.report.limits = model.limits
         if self.gates:
             self.judge_decisions()
             self.judge_budget()
@@ -140,7 +156,7 @@ class Parity:
         model = self.model
         wrong: set[int] = set()
         flips: list[list[GateFlips]] = []
-        drift = np.zeros(len(self.gates))
+        drift, predicted = np.zeros(len(self.gates)), 0.0
         for part in self.parts:
             actual, expected = part.selected
             decision = actual.margin > model.thresholds[None, :, None]
@@ -148,6 +164,9 @@ class Parity:
             wrong |= {gate for gate in self.gates if not honest[:, gate].all()}
             flips.append(model.flips(actual, expected, part.rows))
             drift = np.maximum(drift, margin_drift(actual, expected))
+            if part.moved is not None:
+                distance = decision_distance(expected.margin, model.thresholds, part.rows)
+                predicted += predicted_flips(distance, part.moved)
         self.check(
             "keep mask follows the margins",
             not wrong,
@@ -155,7 +174,7 @@ class Parity:
         )
         total = [GateFlips.total(of_gate) for of_gate in zip(*flips, strict=True)]
         self.check("gate decisions", *model.explain_flips(total))
-        self.check("few decisions flip", *model.count_flips(total))
+        self.check("few decisions flip", *model.count_flips(total, predicted))
         beyond = [gate for gate in self.gates if not drift[gate] <= model.rounding[gate]]
         self.check(
             "margins",

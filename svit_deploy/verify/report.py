@@ -67,6 +67,8 @@ class VerifyReport:
     Attributes:
         results: what the bundle's task says of its outputs, JSON-able.
         lines, summary: the same for the terminal, above the gates and below the checks.
+        stages_in_float32: of a half-precision graph, those of its weights in float32 arithmetic.
+        limits: what the differences are held against.
     """
 
     bundle: Bundle
@@ -74,20 +76,18 @@ class VerifyReport:
     reference: str
     engine: dict[str, Any] = field(default_factory=dict)
     stages: list[Stage] = field(default_factory=list)
+    stages_in_float32: list[Stage] = field(default_factory=list)
     gates: list[GateResult] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     results: dict[str, Any] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     summary: list[str] = field(default_factory=list)
+    limits: Limits = field(init=False)
 
     def __post_init__(self) -> None:
         self.results = {**self.bundle.task.no_results, **self.results}
-
-    @property
-    def limits(self) -> Limits:
-        """What the differences were held against."""
-        return self.bundle.task.limits[self.bundle.precision]
+        self.limits = self.bundle.task.limits[self.bundle.precision]
 
     def check(self, name: str, passed: bool, detail: str) -> None:
         self.checks.append(Check(name, bool(passed), detail))
@@ -142,10 +142,8 @@ class VerifyReport:
                 "images": self.images,
                 "assumed": self.bundle.assumed,
                 "checks": [asdict(check) for check in self.checks],
-                "stages": [
-                    {"name": s.name, "error": _finite(s.error), "limit": s.limit}
-                    for s in self.stages
-                ],
+                "stages": _stages(self.stages),
+                "stages_in_float32": _stages(self.stages_in_float32),
                 "gates": [_gate_dict(result) for result in self.gates],
                 **_finite(self.results),
                 "notes": self.notes,
@@ -193,6 +191,10 @@ class VerifyReport:
                 target,
             )
         return table
+
+
+def _stages(stages: list[Stage]) -> list[dict[str, Any]]:
+    return [{"name": s.name, "error": _finite(s.error), "limit": s.limit} for s in stages]
 
 
 def _gate_dict(result: GateResult) -> dict[str, Any]:

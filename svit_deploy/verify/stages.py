@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
-import onnx
 
-from svit_deploy import names
 from svit_deploy.engines.base import Engine
 from svit_deploy.graph.edit import FED, add_outputs, feed_values
 from svit_deploy.model.config import TokenMode
-from svit_deploy.model.result import Outputs
+from svit_deploy.model.result import Outputs, Result
 from svit_deploy.tasks import Part
 from svit_deploy.tasks.distance import margin_error, token_error
 from svit_deploy.verify.exported import ModelUnderTest
 from svit_deploy.verify.forced_decisions import decisions_of, forced_graph
 from svit_deploy.verify.report import Stage
+from svit_deploy.verify.rounding import StageLimits
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is compared of a run: margins and tokens that are there, by stage, and outputs."""
+
+    margins: Arrays
+    tokens: Arrays
+    outputs: list[Outputs]
 
 
 class Stages:
@@ -25,25 +36,29 @@ class Stages:
     Args:
         alone: whether the reference's values are known, so that each stage runs by itself; else
             errors add up from stage to stage.
+        exact: look at a half-precision graph in float32 arithmetic, its weights as they are. It is
+            held against the reference with weights rounded, which it equals to float32.
     """
 
-    def __init__(self, model: ModelUnderTest, alone: bool) -> None:
-        self.model, self.alone = model, alone
+    def __init__(self, model: ModelUnderTest, alone: bool, *, exact: bool = False) -> None:
+        self.model, self.alone, self.exact = model, alone, exact
         self.errors: dict[str, float] = {}
+        self.limits = StageLimits(model, alone=alone, exact=exact)
         self.fed_maps = model.task.fed_maps(model.config) if alone else {}
         self._heads: list[tuple[Outputs, Outputs]] = []
         self.decisions = decisions_of(model)
         self.ranked = [name for name in model.values if name not in self.decisions]
 
-    def graph(self) -> onnx.ModelProto:
-        """The graph with these for inputs."""
-        model = add_outputs(forced_graph(self.model), self.ranked)
-        if not self.alone:
-            return model
-        shapes: dict[str, tuple[int | str, ...]] = {
-            name: (f"{name}.rows", f"{name}.width") for name in self.model.bundle.stages
-        }
-        return feed_values(model, shapes | self.fed_maps)
+    def engine(self) -> Engine:
+        """Runs the graph with these for inputs."""
+        base = self.model.in_float32() if self.exact else self.model.model
+        graph = add_outputs(forced_graph(self.model, base), self.ranked)
+        if self.alone:
+            shapes: dict[str, tuple[int | str, ...]] = {
+                name: (f"{name}.rows", f"{name}.width") for name in self.model.bundle.stages
+            }
+            graph = feed_values(graph, shapes | self.fed_maps)
+        return self.model.engine(graph, "cpu" if self.exact else None)
 
     @property
     def packs(self) -> bool:
@@ -63,35 +78,54 @@ class Stages:
         for name, value in tokens.items():
             rows = value[there[name]] if self.packs else np.nan_to_num(value)
             feeds[name + FED] = rows.reshape(-1, value.shape[-1])
-        actual = engine.run(feeds)
-        for name in self.ranked:
-            self._add(name, margin_error(actual[name], expected.values[name]))
-        for name, value in tokens.items():
-            mine = actual[name] if self.packs else actual[name][there[name].ravel()]
-            self._add(name, token_error(mine, value[there[name]]))
-        found = task.read(actual, part.images)
-        runs = self.model.runs(found, expected.outputs)
-        for name, error in task.stage_errors(runs).items():
-            self._add(name, error)
-        if self.fed_maps:
+        graph = self._of_graph(engine.run(feeds), part, there)
+        reference = self._of_reference(expected, there)
+        errors = self._errors(graph, reference)
+        rounded = part.rounded_stages if self.alone else part.rounded
+        if rounded is not None:
+            target = self._of_reference(rounded, there)
+            self.limits.add(self._errors(target, reference))
+            if self.exact:  # a weight may also stay as it is, where a half has no such operator
+                closer = self._errors(graph, target)
+                errors = {name: min(error, closer[name]) for name, error in errors.items()}
+        for name, error in errors.items():
+            self.errors[name] = max(self.errors.get(name, 0.0), error)
+        if self.fed_maps and not self.exact:
             inner = task.inner()  # is compared already, and large
             self._heads += [
                 ({n: v for n, v in mine.items() if n not in inner}, theirs)
-                for mine, theirs in zip(found, expected.outputs, strict=True)
+                for mine, theirs in zip(graph.outputs, expected.outputs, strict=True)
             ]
 
-    def _add(self, name: str, error: float) -> None:
-        self.errors[name] = max(self.errors.get(name, 0.0), error)
+    def _of_graph(self, actual: Mapping[str, np.ndarray], part: Part, there: Arrays) -> Seen:
+        tokens = {
+            name: actual[name] if self.packs else actual[name][mask.ravel()]
+            for name, mask in there.items()
+        }
+        outputs = self.model.task.read(actual, part.images)
+        return Seen({name: actual[name] for name in self.ranked}, tokens, outputs)
+
+    def _of_reference(self, result: Result, there: Arrays) -> Seen:
+        tokens = {name: result.stages[name][mask] for name, mask in there.items()}
+        return Seen({name: result.values[name] for name in self.ranked}, tokens, result.outputs)
+
+    def _errors(self, mine: Seen, theirs: Seen) -> dict[str, float]:
+        errors = {
+            name: margin_error(mine.margins[name], theirs.margins[name]) for name in self.ranked
+        }
+        for name, tokens in theirs.tokens.items():
+            errors[name] = token_error(mine.tokens[name], tokens)
+        return errors | self.model.task.stage_errors(self.model.runs(mine.outputs, theirs.outputs))
 
     def judge(self) -> None:
         """Lists the stages in the order they run and names the first that differs."""
         report, task = self.model.report, self.model.task
         stages = [
             Stage(label, self.errors[name], float(limit))
-            for label, name, limit in self._limits()
+            for label, name, limit in self.limits.of_stages()
             if name in self.errors
         ]
-        report.stages += stages
+        (report.stages_in_float32 if self.exact else report.stages).extend(stages)
         wrong = [stage for stage in stages if not stage.error <= stage.limit]
         detail = f"largest error is {max(s.error / s.limit for s in stages):.0%} of its limit"
         if wrong:
@@ -102,36 +136,9 @@ class Stages:
             rest = f" of {len(wrong)}" if len(wrong) > 1 else ""
             detail = f"{first.name} is the first{rest} to differ from the reference, {by}"
         name = "every stage by itself" if self.alone else f"gates and {task.staged}"
-        report.check(name, not wrong, detail)
+        report.check(f"{name}, in float32" if self.exact else name, not wrong, detail)
         if self._heads:
             mine, theirs = ([pair[side] for pair in self._heads] for side in (0, 1))
             heads = task.judge_heads(self.model.runs(mine, theirs))
             if heads is not None:
                 report.check(*heads)
-
-    def _limits(self) -> list[tuple[str, str, float]]:
-        """Label, the graph's value and limit of every stage, in order."""
-        model, limits = self.model, self.model.limits
-        margin = limits.margin if self.alone else limits.rounding
-        if self.alone and model.method.ranks_inside:
-            margin = max(margin, limits.block)
-        gate_of = {names.block_name(b): gate for b, gate in model.config.gate_of.items()}
-        order = []
-        for name in model.bundle.stages:
-            if (gate := gate_of.get(name)) is not None:
-                order.append((f"gate {gate}", names.margin_name(gate), margin * model.scales[gate]))
-            order.append((_label(name), name, _limit(name, limits)))
-        own = model.task.stages(limits, self.alone)
-        return order + [(stage.label, stage.name, stage.limit) for stage in own]
-
-
-def _limit(name: str, limits: Any) -> float:
-    """How far a stage of the backbone may be off."""
-    if name == names.EMBEDDING:
-        return float(limits.embedding)
-    return float(limits.block if name.startswith("block_") else limits.stage)
-
-
-def _label(name: str) -> str:
-    """`block_3.out` -> `block 3`"""
-    return name.removesuffix(".out").replace("_", " ")

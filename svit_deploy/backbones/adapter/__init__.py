@@ -59,6 +59,7 @@ class Adapter(Backbone):
     tasks = ("backbone", "detect")
     graph = AdapterGraph
     head = None
+    folds_norms = True
     settings = AdapterSettings
     sizes = AdapterSizes
     step = STEP

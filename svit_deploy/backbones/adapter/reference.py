@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from svit_deploy.backbones.reference import BackboneReference, See
-from svit_deploy.backbones.tokens import ReferenceTokens
+from svit_deploy.backbones.reference import BackboneReference
+from svit_deploy.backbones.tokens import ReferenceTokens, See
 
 NORM_EPS = 1e-6
 """LayerNorm epsilon of injectors and extractors."""
@@ -28,22 +28,21 @@ class AdapterReference(BackboneReference):
         grid = (images.shape[2] // config.patch_size, images.shape[3] // config.patch_size)
         finest, c = self.pyramid_tokens(images)
         tokens = self.method.reference(self, self.patch_tokens(images, grid))
-        see("pyramid", c)
-        see("embedding", tokens.rows)
+        c = see("pyramid", c)
+        tokens.show("embedding", see)
         block = 0
         for k, blocks in enumerate(config.settings.interaction_blocks):
             x = self.inject(tokens.map(), c, grid, f"interactions.{k}.injector")
-            tokens.put_map(x)
-            see(f"injector_{k}.out", x)
+            tokens.put_map(see(f"injector_{k}.out", x))
             for _ in range(blocks):
                 yield from tokens.block(block)
-                see(f"block_{block}.out", tokens.visible)
+                tokens.show(f"block_{block}.out", see)
                 block += 1
             c = self.extract(c, tokens.map(), grid, f"interactions.{k}.extractor")
-            see(f"extractor_{k}.out", c)
+            c = see(f"extractor_{k}.out", c)
         for e in range(config.backbone.extra_extractors):
             c = self.extract(c, tokens.map(), grid, f"interactions.{k}.extra_extractors.{e}")
-            see(f"extractor_{k + 1 + e}.out", c)
+            c = see(f"extractor_{k + 1 + e}.out", c)
         return self.feature_maps(finest, c, tokens.map(), grid), tokens
 
     def patch_tokens(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -83,14 +82,15 @@ class AdapterReference(BackboneReference):
         """Adds what the tokens sample from the convolutional branch."""
         height, width = grid
         levels = [(2 * height, 2 * width), grid, (height // 2, width // 2)]
-        found = self.deformable(x, c, [grid], levels, name)
-        return x + self.weights[f"{name}.gamma"] * found
+        mixed = self.deformable(x, c, [grid], levels, name)
+        return x + self.scaled_linear(mixed, f"{name}.attn.output_proj", f"{name}.gamma")
 
     def extract(self, c: Tensor, x: Tensor, grid: tuple[int, int], name: str) -> Tensor:
         """Adds what the convolutional branch samples from the tokens, then a network with a 3x3."""
         height, width = grid
         levels = [(2 * height, 2 * width), grid, (height // 2, width // 2)]
-        c = c + self.deformable(c, x, levels, [grid], name)
+        mixed = self.deformable(c, x, levels, [grid], name)
+        c = c + self.linear(mixed, f"{name}.attn.output_proj")
         hidden = self.linear(self.norm(c, f"{name}.ffn_norm", NORM_EPS), f"{name}.ffn.fc1")
         weights, parts = self.weights, []
         for part, size in zip(hidden.split([h * w for h, w in levels], 1), levels, strict=True):
@@ -112,7 +112,7 @@ class AdapterReference(BackboneReference):
         source_maps: Sequence[tuple[int, int]],
         name: str,
     ) -> Tensor:
-        """Multi-scale deformable attention `[B, Q, C]`, pre-norms and projections included.
+        """Multi-scale deformable attention `[B, Q, D]`, pre-norms included, not projected.
 
         Args:
             query_maps, source_maps: sizes (rows, columns) of the maps that make up `queries
@@ -128,9 +128,9 @@ class AdapterReference(BackboneReference):
             self.norm(source, f"{name}.feat_norm", NORM_EPS), f"{name}.attn.value_proj"
         )
         value = value.unflatten(2, (heads, -1))
-        offsets = self.linear(query, f"{name}.attn.sampling_offsets")
+        offsets = self.exact_linear(query, f"{name}.attn.sampling_offsets")
         offsets = offsets.unflatten(2, (heads, levels, points, 2))
-        share = self.linear(query, f"{name}.attn.attention_weights")
+        share = self.exact_linear(query, f"{name}.attn.attention_weights")
         share = share.unflatten(2, (heads, -1)).softmax(-1).unflatten(3, (levels, points))
         centres = torch.cat([_centres(*size) for size in query_maps])[:, None, None]  # [Q, 1, 1, 2]
         result = torch.zeros(())
@@ -149,8 +149,7 @@ class AdapterReference(BackboneReference):
             )  # [B * heads, D, Q, points]
             weight = share[:, :, :, level].transpose(1, 2).flatten(0, 1)[:, None]
             result = result + (sampled * weight).sum(-1)
-        result = result.unflatten(0, (-1, heads)).flatten(1, 2).transpose(1, 2)
-        return self.linear(result, f"{name}.attn.output_proj")
+        return result.unflatten(0, (-1, heads)).flatten(1, 2).transpose(1, 2)
 
     def feature_maps(
         self, finest: Tensor, c: Tensor, x: Tensor, grid: tuple[int, int]

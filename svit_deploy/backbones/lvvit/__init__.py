@@ -45,6 +45,7 @@ class LvVit(Vit):
     title = "LV-ViT"
     graph = LvVitGraph
     head = DENSE_LABELS
+    folds_norms = True
     settings = LvVitSettings
     eps = (1e-5, 1e-5, 1e-5)
 

@@ -29,8 +29,8 @@ def _graph(tokens: GraphTokens, rows: str, count: int | str) -> str:
 
 def _reference(reference: Any, x: Tensor) -> Tensor:
     x = reference.norm(x, "norm", reference.norm_eps)
-    best = reference.linear(x[:, 1:], "aux_head").amax(dim=1)
-    logits: Tensor = reference.linear(x[:, 0], "head") + 0.5 * best
+    best = reference.exact_linear(x[:, 1:], "aux_head").amax(dim=1)
+    logits: Tensor = reference.exact_linear(x[:, 0], "head") + 0.5 * best
     return logits
 
 

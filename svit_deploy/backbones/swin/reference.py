@@ -9,21 +9,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from svit_deploy.backbones.reference import BackboneReference, See
+from svit_deploy.backbones.reference import BackboneReference
 from svit_deploy.backbones.swin.settings import CORNERS, HIDDEN, Stage, places
-from svit_deploy.backbones.tokens import ReferenceTokens
+from svit_deploy.backbones.tokens import ReferenceTokens, See
 from svit_deploy.names import EMBEDDING, block_name
 
 
 class SwinReference(BackboneReference):
     def forward(self, images: Tensor, see: See) -> Generator[Any, Any, tuple[Any, ReferenceTokens]]:
         tokens = self.method.reference(self, self.embed(images))
-        see(EMBEDDING, tokens.rows)
+        tokens.show(EMBEDDING, see)
         for number, (stage, block) in enumerate(places(self.config)):
             if stage.index and not block:
                 tokens.put_map(self.merge(tokens.map(), stage))
             yield from tokens.block(number)
-            see(block_name(number), tokens.visible)
+            tokens.show(block_name(number), see)
         return tokens.rows, tokens
 
     def plain_block(self, x: Tensor, block: int) -> Tensor:
@@ -49,7 +49,7 @@ class SwinReference(BackboneReference):
         )
         qkv = self.linear(y, f"{name}.attn.qkv").unflatten(2, (3, stage.heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5
+        scores = query @ key.transpose(2, 3) * self.scale(query.shape[-1])
         places = torch.cartesian_prod(torch.arange(side), torch.arange(side))
         apart = places[:, None] - places[None] + side - 1
         table = self.weights[f"{name}.attn.relative_position_bias_table"]

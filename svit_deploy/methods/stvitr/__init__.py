@@ -34,6 +34,7 @@ class StvitRSwin(Swin):
     """Swin, but that convolutions make the patches, and the third stage has other blocks."""
 
     graph = ConvStemGraph
+    folds_norms = True
 
     def reference(self) -> type[BackboneReference]:
         from svit_deploy.methods.stvitr.reference import ConvStemReference

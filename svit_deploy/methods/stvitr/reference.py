@@ -59,6 +59,13 @@ class StvitRReference(ReferenceTokens):
             self.semantic = next_semantic(self.backbone, self.semantic, self.image, stage, number)
             self.rows = self.semantic
 
+    def accept(self, visible: Tensor) -> None:
+        if self.rows is self.image:
+            self.image = visible
+        else:
+            self.semantic = visible
+        self.rows = visible
+
 
 def next_semantic(reference: Any, s: Tensor, x: Tensor, stage: Stage, block: int) -> Tensor:
     """What a block inside a unit makes of the semantic tokens `[B, 36, C]`."""
@@ -77,7 +84,7 @@ def next_semantic(reference: Any, s: Tensor, x: Tensor, stage: Stage, block: int
     windows = normed.unflatten(1, side).transpose(2, 3).reshape(-1, SAMPLE**2, stage.width)
     mixed = cross(reference, windows, windows, stage, name)
     mixed = mixed.reshape(len(s), WINDOWS, WINDOWS, SAMPLE, SAMPLE, -1).transpose(2, 3)
-    s = s + reference.weights[f"{name}.layer_scale_1"] * mixed.reshape(s.shape)
+    s = s + mixed.reshape(s.shape)
     return feed(reference, s, name)
 
 
@@ -93,7 +100,7 @@ def begin(reference: Any, x: Tensor, stage: Stage, block: int) -> Tensor:
     around = around.reshape(batch, width, AROUND**2, -1).permute(0, 3, 2, 1).flatten(0, 1)
     keys = torch.cat([pooled, around], dim=1)
     query, keys = (reference.norm(v, f"{name}.norm1", reference.block_eps) for v in (pooled, keys))
-    s = reference.weights[f"{name}.layer_scale_1"] * cross(reference, query, keys, stage, name)
+    s = cross(reference, query, keys, stage, name)
     if reference.config.settings.shortcut:
         s = pooled + s
     s = s.reshape(batch, WINDOWS, WINDOWS, SAMPLE, SAMPLE, width).transpose(2, 3)
@@ -104,21 +111,21 @@ def look(reference: Any, x: Tensor, at: Tensor, stage: Stage, block: int) -> Ten
     """A block whose tokens `[B, T, C]` look at others `[B, K, C]`."""
     name = stage.block(block)
     query, keys = (reference.norm(v, f"{name}.norm1", reference.block_eps) for v in (x, at))
-    mixed = cross(reference, query, keys, stage, name)
-    return feed(reference, x + reference.weights[f"{name}.layer_scale_1"] * mixed, name)
+    return feed(reference, x + cross(reference, query, keys, stage, name), name)
 
 
 def cross(reference: Any, x: Tensor, at: Tensor, stage: Stage, name: str) -> Tensor:
-    """Attention of normed tokens `[B, T, C]` to normed others `[B, K, C]`, and its projection."""
+    """Attention of normed tokens `[B, T, C]` to normed others `[B, K, C]`, projected and scaled."""
     query = reference.linear(x, f"{name}.attn.q").unflatten(2, (stage.heads, -1)).transpose(1, 2)
     kv = reference.linear(at, f"{name}.attn.kv").unflatten(2, (2, stage.heads, -1))
     key, value = kv.permute(2, 0, 3, 1, 4)
-    mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-    return reference.linear(mixed, f"{name}.attn.proj")
+    scale = reference.scale(query.shape[-1])
+    mixed = F.scaled_dot_product_attention(query, key, value, scale=scale)
+    mixed = mixed.transpose(1, 2).flatten(2)
+    return reference.scaled_linear(mixed, f"{name}.attn.proj", f"{name}.layer_scale_1")
 
 
 def feed(reference: Any, x: Tensor, name: str) -> Tensor:
     hidden = reference.norm(x, f"{name}.norm2", reference.block_eps)
     hidden = F.gelu(reference.linear(hidden, f"{name}.mlp.fc1"))
-    scale = reference.weights[f"{name}.layer_scale_2"]
-    return x + scale * reference.linear(hidden, f"{name}.mlp.fc2")
+    return x + reference.scaled_linear(hidden, f"{name}.mlp.fc2", f"{name}.layer_scale_2")

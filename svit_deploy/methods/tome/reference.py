@@ -28,11 +28,13 @@ class TomeReference(ReferenceTokens):
             best, target = similar.max(dim=2)
             order = best.argsort(dim=1, descending=True, stable=True)
             pairs = merges(config)[gate].pairs
-            gone, stay = order[:, :pairs], order[:, pairs:].sort(dim=1).values
+            gone = self.decide(decision_name(gate), order[:, :pairs])
+            rest = torch.ones_like(best, dtype=torch.bool).scatter(1, gone, False)
+            stay = rest.nonzero()[:, 1].view(len(best), best.shape[1] - pairs)
             into = torch.take_along_dim(target, gone, dim=1)
+            into = self.decide(target_name(gate), into)
             x, self.sizes = merge_into(x, self.sizes, gone, stay, into, config.distilled)
-            self.values |= {margin_name(gate): -best, decision_name(gate): gone}
-            self.values |= {target_name(gate): into, lead_name(gate): lead_of(similar, gone)}
+            self.values |= {margin_name(gate): -best, lead_name(gate): lead_of(similar, gone)}
         self.rows = self.backbone.feed_forward(x, block)
 
 

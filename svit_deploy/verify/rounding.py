@@ -1,0 +1,137 @@
+"""Limits of a half-precision graph, out of what rounded weights move in the reference itself.
+
+The reference with weights that a half can hold is what such a graph computes but for the rounding
+of its own results. So in float32 arithmetic the graph must equal it as a float32 graph does, and as
+it ships it may be off by a small multiple of what rounding the weights has moved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from svit_deploy import names
+from svit_deploy.tasks import Part
+from svit_deploy.verify.exported import ModelUnderTest
+
+STAGE = 4
+"""What a stage's results in half precision may be off by, in units of what its weights' rounding
+and that of one result move; correct ones reach 2.7."""
+WHOLE = 8
+"""The same of the whole model, in units of what its weights' rounding moves; correct ones: 4.5."""
+FOLDED = 2
+"""What a stage may differ by in float32 arithmetic whose batch norms and convolutions are rounded
+as one, in units of what rounding them apart moves; correct ones reach 1.2."""
+UNIT = {"fp16": 2.0**-11, "bf16": 2.0**-8}
+"""Half the distance of two neighbouring numbers around 1."""
+
+
+class StageLimits:
+    """How far each stage may be off.
+
+    Args:
+        alone, exact: as `stages.Stages` takes them.
+    """
+
+    def __init__(self, model: ModelUnderTest, *, alone: bool, exact: bool) -> None:
+        self.model, self.alone, self.exact = model, alone, exact
+        self.moved: dict[str, float] = {}
+
+    def add(self, moved: Mapping[str, float]) -> None:
+        """Takes in what rounding the weights has moved in each stage, for some images."""
+        for name, error in moved.items():
+            self.moved[name] = max(self.moved.get(name, 0.0), error)
+
+    def of_stages(self) -> list[tuple[str, str, float]]:
+        """Label, the graph's value and limit of every stage, in order."""
+        model = self.model
+        known = bool(self.moved)
+        limits = model.task.limits["fp32"] if known else model.limits
+        margin = limits.margin if self.alone else limits.rounding
+        if self.alone and model.method.ranks_inside and not known:
+            margin = max(margin, limits.block)
+        gate_of = {names.block_name(b): gate for b, gate in model.config.gate_of.items()}
+        order: list[tuple[str, str, float]] = []
+        for name in model.bundle.stages:
+            if (gate := gate_of.get(name)) is not None:
+                ranked = names.margin_name(gate)
+                limit = margin * model.scales[gate] + self._allowed(ranked)
+                order.append((f"gate {gate}", ranked, limit))
+            limit = _limit(name, limits) + self._allowed(name)
+            order.append((name.removesuffix(".out").replace("_", " "), name, limit))
+        for stage in model.task.stages(limits, self.alone):
+            order.append((stage.label, stage.name, stage.limit + self._allowed(stage.name)))
+        return order
+
+    def _allowed(self, name: str) -> float:
+        """What rounding explains of a stage's error, beside what float32 does."""
+        if not self.moved:
+            return 0.0
+        moved, model = self.moved.get(name, 0.0), self.model
+        if self.exact:
+            apart = model.bundle.family.backbone.folds_norms
+            if self.alone:  # of the stages with convolutions
+                apart = apart and not name.startswith(("block_", "gate_"))
+            return FOLDED * moved if apart else 0.0
+        rounded = name in model.bundle.stages or name in model.task.inner()
+        if rounded:
+            moved += UNIT[model.bundle.precision]
+        return (STAGE if self.alone else WHOLE) * moved
+
+
+class WholeRounding:
+    """What rounding the weights moves in margins and outputs of the whole model."""
+
+    def __init__(self, model: ModelUnderTest) -> None:
+        self.model = model
+        self.margins = np.zeros(len(model.gates))
+        self.outputs: dict[str, float] = {}
+        self.known = False
+
+    def add(self, part: Part) -> np.ndarray | None:
+        """Takes in some images, and tells how far each of their margins moved `[n, G, S]`."""
+        if part.rounded is None:
+            return None
+        self.known = True
+        runs = self.model.runs(part.rounded.outputs, part.result.outputs)
+        for name, error in self.model.task.stage_errors(runs).items():
+            self.outputs[name] = max(self.outputs.get(name, 0.0), error)
+        mine, theirs = part.rounded.selected.margin, part.result.selected.margin
+        with np.errstate(invalid="ignore"):
+            moved = np.where(np.isfinite(theirs), np.abs(mine - theirs), 0.0)
+        self.margins = np.maximum(self.margins, moved.max(axis=(0, 2), initial=0.0))
+        return moved
+
+    def set_limits(self) -> None:
+        """Gives the model limits of its own, once `scales` are known."""
+        if not self.known:
+            return
+        model, exact = self.model, self.model.task.limits["fp32"]
+        model.reach = exact.rounding * model.scales + WHOLE * self.margins
+        allowed = {name: WHOLE * error for name, error in self.outputs.items()}
+        model.limits = model.task.widened(model.limits, exact, allowed)
+
+
+def predicted_flips(distance: np.ndarray, moved: np.ndarray) -> float:
+    """How many decisions rounding turns, to go by how densely margins lie around their cut.
+
+    Args:
+        distance: `[n, G, S]`, how far each margin must move to turn its decision.
+        moved: `[n, G, S]`, how far rounding the weights moves margins.
+    """
+    expected = 0.0
+    for gate in range(distance.shape[1]):
+        step = np.sort(WHOLE / 2 * moved[:, gate][moved[:, gate] > 0], axis=None)
+        if step.size:
+            reached = step.size - np.searchsorted(step, distance[:, gate])
+            expected += float(reached.sum() / step.size)
+    return expected
+
+
+def _limit(name: str, limits: Any) -> float:
+    """How far a stage of the backbone may be off."""
+    if name == names.EMBEDDING:
+        return float(limits.embedding)
+    return float(limits.block if name.startswith("block_") else limits.stage)
