@@ -29,7 +29,7 @@ from svit_deploy.export.record import describe_gates, manifest, metadata
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.export.shapes import whole_batch
 from svit_deploy.graph.check import finish
-from svit_deploy.images import ImageSet, images_of, synthetic_images
+from svit_deploy.images import ImageSet, images_of
 from svit_deploy.images.prepared import Prepared, groups
 from svit_deploy.loading.assumptions import refuse_assumptions
 from svit_deploy.loading.load import load_model
@@ -42,7 +42,7 @@ from svit_deploy.model.model import Model, without_gates
 from svit_deploy.model.sizes import SizeRange
 from svit_deploy.progress import SILENT, Progress
 from svit_deploy.tasks import Part, Task, task_named
-from svit_deploy.tasks.samples import prepare_all
+from svit_deploy.tasks.samples import paint, prepare_all
 
 log = logging.getLogger(__name__)
 
@@ -284,10 +284,8 @@ def _calibrated(
 def _samples(
     task: Task, config: ModelConfig, sizes: SizeRange, given: ImageSet | None
 ) -> tuple[list[Prepared], ImageSet]:
-    """The first images given, else painted ones of the typical size."""
+    """The first images given, else painted ones, of several sizes where the graph runs them."""
     if given is not None:
         chosen = given[: task.samples]
         return list(prepare_all(chosen, task, config, sizes)), chosen
-    painted = synthetic_images(task.painted, sizes.opt)
-    inputs = painted.inputs(config.preprocess, sizes.opt)
-    return [Prepared.whole(p, n) for p, n in zip(inputs, painted.names, strict=True)], painted
+    return paint(config, sizes, task.painted, {sizes.opt})

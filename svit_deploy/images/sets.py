@@ -158,6 +158,12 @@ def synthetic_images(count: int, image_size: tuple[int, int], *, seed: int = 0) 
     return _image_set(pictures, [f"synthetic-{i:05d}" for i in range(count)], None, "synthetic")
 
 
+def join_images(sets: Sequence[ImageSet], names: Sequence[str]) -> ImageSet:
+    """Pictures of several sets as one, under other names, without labels."""
+    pictures = [picture for one in sets for picture in one.arrays]
+    return _image_set(pictures, names, None, sets[0].source)
+
+
 def read_picture(path: Path) -> np.ndarray:
     """Decodes a picture upright (EXIF) as RGB, uint8 `[H, W, 3]`.
 

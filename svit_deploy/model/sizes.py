@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,6 +61,11 @@ class SizeRange:
     @property
     def fixed(self) -> bool:
         return self.min == self.max
+
+    def corners(self) -> list[Size]:
+        """The extreme sizes: smallest, largest, lowest at its widest, narrowest at its highest."""
+        heights, widths = ((self.min[axis], self.max[axis]) for axis in (0, 1))
+        return sorted(set(itertools.product(heights, widths)))
 
     def check(self, size: Size) -> None:
         """Refuses an image that the graph cannot run.

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from svit_deploy.errors import InputError
-from svit_deploy.images import ImageSet
+from svit_deploy.images import ImageSet, join_images, synthetic_images
 from svit_deploy.images.prepared import Prepared
 from svit_deploy.model.config import ModelConfig
-from svit_deploy.model.sizes import SizeRange
+from svit_deploy.model.sizes import Size, SizeRange
 from svit_deploy.tasks.task import Task
+
+
+def paint(
+    config: ModelConfig, sizes: SizeRange, typical: int, seen: Collection[Size] = ()
+) -> tuple[list[Prepared], ImageSet]:
+    """Painted pictures: some of the typical size, and one of each extreme size beside those seen.
+
+    Positions or samples may be right at one size alone.
+    """
+    corners = [size for size in sizes.corners() if size not in seen]
+    sets = [synthetic_images(typical, sizes.opt)] if typical else []
+    sets += [synthetic_images(1, size) for size in corners]
+    names = [f"synthetic-{i:05d}" for i in range(typical)]
+    names += [f"synthetic-{height}x{width}" for height, width in corners]
+    places = [sizes.opt] * typical + corners
+    images = join_images(sets, names)
+    inputs = [images[i : i + 1].inputs(config.preprocess, size)[0] for i, size in enumerate(places)]
+    return [Prepared.whole(p, n) for p, n in zip(inputs, names, strict=True)], images
 
 
 def prepare_all(

@@ -20,7 +20,7 @@ from svit_deploy.model.config import ModelConfig, TokenMode
 from svit_deploy.model.model import Model, without_gates
 from svit_deploy.model.result import Result
 from svit_deploy.tasks import Part, Task
-from svit_deploy.tasks.samples import prepare_all
+from svit_deploy.tasks.samples import paint, prepare_all
 from svit_deploy.verify.words import number_of
 
 CHOSEN = frozenset({"image_size", "thresholds", "target_keep"})
@@ -48,6 +48,10 @@ class ExpectedResults(ABC):
     @abstractmethod
     def parts(self) -> Iterator[Part]:
         """All images in order, those of a part of one size."""
+
+    def corners(self) -> Iterator[Part]:
+        """Images of the extreme sizes that are not among `parts`, one each."""
+        return iter(())
 
     @abstractmethod
     def extreme(self, images: Sequence[Prepared], keep: Literal["all", "none"]) -> Result | None:
@@ -105,6 +109,7 @@ class LiveReference(ExpectedResults):
             chosen = {name: getattr(bundle.config, name) for name in CHOSEN}
             model = dataclasses.replace(model, config=dataclasses.replace(model.config, **chosen))
         self.bundle, self.pictures = bundle, images
+        self.seen: set[tuple[int, int]] = set()
         self.reference = Reference(model, bundle.task)
         self.has_rounded = bundle.precision != "fp32"
         if self.has_rounded:
@@ -122,13 +127,26 @@ class LiveReference(ExpectedResults):
         return prepare_all(self.pictures, bundle.task, bundle.config, bundle.sizes)
 
     def parts(self) -> Iterator[Part]:
-        from svit_deploy.backbones.rules import keep_above, keep_budget
-
-        decide, images = keep_above(self.bundle.config.thresholds), self.images()
+        images = self.images()
         while some := list(islice(images, self.together)):
             for group in groups(some, self.together):
-                rule = keep_budget(decide, self.bundle.rows(group[0].size))
-                yield self._part(group, self.reference.run(group, rule, stages=True))
+                self.seen.add(group[0].size)
+                yield self._part(group, self._run(group))
+
+    def corners(self) -> Iterator[Part]:
+        bundle = self.bundle
+        if self.pictures is None or self.seen.issuperset(bundle.sizes.corners()):
+            return
+        for image in paint(bundle.config, bundle.sizes, 0, self.seen)[0]:
+            yield self._part([image], self._run([image]))
+
+    def _run(self, images: Sequence[Prepared]) -> Result:
+        """The decisions are the bundle's, within its budgets."""
+        from svit_deploy.backbones.rules import keep_above, keep_budget
+
+        decide = keep_above(self.bundle.config.thresholds)
+        rule = keep_budget(decide, self.bundle.rows(images[0].size))
+        return self.reference.run(images, rule, stages=True)
 
     def _part(self, images: Sequence[Prepared], result: Result) -> Part:
         if not self.has_rounded:

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from svit_deploy import names
+from svit_deploy.engines.base import Engine
 from svit_deploy.graph.edit import read_scalar
 from svit_deploy.images.prepared import Prepared
 from svit_deploy.io.onnx_file import random_operators
 from svit_deploy.model.counts import keep_ratios
 from svit_deploy.model.result import Outputs, Result, Selected
 from svit_deploy.progress import Progress
+from svit_deploy.tasks import Part
 from svit_deploy.verify.decisions import (
     GateFlips,
     beyond_budget,
@@ -127,6 +129,7 @@ class Parity:
                 rows = model.rows(part.images)
                 self.parts.append(Compared(images, actual, lean, outputs, rows, whole.add(part)))
                 first = first or part.images
+            corners = [self._corner(p, views, staged, shipped) for p in self.reference.corners()]
         model.scales = self.margin_scales()
         for view in views:
             view.judge()
@@ -137,7 +140,33 @@ class Parity:
             self.judge_budget()
         forced.judge()
         self.judge_outputs()
+        self.judge_corners(corners)
         return first
+
+    def _corner(
+        self, part: Part, views: Sequence[Stages], staged: Sequence[Engine], shipped: Engine
+    ) -> Compared:
+        """An image of an extreme size: its stages, and the file as it is."""
+        for view, engine in zip(views, staged, strict=True):
+            view.run(engine, part)
+        actual = self.model.observe(shipped, part.images)
+        images = tuple(map(_without_pixels, part.images))
+        lean = Result(part.result.outputs, part.result.selected)
+        return Compared(images, actual, lean, [], self.model.rows(part.images), None)
+
+    def judge_corners(self, corners: Sequence[Compared]) -> None:
+        """The extreme sizes, each a painted picture."""
+        if not corners:
+            return
+        said = []
+        for part in corners:
+            height, width = part.images[0].size
+            said.append(f"{height}x{width}")
+            ok, words = self.model.compare(part.actual, part.expected, part.rows)
+            if not ok:
+                self.check("extreme sizes", False, f"{height}x{width}: {words}")
+                return
+        self.check("extreme sizes", True, ", ".join(said))
 
     def margin_scales(self) -> np.ndarray:
         """What an error of each gate's margins is measured in `[G]`."""

@@ -21,6 +21,8 @@ STAGE = 4
 and that of one result move; correct ones reach 2.7."""
 WHOLE = 8
 """The same of the whole model, in units of what its weights' rounding moves; correct ones: 4.5."""
+TYPICAL = 2
+"""The same of a margin that is not the worst."""
 FOLDED = 2
 """What a stage may differ by in float32 arithmetic whose batch norms and convolutions are rounded
 as one, in units of what rounding them apart moves; correct ones reach 1.2."""
@@ -58,6 +60,8 @@ class StageLimits:
             if (gate := gate_of.get(name)) is not None:
                 ranked = names.margin_name(gate)
                 limit = margin * model.scales[gate] + self._allowed(ranked)
+                if known and not self.exact and model.method.ranks_inside:
+                    limit += STAGE * UNIT[model.bundle.precision] * model.scales[gate]
                 order.append((f"gate {gate}", ranked, limit))
             limit = _limit(name, limits) + self._allowed(name)
             order.append((name.removesuffix(".out").replace("_", " "), name, limit))
@@ -123,7 +127,7 @@ def predicted_flips(distance: np.ndarray, moved: np.ndarray) -> float:
     """
     expected = 0.0
     for gate in range(distance.shape[1]):
-        step = np.sort(WHOLE / 2 * moved[:, gate][moved[:, gate] > 0], axis=None)
+        step = np.sort(TYPICAL * moved[:, gate][moved[:, gate] > 0], axis=None)
         if step.size:
             reached = step.size - np.searchsorted(step, distance[:, gate])
             expected += float(reached.sum() / step.size)
