@@ -215,12 +215,7 @@ def run_reference(
 
     rows = rows_within(budgets, model.config.at(images[0].size).num_tokens)
     rule = keep_budget(keep_above(model.config.thresholds), rows)
-    reference = Reference(model, task)
-    result = reference.run(images, rule)
-    if precision == "fp32":
-        return Part(tuple(images), result)
-    rounded = reference.with_weights_in(precision).repeat(images, result)
-    return Part(tuple(images), result, rounded)
+    return Reference(model, task).part(images, rule, precision)
 
 
 def _at(model: Model, sizes: SizeRange) -> Model:

@@ -25,6 +25,7 @@ from svit_deploy.tasks.limits import LIMITS, Limits
 from svit_deploy.tasks.numbers import HEADS_ALONE, FeatureNumbers
 from svit_deploy.tasks.recorded import (
     ROUNDED,
+    SHAKEN,
     Wanted,
     check_array,
     record_selection,
@@ -136,9 +137,8 @@ class Features(Task):
     def reference_outputs(
         self, backbone: BackboneReference, output: Any, images: Sequence[Prepared], see: Any
     ) -> list[Outputs]:
-        for i, name in enumerate(FEATURES):
-            output[i] = see(name, output[i])
         maps = {name: feature.numpy() for name, feature in zip(FEATURES, output, strict=True)}
+        output[:] = [see(name, feature) for name, feature in zip(FEATURES, output, strict=True)]
         return self.read(maps, images)
 
     # Results.
@@ -169,6 +169,8 @@ class Features(Task):
                 halves = part.rounded[i : i + 1]
                 selected |= rounded_names(record_selection(config.at(image.size), halves))
             own |= {name: array[0] for name, array in selected.items()} | result.outputs[0]
+            if part.shaken is not None:
+                own |= {SHAKEN + name: array for name, array in part.shaken[i].items()}
             arrays |= {f"{number}.{name}": array for name, array in own.items()}
         return arrays
 
@@ -193,6 +195,7 @@ class Features(Task):
             raise ValueError(f"it cannot hold {count} images")
         selection = wanted_selection(config)
         keys = ["pixels", "geometry", *self.wanted(config), *selection, *rounded_names(selection)]
+        keys += [SHAKEN + name for name in self.wanted(config)]
         arrays = load([f"{i}.{key}" for i in range(count) for key in keys])
         return [self._restore_one(arrays, i, config, sizes) for i in range(count)]
 
@@ -228,7 +231,11 @@ class Features(Task):
         rounded = None
         if f"{number}.{ROUNDED}{names.MARGIN}" in arrays:  # decisions alone: maps are large
             rounded = Result([{}], *selection(ROUNDED))
-        return Part((image,), Result([outputs], *selection("")), rounded)
+        found = {n: w for n, w in self.wanted(config).items() if n not in self.inner()}
+        shaken = None
+        if self.shakes and all(f"{number}.{SHAKEN}{name}" in arrays for name in found):
+            shaken = [{name: known(SHAKEN + name, *wanted) for name, wanted in found.items()}]
+        return Part((image,), Result([outputs], *selection("")), rounded, shaken=shaken)
 
     # Parity.
 

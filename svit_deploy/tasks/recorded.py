@@ -20,6 +20,10 @@ ROUNDED = "rounded."
 """What arrays of the reference with rounded weights begin with; see `runs.Part`."""
 
 
+SHAKEN = "shaken."
+"""The same, where what the heads read is off by rounding."""
+
+
 def rounded_names(arrays: Mapping[str, Any]) -> dict[str, Any]:
     """The same under the names that they have of the reference with rounded weights."""
     return {ROUNDED + name: value for name, value in arrays.items()}

@@ -15,6 +15,7 @@ from svit_deploy.images.prepared import Prepared, stacked
 from svit_deploy.methods.families import family_of
 from svit_deploy.model.model import Model
 from svit_deploy.model.result import Result
+from svit_deploy.tasks.runs import Part
 from svit_deploy.tasks.task import Task
 
 
@@ -25,6 +26,7 @@ class Reference:
         self.config, self.task, self.family = model.config, task, family_of(model.config)
         family = self.family
         self.backbone = family.backbone.reference()(model, family.method, family.eps)
+        self._rounded: dict[str, Reference] = {}
 
     def with_weights_in(self, precision: str) -> Reference:
         """The same in float32, the weights of products rounded to what fp16 or bf16 can hold."""
@@ -32,17 +34,50 @@ class Reference:
         rounded.backbone = self.backbone.with_weights_in(precision)
         return rounded
 
+    def part(
+        self,
+        images: Sequence[Prepared],
+        decide: Decide,
+        precision: str,
+        *,
+        stages: bool = False,
+    ) -> Part:
+        """What is expected of images of one size, and what rounding moves in it.
+
+        Args:
+            precision: of the graph that it is expected of.
+            stages: also what every stage gives.
+        """
+        result, shaken = self.run(images, decide, stages=stages), None
+        if shake := self.task.shakes.get(precision):
+            found, inner = self.repeat(images, result, shake=shake), self.task.inner()
+            shaken = [{n: v for n, v in one.items() if n not in inner} for one in found.outputs]
+        if precision == "fp32":
+            return Part(tuple(images), result, shaken=shaken)
+        halves = self._rounded.setdefault(precision, self.with_weights_in(precision))
+        rounded = halves.repeat(images, result)
+        by_stage = halves.repeat(images, result, stages=True) if stages else None
+        return Part(tuple(images), result, rounded, by_stage, shaken)
+
     def repeat(
-        self, images: Sequence[Prepared], earlier: Result, *, stages: bool = False
+        self,
+        images: Sequence[Prepared],
+        earlier: Result,
+        *,
+        stages: bool = False,
+        shake: float = 0.0,
     ) -> Result:
         """Runs images on the decisions of an earlier run.
 
         Args:
             stages: each by itself: it is seen what one gives, and the next begins with what it
                 gave in the earlier run.
+            shake: move each place of the `Task.inner` values by this share of its size, in a
+                direction drawn at random.
         """
         forced = keep_forced(earlier.selected.keep_mask)
-        result: Result = drive(self.steps(images, stages=stages, earlier=earlier), forced)
+        steps = self.steps(images, stages=stages, earlier=earlier, shake=shake)
+        result: Result = drive(steps, forced)
         return result
 
     def run(
@@ -60,7 +95,12 @@ class Reference:
 
     @torch.no_grad()
     def steps(
-        self, images: Sequence[Prepared], *, stages: bool = False, earlier: Result | None = None
+        self,
+        images: Sequence[Prepared],
+        *,
+        stages: bool = False,
+        earlier: Result | None = None,
+        shake: float = 0.0,
     ) -> Generator[tuple[int, Tensor], Tensor, Result]:
         """The forward pass of images of one size, stopping at each gate that a threshold decides.
 
@@ -68,13 +108,20 @@ class Reference:
 
         Args:
             earlier: a run whose decisions, and stages, if known, to go on with; see `repeat`.
+            shake: see `repeat`.
         """
         seen: dict[str, np.ndarray] = {}
         given = earlier.stages if earlier is not None and stages else {}
+        moved = self.task.inner() if shake else ()
+        draw = torch.Generator().manual_seed(0)
 
         def see(name: str, value: Tensor) -> Tensor:
             if stages:
                 seen[name] = value.numpy()
+            if name in moved:
+                size = value.square().mean(dim=1, keepdim=True).sqrt()
+                noise = torch.randn(value.shape, generator=draw)
+                return value + shake * size * noise
             return torch.from_numpy(given[name]) if name in given else value
 
         config = self.config.at(images[0].size)

@@ -19,12 +19,15 @@ class Part:
         rounded: of a graph in half precision, the same with weights that a half can hold, on the
             decisions of `result`.
         rounded_stages: the same, each stage on what those before it gave in `result`.
+        shaken: of a task that wants to know (`Task.shakes`), the outputs of an image where what
+            its heads read is off by rounding.
     """
 
     images: tuple[Prepared, ...]
     result: Result
     rounded: Result | None = None
     rounded_stages: Result | None = None
+    shaken: Sequence[Outputs] | None = None
 
     def __len__(self) -> int:
         return len(self.images)

@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -57,6 +58,8 @@ class Task:
         packages: modules beside PyTorch that the reference needs, with what each is for.
         staged: what `stages` are of, in the plural.
         takes_truth: whether annotations of images tell how good a model is; see `truth`.
+        shakes: by which share of its size each place of the `inner` values is moved, by precision,
+            to see what rounding in front of the heads does to what they find; empty without heads.
         no_results: what a report's results say before the task has judged anything.
     """
 
@@ -82,6 +85,7 @@ class Task:
     refuses_predict: ClassVar[tuple[str, str] | None] = None
     staged: ClassVar[str]
     takes_truth: ClassVar[bool] = False
+    shakes: ClassVar[Mapping[str, float]] = MappingProxyType({})
     no_results: ClassVar[Mapping[str, Any]]
 
     def check_precision(self, precision: str) -> None:
@@ -231,6 +235,14 @@ class Task:
             allowed: what `stage_errors` may show beside, by name.
         """
         raise NotImplementedError
+
+    def swayed(self, limits: Any, runs: Runs) -> Any:
+        """Limits with room for what rounding in front of the heads does to what they find.
+
+        Args:
+            runs: the reference with what its heads read off by rounding, and as it is.
+        """
+        return limits
 
     def stages(self, limits: Any, alone: bool) -> list[StageLimit]:
         """The task's own stages, behind the backbone's.

@@ -112,8 +112,6 @@ class LiveReference(ExpectedResults):
         self.seen: set[tuple[int, int]] = set()
         self.reference = Reference(model, bundle.task)
         self.has_rounded = bundle.precision != "fp32"
-        if self.has_rounded:
-            self.rounded = self.reference.with_weights_in(bundle.precision)
         self.together = together or bundle.task.together
         self.samples = [i for part in bundle.load_samples() for i in part.images]
         self.count = _at_least_one(len(self.samples if images is None else images))
@@ -131,29 +129,22 @@ class LiveReference(ExpectedResults):
         while some := list(islice(images, self.together)):
             for group in groups(some, self.together):
                 self.seen.add(group[0].size)
-                yield self._part(group, self._run(group))
+                yield self._part(group)
 
     def corners(self) -> Iterator[Part]:
         bundle = self.bundle
         if self.pictures is None or self.seen.issuperset(bundle.sizes.corners()):
             return
         for image in paint(bundle.config, bundle.sizes, 0, self.seen)[0]:
-            yield self._part([image], self._run([image]))
+            yield self._part([image])
 
-    def _run(self, images: Sequence[Prepared]) -> Result:
+    def _part(self, images: Sequence[Prepared]) -> Part:
         """The decisions are the bundle's, within its budgets."""
         from svit_deploy.backbones.rules import keep_above, keep_budget
 
-        decide = keep_above(self.bundle.config.thresholds)
-        rule = keep_budget(decide, self.bundle.rows(images[0].size))
-        return self.reference.run(images, rule, stages=True)
-
-    def _part(self, images: Sequence[Prepared], result: Result) -> Part:
-        if not self.has_rounded:
-            return Part(tuple(images), result)
-        whole = self.rounded.repeat(images, result)
-        by_stage = self.rounded.repeat(images, result, stages=True)
-        return Part(tuple(images), result, whole, by_stage)
+        bundle = self.bundle
+        rule = keep_budget(keep_above(bundle.config.thresholds), bundle.rows(images[0].size))
+        return self.reference.part(images, rule, bundle.precision, stages=True)
 
     def extreme(self, images: Sequence[Prepared], keep: Literal["all", "none"]) -> Result | None:
         from svit_deploy.backbones.rules import keep_all, keep_budget, keep_none

@@ -131,10 +131,10 @@ class Parity:
                 first = first or part.images
             corners = [self._corner(p, views, staged, shipped) for p in self.reference.corners()]
         model.scales = self.margin_scales()
-        for view in views:
-            view.judge()
         whole.set_limits()
         self.limits = self.report.limits = model.limits
+        for view in views:
+            view.judge()
         if self.gates:
             self.judge_decisions()
             self.judge_budget()

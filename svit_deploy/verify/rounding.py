@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from svit_deploy import names
+from svit_deploy.model.result import Outputs
 from svit_deploy.tasks import Part
 from svit_deploy.verify.exported import ModelUnderTest
 
@@ -86,16 +87,21 @@ class StageLimits:
 
 
 class WholeRounding:
-    """What rounding the weights moves in margins and outputs of the whole model."""
+    """What rounding moves in margins and outputs of the whole model."""
 
     def __init__(self, model: ModelUnderTest) -> None:
         self.model = model
+        self.shaken: list[tuple[Outputs, Outputs]] = []
         self.margins = np.zeros(len(model.gates))
         self.outputs: dict[str, float] = {}
         self.known = False
 
     def add(self, part: Part) -> np.ndarray | None:
         """Takes in some images, and tells how far each of their margins moved `[n, G, S]`."""
+        if part.shaken is not None:
+            inner = self.model.task.inner()
+            for found, exact in zip(part.shaken, part.result.outputs, strict=True):
+                self.shaken.append((found, {n: v for n, v in exact.items() if n not in inner}))
         if part.rounded is None:
             return None
         self.known = True
@@ -110,9 +116,12 @@ class WholeRounding:
 
     def set_limits(self) -> None:
         """Gives the model limits of its own, once `scales` are known."""
+        model, exact = self.model, self.model.task.limits["fp32"]
+        if self.shaken:
+            mine, theirs = ([pair[side] for pair in self.shaken] for side in (0, 1))
+            model.limits = model.task.swayed(model.limits, model.runs(mine, theirs))
         if not self.known:
             return
-        model, exact = self.model, self.model.task.limits["fp32"]
         model.reach = exact.rounding * model.scales + WHOLE * self.margins
         allowed = {name: WHOLE * error for name, error in self.outputs.items()}
         model.limits = model.task.widened(model.limits, exact, allowed)

@@ -87,7 +87,7 @@ class Stages:
             self.limits.add(self._errors(target, reference))
             if self.exact:  # a weight may also stay as it is, where a half has no such operator
                 closer = self._errors(graph, target)
-                errors = {name: min(error, closer[name]) for name, error in errors.items()}
+                errors = {name: min(error, errors[name]) for name, error in closer.items()}
         for name, error in errors.items():
             self.errors[name] = max(self.errors.get(name, 0.0), error)
         if self.fed_maps and not self.exact:
@@ -99,7 +99,7 @@ class Stages:
 
     def _of_graph(self, actual: Mapping[str, np.ndarray], part: Part, there: Arrays) -> Seen:
         tokens = {
-            name: actual[name] if self.packs else actual[name][mask.ravel()]
+            name: np.asarray(actual[name] if self.packs else actual[name][mask.ravel()])
             for name, mask in there.items()
         }
         outputs = self.model.task.read(actual, part.images)

@@ -23,7 +23,13 @@ from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import ModelConfig
 from svit_deploy.model.keys import Shape, Tensors
 from svit_deploy.model.result import Outputs
-from svit_deploy.tasks.detect.compare import compare_detections, describe, faults, in_words
+from svit_deploy.tasks.detect.compare import (
+    compare_detections,
+    describe,
+    faults,
+    in_words,
+    widened,
+)
 from svit_deploy.tasks.detect.detections import (
     BOXES,
     LABELS,
@@ -63,6 +69,7 @@ class Detect(Features):
     inputs: ClassVar[tuple[str, ...]] = (names.INPUT, IMAGE_SIZES, SCALE_FACTORS)
     packages: ClassVar[tuple[tuple[str, str], ...]] = (("torchvision", "the reference detections"),)
     takes_truth = True
+    shakes: ClassVar[Mapping[str, float]] = {"fp32": 1e-5, "fp16": 4e-3}
     engine_files: ClassVar[tuple[str, ...]] = (HEADS,)
     draws = True
 
@@ -170,6 +177,9 @@ class Detect(Features):
     def fed_maps(self, config: ModelConfig) -> dict[str, tuple[int | str, ...]]:
         width = config.embed_dim
         return {n: ("batch", width, f"rows_{n}", f"columns_{n}") for n in FEATURES}
+
+    def swayed(self, limits: Any, runs: Runs) -> Any:
+        return widened(limits, _pairs(runs), runs.config)
 
     def judge_heads(self, runs: Runs) -> tuple[str, bool, str] | None:
         found = compare_detections(_pairs(runs), runs.config, runs.limits)

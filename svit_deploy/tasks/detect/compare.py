@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from svit_deploy.model.config import ModelConfig
 from svit_deploy.tasks.detect.detections import Detections
 from svit_deploy.tasks.detect.limits import DetectionLimits
-from svit_deploy.tasks.detect.matching import match
+from svit_deploy.tasks.detect.matching import Match, match
+
+SWAY = 4
+"""How many times what rounding did to the reference's own detections may be seen in a graph's."""
+MOST = 0.9
+"""The share of them that tells: suppression may choose another box for the rest."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +63,7 @@ def compare_detections(
     """Matches each image's detections, as shipped and as expected."""
     found = Comparison()
     matches = [match(mine, theirs) for mine, theirs in pairs]
-    boxes, scores, masks, ious = (
-        np.concatenate([np.empty(0), *(getattr(result, name) for result in matches)])
-        for name in ("box_errors", "score_errors", "mask_errors", "mask_ious")
-    )
+    boxes, scores, masks, ious = _errors(matches)
     near = (boxes <= limits.box * max(config.task.resize)) & (scores <= limits.score)
     near &= (masks <= limits.mask) & (ious >= limits.mask_iou)
     found.detections = sum(len(theirs) for _, theirs in pairs)
@@ -84,6 +86,44 @@ def compare_detections(
                 distance = min(abs(score - cut) for cut in cuts)
                 found.lone.append(Lone(image, side, int(of.labels[i]), score, distance))
     return found
+
+
+def widened(
+    limits: DetectionLimits, pairs: Sequence[tuple[Detections, Detections]], config: ModelConfig
+) -> DetectionLimits:
+    """Limits with room for a small multiple of what rounding did to the reference's detections.
+
+    Args:
+        pairs: those with what the heads read off by rounding, and those as they are.
+    """
+    errors = _errors([match(mine, theirs) for mine, theirs in pairs])
+    boxes, scores, masks, apart = (
+        SWAY * float(np.quantile(of, MOST)) if len(of) else 0.0
+        for of in (*errors[:3], 1 - errors[3])
+    )
+    room = replace(
+        limits,
+        box=max(limits.box, boxes / max(config.task.resize)),
+        score=max(limits.score, scores),
+        mask=max(limits.mask, masks),
+        mask_iou=min(limits.mask_iou, 1 - apart),
+    )
+    found = compare_detections(pairs, config, room)
+    each = SWAY / max(found.detections, 1)
+    return replace(
+        room,
+        unmatched=max(limits.unmatched, each * len(unexplained(found, room))),
+        moved=max(limits.moved, each * found.moved),
+    )
+
+
+def _errors(matches: Sequence[Match]) -> list[np.ndarray]:
+    """Of all matched detections: of boxes, scores and masks, and the IoUs of masks."""
+    names = ("box_errors", "score_errors", "mask_errors", "mask_ious")
+    return [
+        np.concatenate([np.empty(0), *(getattr(result, name) for result in matches)])
+        for name in names
+    ]
 
 
 def _may_move(found: Comparison, limits: DetectionLimits) -> int:
