@@ -129,7 +129,10 @@ class Parity:
                 rows = model.rows(part.images)
                 self.parts.append(Compared(images, actual, lean, outputs, rows, whole.add(part)))
                 first = first or part.images
-            corners = [self._corner(p, views, staged, shipped) for p in self.reference.corners()]
+            corners = []
+            for part in self.reference.corners():
+                whole.add(part)
+                corners.append(self._corner(part, views, staged, shipped))
         model.scales = self.margin_scales()
         whole.set_limits()
         self.limits = self.report.limits = model.limits

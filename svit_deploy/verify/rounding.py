@@ -41,6 +41,7 @@ class StageLimits:
     def __init__(self, model: ModelUnderTest, *, alone: bool, exact: bool) -> None:
         self.model, self.alone, self.exact = model, alone, exact
         self.moved: dict[str, float] = {}
+        self.ranked = {names.margin_name(gate): gate for gate in model.gates}
 
     def add(self, moved: Mapping[str, float]) -> None:
         """Takes in what rounding the weights has moved in each stage, for some images."""
@@ -50,39 +51,41 @@ class StageLimits:
     def of_stages(self) -> list[tuple[str, str, float]]:
         """Label, the graph's value and limit of every stage, in order."""
         model = self.model
-        known = bool(self.moved)
-        limits = model.task.limits["fp32"] if known else model.limits
+        exact = self._listed(model.task.limits["fp32"])
+        table = {name: limit for _, name, limit in self._listed(model.limits)}
+        return [
+            (label, name, limit + self._allowed(name) if name in self.moved else table[name])
+            for label, name, limit in exact
+        ]
+
+    def _listed(self, limits: Any) -> list[tuple[str, str, float]]:
+        """The stages with the limits of a precision."""
+        model, order = self.model, []
         margin = limits.margin if self.alone else limits.rounding
-        if self.alone and model.method.ranks_inside and not known:
+        if self.alone and model.method.ranks_inside:
             margin = max(margin, limits.block)
         gate_of = {names.block_name(b): gate for b, gate in model.config.gate_of.items()}
-        order: list[tuple[str, str, float]] = []
         for name in model.bundle.stages:
             if (gate := gate_of.get(name)) is not None:
                 ranked = names.margin_name(gate)
-                limit = margin * model.scales[gate] + self._allowed(ranked)
-                if known and not self.exact and model.method.ranks_inside:
-                    limit += STAGE * UNIT[model.bundle.precision] * model.scales[gate]
-                order.append((f"gate {gate}", ranked, limit))
-            limit = _limit(name, limits) + self._allowed(name)
-            order.append((name.removesuffix(".out").replace("_", " "), name, limit))
-        for stage in model.task.stages(limits, self.alone):
-            order.append((stage.label, stage.name, stage.limit + self._allowed(stage.name)))
-        return order
+                order.append((f"gate {gate}", ranked, margin * float(model.scales[gate])))
+            label = name.removesuffix(".out").replace("_", " ")
+            order.append((label, name, _limit(name, limits)))
+        own = model.task.stages(limits, self.alone)
+        return order + [(stage.label, stage.name, stage.limit) for stage in own]
 
     def _allowed(self, name: str) -> float:
         """What rounding explains of a stage's error, beside what float32 does."""
-        if not self.moved:
-            return 0.0
-        moved, model = self.moved.get(name, 0.0), self.model
+        moved, model = self.moved[name], self.model
         if self.exact:
             apart = model.bundle.family.backbone.folds_norms
             if self.alone:  # of the stages with convolutions
                 apart = apart and not name.startswith(("block_", "gate_"))
             return FOLDED * moved if apart else 0.0
-        rounded = name in model.bundle.stages or name in model.task.inner()
-        if rounded:
+        if name in model.bundle.stages or name in model.task.inner():
             moved += UNIT[model.bundle.precision]
+        elif model.method.ranks_inside and name in self.ranked:
+            moved += UNIT[model.bundle.precision] * float(model.scales[self.ranked[name]])
         return (STAGE if self.alone else WHOLE) * moved
 
 
