@@ -122,6 +122,7 @@ def config_from_dict(content: Mapping[str, Any], task: Task) -> ModelConfig:
             raise InputError(f"a {family.name} is not for the task {task.name}", AGAIN)
         if family.settings is not None:
             found = given.pop("settings", None)
+            found = family.method.upgrade(found) if isinstance(found, Mapping) else found
             ready["settings"] = _build(family.settings, found, "family's settings")
         for part, kind in (("backbone", family.backbone.sizes), ("task", task.numbers)):
             if kind is not None:

@@ -158,7 +158,7 @@ class DynamicVit(Method):
         return any(key.startswith("score_predictor.") for key in keys)
 
     def settings_from_args(self, args: Mapping[str, Any]) -> dict[str, Any] | None:
-        return {"base_rate": float(args["base_rate"])} if "base_rate" in args else None
+        return {"base_rate": args["base_rate"]} if "base_rate" in args else None
 
     def official_name(self, name: str) -> str:
         found = re.fullmatch(r"predictors\.(\d+)\.(\w+)\.(\w+)", name)

@@ -77,12 +77,19 @@ class Method:
         return False
 
     def settings_from_args(self, args: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Settings that a training's arguments tell, or None if they are another method's."""
+        """Settings that a training's arguments tell, or None if they are another method's.
+
+        Values as the arguments have them, numbers or text; `arch.settings_from_args` parses them.
+        """
         return None
 
     def settings_from_weights(self, dims: Any) -> dict[str, Any]:
         """Settings that follow from the sizes of the weights."""
         return {}
+
+    def upgrade(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A manifest's settings, of whatever version, as this version has them."""
+        return settings
 
     def is_unused(self, key: str) -> bool:
         """Whether inference does without an official tensor of that name."""

@@ -17,7 +17,7 @@ from svit_deploy.methods.families import FAMILIES
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import TokenMode
 from svit_deploy.tasks import TASKS
-from tests.methods.conftest import random_tensors
+from tests.methods.conftest import random_tensors, stvitr_tensors
 
 torch = pytest.importorskip("torch")
 
@@ -137,6 +137,60 @@ def test_stages_that_are_missing_or_too_many():
 def test_a_missing_tensor_is_named(family, key):
     with pytest.raises(InputError, match=f"missing|{key}|pos_embed"):
         build_model({k: v for k, v in tensors(family).items() if k != key})
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("3.attn.relative_position_bias_table", r"1 unexpected \(layers\.2\.blocks\.4\.attn"),
+        ("4.attn.relative_position_bias_table", r"1 missing \(layers\.2\.blocks\.4\.attn"),
+        ("1.conv_pos.proj.0.bias", r"1 missing \(layers\.2\.blocks\.1\.conv_pos"),
+    ],
+)
+def test_half_of_what_a_setting_of_stvitr_brings(key, words):
+    whole = stvitr_tensors("all")
+    del whole[f"layers.2.blocks.{key}"]
+    with pytest.raises(InputError, match=words):
+        build_model(whole)
+
+
+def test_positions_where_stvitr_has_none():
+    """Blocks in which semantic tokens look at image tokens have no positions in common."""
+    table = np.zeros((121, 12), np.float32)
+    odd = {"layers.2.blocks.2.attn.relative_position_bias_table": table}
+    with pytest.raises(InputError, match=r"1 unexpected \(layers\.2\.blocks\.2\.attn\.relative"):
+        build_model(stvitr_tensors("all") | odd)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"SHORTCUT": True, "RELATIVE_POS": True, "USE_GLOBAL": True, "USE_CONV_POS": True}, ""),
+        ({"USE_GLOBAL": False}, "use_global is false in the training's arguments, .* tell true"),
+        ({"SHORTCUT": "maybe"}, "training's arguments: shortcut=maybe has a bad value; give true"),
+    ],
+)
+def test_the_configuration_beside_stvitr(tmp_path, said, words):
+    """Its names are those of the official configuration."""
+    weights = {name: torch.from_numpy(array) for name, array in stvitr_tensors("all").items()}
+    torch.save({"model": weights, "config": said}, tmp_path / "x.pth")
+    checkpoint = read_checkpoint(tmp_path / "x.pth")
+    if words:
+        with pytest.raises(InputError, match=words):
+            build_model(checkpoint)
+        return
+    settings = build_model(checkpoint).config.settings
+    assert all(getattr(settings, name.lower()) for name in said)
+    with pytest.raises(InputError, match="relative_pos is false, and the weights tell true"):
+        build_model(checkpoint, overrides={"relative_pos": "false"})
+
+
+def test_a_manifest_of_stvitr_from_before_its_settings():
+    model = build_model(stvitr_tensors("none"))
+    content = config_to_dict(model.config)
+    for name in ("relative_pos", "use_global", "use_conv_pos"):
+        del content["settings"][name]
+    assert config_from_dict(content, CLASSIFY) == model.config
 
 
 def test_what_training_alone_needs_is_passed_over():
