@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from dataclasses import fields, replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from svit_deploy.export.settings import ExportSettings
 from svit_deploy.io.checkpoint import read_checkpoint
 from svit_deploy.loading.load import build_model
 from svit_deploy.loading.serialise import config_from_dict, config_to_dict
-from svit_deploy.methods.families import FAMILIES
+from svit_deploy.methods.families import FAMILIES, family_of
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import TokenMode
 from svit_deploy.tasks import TASKS
@@ -47,6 +48,23 @@ CASES = {
     "no schedule": ("tome", {}, "tell r of this ToMe"),
     "ratio above 1": ("dynamicvit", {"base_rate": "1.5"}, "base_rate has a keep ratio of 1.5"),
     "ratio of 0": ("evit", {"keep_rate": "0", "fuse": "true"}, "keep_rate has a keep ratio of 0"),
+    "ratios for two of three": (
+        "dynamicvit",
+        {"base_rate": "0.7,0.49"},
+        "base_rate has 2 values for 3 stages; give .* 3 values, or one number for its powers",
+    ),
+    "ratios for four of three": (
+        "dynamicvit_lvvit",
+        {"base_rate": "0.8,0.6,0.36,0.216", "skip_lam": "2"},
+        "base_rate has 4 values for 3 stages",
+    ),
+    "no ratios": ("dynamicvit", {"base_rate": ""}, "base_rate= has a bad value; give a number, or"),
+    "ratios that rise": ("dynamicvit", {"base_rate": "0.5,0.7,0.3"}, "base_rate 0.5,0.7,0.3 rises"),
+    "a ratio of none": (
+        "dynamicvit",
+        {"base_rate": "0.1"},
+        "of 196 patches, base_rate 0.1 keeps none at stage 2; give larger",
+    ),
     "stages": (
         "dynamicvit",
         {"base_rate": "0.7", "prune_blocks": "3,6"},
@@ -193,6 +211,36 @@ def test_a_manifest_of_stvitr_from_before_its_settings():
     assert config_from_dict(content, CLASSIFY) == model.config
 
 
+def test_ratios_of_dynamicvit_as_a_list(tmp_path):
+    """In the container, in an architecture file and typed; powers are what one number means."""
+    weights, heads = tensors("dynamicvit"), {"num_heads": "3"}
+    one = build_model(weights, overrides=heads | {"base_rate": "0.7"}).config
+    method, expected = family_of(one).method, (0.7, 0.7**2, 0.7**3)
+    assert method.kept(one) == (138, 97, 68)
+    text = ",".join(map(str, expected))
+    (tmp_path / "a.yaml").write_text(f"family: dynamicvit\nnum_heads: 3\nbase_rate: [{text}]\n")
+    torch.save(
+        {
+            "model": {name: torch.from_numpy(array) for name, array in weights.items()},
+            "args": Namespace(base_rate=list(expected)),
+        },
+        tmp_path / "x.pth",
+    )
+    for model in (
+        build_model(weights, overrides=heads | {"base_rate": text}),
+        build_model(weights, arch=str(tmp_path / "a.yaml")),
+        build_model(read_checkpoint(tmp_path / "x.pth"), overrides=heads),
+    ):
+        assert model.config.settings.base_rate == expected
+        assert method.kept(model.config) == method.kept(one)
+    other = build_model(weights, overrides=heads | {"base_rate": "0.8,0.6,0.25"})
+    assert method.kept(other.config) == (157, 118, 50)
+    content = config_to_dict(one)
+    assert content["settings"]["base_rate"] == [0.7]
+    content["settings"]["base_rate"] = 0.7  # as versions before wrote it
+    assert config_from_dict(content, CLASSIFY) == one
+
+
 def test_what_training_alone_needs_is_passed_over():
     spare = {"norm_cls.weight": np.zeros(24, np.float32), "head_cls.bias": np.zeros(5, np.float32)}
     build_model(tensors("evovit") | spare, overrides={"num_heads": "3"})
@@ -264,6 +312,8 @@ def test_modes_and_options_that_a_method_does_not_have(tmp_path):
         {"settings": {}},
         {"settings": {"base_rate": "0.7", "prune_blocks": [3, 6, 9]}},
         {"settings": {"base_rate": 7.0, "prune_blocks": [3, 6, 9]}},
+        {"settings": {"base_rate": [], "prune_blocks": [3, 6, 9]}},
+        {"settings": {"base_rate": [0.7, 0.49], "prune_blocks": [3, 6, 9]}},
         {"settings": {"base_rate": 0.7, "prune_blocks": [3, 6, 9], "more": 1}},
         {"thresholds": [0.0, 0.0, 0.0]},
         {"gate_blocks": [3, 6]},
