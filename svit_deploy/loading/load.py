@@ -88,10 +88,11 @@ def build_model(
     _check_used(settings)
     _check_dims(settings, dims, name)
     settings = with_known_settings(settings, dims, args, overrides)
-    if image_size is None and "image_size" in overrides:
+    size_asked = image_size is not None
+    if not size_asked and "image_size" in overrides:
         image_size = settings.image_size
     config, more_notes = _configure(settings, dims, wanted, image_size, args)
-    check_config(config)
+    check_config(config, size_asked)
     wanted.check(config)
     if checkpoint:
         notes = (*checkpoint.notes, *_trained_as(checkpoint), *notes)

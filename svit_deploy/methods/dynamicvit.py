@@ -26,6 +26,7 @@ from svit_deploy.model.assumption import typed
 from svit_deploy.model.config import ModelConfig, TokenMode, check_ratios
 from svit_deploy.model.keys import Shape, Tensors, linear, norm
 from svit_deploy.model.result import Selected
+from svit_deploy.model.sizes import Misfit
 from svit_deploy.names import INPUT, decision_name, margin_name
 
 if TYPE_CHECKING:
@@ -202,6 +203,16 @@ class DynamicVit(Method):
             )
         return super().gates(arch, dims, settings, class_token)
 
+    def misfit(self, config: ModelConfig) -> Misfit | None:
+        if not config.gate_blocks or self.patches in (None, config.num_patches):
+            return None
+        height, width = config.image_size
+        return Misfit(
+            f"DynamicViT counts from {self.patches} patches, and an image of {height}x{width} has "
+            f"{config.num_patches}",
+            (14 * config.patch_size,) * 2,
+        )
+
     def check(self, config: ModelConfig) -> None:
         rates, stages = config.settings.base_rate, len(config.settings.prune_blocks)
         check_ratios(rates, "base_rate")
@@ -215,13 +226,6 @@ class DynamicVit(Method):
             raise InputError(
                 f"base_rate {typed(rates)} rises, and no stage keeps more than the one before",
                 "give shares of all patches, for example 0.7,0.49,0.343",
-            )
-        if config.gate_blocks and self.patches not in (None, config.num_patches):
-            height, width = (14 * config.patch_size,) * 2
-            raise InputError(
-                f"DynamicViT counts from {self.patches} patches, and an image of "
-                f"{config.image_size[0]}x{config.image_size[1]} has {config.num_patches}",
-                f"use --image-size {height}x{width}",
             )
         if config.distilled:
             raise InputError("DynamicViT has no distillation token", "give another checkpoint")

@@ -20,6 +20,7 @@ from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import ModelConfig, TokenMode
 from svit_deploy.model.keys import Shape, Tensors
 from svit_deploy.model.result import Selected
+from svit_deploy.model.sizes import Misfit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -129,6 +130,10 @@ class Method:
     def places(self, config: ModelConfig) -> tuple[int, ...] | None:
         """The blocks of the selections that the settings ask for; None if they do not tell."""
         return getattr(config.settings, "prune_blocks", None)
+
+    def misfit(self, config: ModelConfig) -> Misfit | None:
+        """Why it cannot run the configuration's image size, which the backbone can."""
+        return None
 
     def check(self, config: ModelConfig) -> None:
         """Raises InputError or UsageError for a configuration that this method cannot have.

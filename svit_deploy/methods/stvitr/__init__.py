@@ -34,6 +34,7 @@ from svit_deploy.methods.stvitr.settings import (
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import ModelConfig, TokenMode
 from svit_deploy.model.keys import Shape, Tensors, linear, norm
+from svit_deploy.model.sizes import Misfit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,13 +133,18 @@ class StvitR(Method):
                 shapes[f"{name}.conv_pos.proj.0.bias"] = (width,)
         return shapes
 
+    def misfit(self, config: ModelConfig) -> Misfit | None:
+        side, (height, width) = SIDE * 16, config.image_size
+        if (height, width) == (side, side):
+            return None
+        reason = f"STViT-R is defined for images of {side}x{side}, not {height}x{width}"
+        return Misfit(reason, (side, side))
+
     def check(self, config: ModelConfig) -> None:
-        side = SIDE * 16
-        if config.image_size != (side, side) or config.settings.window != SIDE // WINDOWS:
+        if config.settings.window != SIDE // WINDOWS:
             raise InputError(
-                "STViT-R is defined for windows of 7x7 and images of "
-                f"{side}x{side}, not {config.image_size[0]}x{config.image_size[1]}",
-                f"use --image-size {side}",
+                f"STViT-R is defined for windows of 7x7, not {config.settings.window}",
+                "give a complete STViT-R checkpoint",
             )
         if config.settings.depths[2] not in (UNIT, 2 * UNIT, 3 * UNIT):
             raise InputError(
