@@ -12,6 +12,7 @@ from svit_deploy.backbones.writer import GraphWriter
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import ModelConfig
 from svit_deploy.model.keys import Shape, Tensors
+from svit_deploy.model.sizes import Misfit, nearest_multiple
 from svit_deploy.names import EMBEDDING, block_name
 
 if TYPE_CHECKING:
@@ -103,6 +104,15 @@ class Backbone:
     def config_sizes(self, dims: Any, settings: Any) -> Any:
         """An instance of `sizes`."""
         return None
+
+    def misfit(self, config: ModelConfig) -> Misfit | None:
+        """Why it cannot run the configuration's image size, if it cannot."""
+        step, (height, width) = self.step or config.patch_size, config.image_size
+        nearest = nearest_multiple(config.image_size, step)
+        if nearest == config.image_size:
+            return None
+        reason = f"image size {height}x{width} is not a multiple of the patch size {step}"
+        return Misfit(reason, nearest)
 
     def check(self, config: ModelConfig) -> None:
         """Raises InputError or UsageError for a configuration that it cannot have.

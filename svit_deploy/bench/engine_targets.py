@@ -65,7 +65,7 @@ def engine_targets(
         profiles, input_name = sidecar.profiles, names.INPUT
     size = settings.image_size or profiles[0].opt[2:]
     if bundle is not None:
-        size = bench_size(bundle, settings)
+        size = bench_size(bundle.name, bundle.sizes, settings)
     _check_shapes(settings.batches, size, profiles, label)
     dynamic = sidecar is not None and sidecar.tokens == TokenMode.DYNAMIC.value
     if dynamic:

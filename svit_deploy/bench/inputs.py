@@ -123,15 +123,13 @@ class Inputs:
             raise UsageError(f"{name} brings no sample inputs", fix)
 
 
-def bench_size(bundle: Bundle, settings: BenchSettings) -> Size:
-    """The one size of all images; raises InputError if the graph cannot run it."""
-    sizes = bundle.sizes
+def bench_size(name: str, sizes: SizeRange, settings: BenchSettings) -> Size:
+    """The one size of all images; raises UsageError if the graph `name` cannot run it."""
     size = settings.image_size or sizes.opt
-    if sizes.fixed and size != sizes.opt:
-        (height, width), wanted = sizes.opt, "x".join(map(str, size))
-        raise InputError(
-            f"{bundle.name} runs images of {height}x{width} pixels, and not of {wanted}",
-            f"leave --image-size out, or export with --image-size {wanted}",
+    if (nearest := sizes.nearest(size)) != size:
+        height, width = size
+        raise UsageError(
+            f"{name} runs images of {sizes} pixels, and not of {height}x{width}",
+            "leave --image-size out, or bench --image-size {}x{}".format(*nearest),
         )
-    sizes.check(size)
     return size

@@ -130,7 +130,8 @@ def _bundle_target(bundle: Bundle, inputs: Inputs, settings: BenchSettings) -> B
                 f"batch {count} is outside {bundle.name}'s range {batch['min']} to {batch['max']}",
                 "bench another batch size, or export with a wider --batch MIN:OPT:MAX",
             )
-    size, dynamic = bench_size(bundle, settings), bundle.mode is TokenMode.DYNAMIC
+    size = bench_size(bundle.name, bundle.sizes, settings)
+    dynamic = bundle.mode is TokenMode.DYNAMIC
     if dynamic:
         inputs.refuse_noise(bundle.name)
     arrays, provenance = inputs.of_bundle(bundle, size, bundle.model_path)
@@ -157,7 +158,7 @@ def _onnx_target(path: Path, inputs: Inputs, settings: BenchSettings) -> BenchTa
     model = load_onnx(path)
     name, size = image_input(model, path)
     sizes = SizeRange.single(size)
-    sizes.check(settings.image_size or size)
+    size = bench_size(path.name, sizes, settings)
     dynamic = any(node.op_type in DATA_DEPENDENT for node in all_nodes(model))
     if random := random_operators(model):
         raise InputError(

@@ -12,6 +12,7 @@ from svit_deploy.errors import InputError
 from svit_deploy.inspection.report import Inspection, Section, listed, mebibytes
 from svit_deploy.io.checkpoint import Checkpoint, read_checkpoint
 from svit_deploy.loading.arch import recognise
+from svit_deploy.loading.known_settings import settings_from_args
 from svit_deploy.loading.layout import (
     detect_family,
     has_heads,
@@ -227,7 +228,7 @@ def _beyond_weights(keys: Family, dims: Any, preset: str | None, many_sizes: boo
 def _settings(family: Family, dims: Any, args: Mapping[str, Any]) -> list[Fact]:
     """The family's own settings: from the weights, the training's arguments, or its defaults."""
     by_weights = family.settings_from_weights(dims)
-    by_args = family.method.settings_from_args(args) or {}
+    by_args = settings_from_args(family, args)
     told = by_args | by_weights
     axes = (axis.settings for axis in (family.backbone, family.method) if axis.settings)
     known = [entry for settings in axes for entry in fields(settings)]

@@ -58,7 +58,8 @@ def _family(value: Any) -> str:
 def _list(parse: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
     def parse_list(value: Any) -> tuple[Any, ...]:
         items = value.split(",") if isinstance(value, str) else value
-        return tuple(parse(item) for item in (items if isinstance(items, list) else [items]))
+        several = isinstance(items, list | tuple)
+        return tuple(parse(item) for item in (items if several else [items]))
 
     return parse_list
 
@@ -119,7 +120,7 @@ def parse_overrides(overrides: Mapping[str, str]) -> dict[str, Any]:
     Raises:
         UsageError: an unknown key, or a value of another type.
     """
-    return {key: _parse(key, text, "--set ", UsageError) for key, text in overrides.items()}
+    return {key: parse_setting(key, text, "--set ", UsageError) for key, text in overrides.items()}
 
 
 class _UniqueKeys(yaml.SafeLoader):
@@ -165,7 +166,9 @@ def find_arch(name: str) -> tuple[str, Arch]:
             isinstance(item, list | dict) for item in (value if type(value) is list else [value])
         ):
             raise InputError(f"{path}: {key!s:.80} is nested", "give a value, or a list of values")
-    values = {key: _parse(key, value, f"{path}: ", InputError) for key, value in lines.items()}
+    values = {
+        key: parse_setting(key, value, f"{path}: ", InputError) for key, value in lines.items()
+    }
     return path.name, _arch(values)
 
 
@@ -257,7 +260,15 @@ def resolve_arch(
     return _arch({**heads, **values}), "custom", notes
 
 
-def _parse(key: Any, value: Any, where: str, error: type[UsageError] | type[InputError]) -> Any:
+def parse_setting(
+    key: Any, value: Any, where: str, error: type[UsageError] | type[InputError]
+) -> Any:
+    """A setting's value, from text or a plain value, as its field's type.
+
+    Args:
+        where: it was said, in front of the error's sentence.
+        error: to raise for an unknown key, or a value of another type.
+    """
     known = _FIELDS | _SETTINGS
     if key not in known:
         raise error(f"{where}{key} is unknown", f"use one of {', '.join(known)}")

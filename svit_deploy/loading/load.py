@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,9 @@ import numpy as np
 from svit_deploy.errors import InputError
 from svit_deploy.io.checkpoint import Checkpoint, read_checkpoint
 from svit_deploy.io.containers import some
-from svit_deploy.loading.arch import parse_overrides, recognise, resolve_arch
+from svit_deploy.loading.arch import recognise, resolve_arch
 from svit_deploy.loading.assumptions import find_assumptions
+from svit_deploy.loading.known_settings import with_known_settings
 from svit_deploy.loading.layout import (
     detect_family,
     has_heads,
@@ -87,11 +87,12 @@ def build_model(
     _check_family(settings, dims, name)
     _check_used(settings)
     _check_dims(settings, dims, name)
-    settings = _with_known_settings(settings, dims, args, overrides)
-    if image_size is None and "image_size" in overrides:
+    settings = with_known_settings(settings, dims, args, overrides)
+    size_asked = image_size is not None
+    if not size_asked and "image_size" in overrides:
         image_size = settings.image_size
     config, more_notes = _configure(settings, dims, wanted, image_size, args)
-    check_config(config)
+    check_config(config, size_asked)
     wanted.check(config)
     if checkpoint:
         notes = (*checkpoint.notes, *_trained_as(checkpoint), *notes)
@@ -137,29 +138,6 @@ def check_task(tensors: Mapping[str, np.ndarray], family: Family, task: Task) ->
             f"the checkpoint holds a backbone alone, without {' and '.join(task.prefixes)}*",
             f"use --task {served[0]}, or give the checkpoint of the whole model",
         )
-
-
-def _with_known_settings(
-    arch: Arch, dims: Any, args: Mapping[str, Any], overrides: Mapping[str, str]
-) -> Arch:
-    """The architecture with the settings that the weights and the training's arguments tell.
-
-    What a user sets by name wins over them, and they win over a preset.
-    """
-    family = FAMILIES[arch.family]
-    typed = {k: v for k, v in parse_overrides(overrides).items() if k in arch.settings}
-    by_weights = family.settings_from_weights(dims)
-    if contradicted := [
-        key for key in typed if key in by_weights and typed[key] != by_weights[key]
-    ]:
-        raise InputError(
-            f"{contradicted[0]} is {typed[contradicted[0]]}, and the weights tell "
-            f"{by_weights[contradicted[0]]}",
-            f"leave {contradicted[0]} out",
-        )
-    known = {**by_weights, **(family.method.settings_from_args(args) or {})}
-    settings = {**arch.settings, **known, **typed}
-    return replace(arch, settings=settings, known=arch.known | known.keys())
 
 
 def _trained_as(checkpoint: Checkpoint) -> tuple[str, ...]:

@@ -51,7 +51,7 @@ def _lvvit(
     )
 
 
-def _dynamicvit_on_lvvit(arch: Arch, base_rate: float) -> Arch:
+def _dynamicvit_on_lvvit(arch: Arch, base_rate: tuple[float, ...]) -> Arch:
     """Evaluated with DeiT's crop."""
     settings = {**arch.settings, "base_rate": base_rate}
     return replace(arch, family="dynamicvit_lvvit", settings=settings, crop_ratio=0.875)
@@ -94,9 +94,9 @@ PRESETS: dict[str, Arch] = {
     "deit_small_distilled": _deit(6, distilled=True),
     "deit_base_distilled": _deit(12, distilled=True),
     "deit_base_384": _deit(12, image_size=384),
-    "dynamicvit_256": _on_deit("dynamicvit", 4, base_rate=0.7),
-    "dynamicvit_s": _on_deit("dynamicvit", 6, base_rate=0.7),
-    "dynamicvit_b": _on_deit("dynamicvit", 12, base_rate=0.7),
+    "dynamicvit_256": _on_deit("dynamicvit", 4, base_rate=(0.7,)),
+    "dynamicvit_s": _on_deit("dynamicvit", 6, base_rate=(0.7,)),
+    "dynamicvit_b": _on_deit("dynamicvit", 12, base_rate=(0.7,)),
     "evit_s": _on_deit("evit", 6, keep_rate=0.7, fuse=True),
     "evovit_t": _on_deit("evovit", 3),
     "evovit_s": _on_deit("evovit", 6),
@@ -119,8 +119,8 @@ PRESETS: dict[str, Arch] = {
     "lvvit_s": _lvvit(6, 384, 16, 2, crop=0.9),
     "lvvit_m": _lvvit(8, 512, 20, 2),
     "lvvit_l": _lvvit(12, 768, 24, 3, size=448),
-    "dynamicvit_lvvit_s": _dynamicvit_on_lvvit(_lvvit(6, 384, 16, 2), base_rate=0.7),
-    "dynamicvit_lvvit_m": _dynamicvit_on_lvvit(_lvvit(8, 512, 20, 2), base_rate=0.7),
+    "dynamicvit_lvvit_s": _dynamicvit_on_lvvit(_lvvit(6, 384, 16, 2), base_rate=(0.7,)),
+    "dynamicvit_lvvit_m": _dynamicvit_on_lvvit(_lvvit(8, 512, 20, 2), base_rate=(0.7,)),
     "svit_adapter_t": _adapter(3, "svit_adapter"),
     "svit_adapter_s": _adapter(6, "svit_adapter"),
     "vit_adapter_t": _adapter(3, "vit_adapter"),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
-from svit_deploy.errors import InputError
+from svit_deploy.errors import InputError, UsageError
 from svit_deploy.methods.families import FAMILIES, family_of
 from svit_deploy.model.config import ModelConfig, Preprocess, check_ratios
 from svit_deploy.tasks.task import Task
@@ -14,13 +14,16 @@ from svit_deploy.tasks.task import Task
 AGAIN = "export the model again"
 
 
-def check_config(config: ModelConfig) -> None:
+def check_config(config: ModelConfig, size_asked: bool = False) -> None:
     """Refuses a configuration that no forward pass can have.
 
+    Args:
+        size_asked: whether the image size is an option's value.
+
     Raises:
-        InputError: a count below 1, heads that do not divide the width, an image that patches do
-            not tile, gates out of order or range, or a value per gate missing.
-        UsageError: a keep ratio outside (0, 1].
+        InputError: a count below 1, heads that do not divide the width, an image size that the
+            family cannot run, gates out of order or range, or a value per gate missing.
+        UsageError: a keep ratio outside (0, 1], or an image size that was asked for.
     """
     if config.family not in FAMILIES:
         raise InputError(
@@ -40,14 +43,9 @@ def check_config(config: ModelConfig) -> None:
         )
     if min(config.native_grid) < 1:
         raise InputError(f"the grid {config.native_grid} is empty", "give a complete checkpoint")
-    patch = family.backbone.step or config.patch_size
-    if any(side < patch or side % patch for side in config.image_size):
-        height, width = (max(round(side / patch), 1) * patch for side in config.image_size)
-        raise InputError(
-            f"image size {config.image_size[0]}x{config.image_size[1]} is not a multiple of the "
-            f"patch size {patch}",
-            f"use, for example, {height}x{width}",
-        )
+    if misfit := family.misfit(config):
+        error = UsageError if size_asked else InputError
+        raise error(misfit.reason, "use --image-size {}x{}".format(*misfit.nearest))
     if config.class_token != family.class_token:
         raise InputError(f"class_token is {config.class_token}", AGAIN)
     _check_gates(config)
@@ -122,6 +120,7 @@ def config_from_dict(content: Mapping[str, Any], task: Task) -> ModelConfig:
             raise InputError(f"a {family.name} is not for the task {task.name}", AGAIN)
         if family.settings is not None:
             found = given.pop("settings", None)
+            found = family.method.upgrade(found) if isinstance(found, Mapping) else found
             ready["settings"] = _build(family.settings, found, "family's settings")
         for part, kind in (("backbone", family.backbone.sizes), ("task", task.numbers)):
             if kind is not None:

@@ -22,9 +22,11 @@ from svit_deploy.graph.tokens import top_tokens
 from svit_deploy.methods.method import Gates, Method, Values
 from svit_deploy.methods.ranking import decode_survivors, ranked_values
 from svit_deploy.model.arch import Arch
+from svit_deploy.model.assumption import typed
 from svit_deploy.model.config import ModelConfig, TokenMode, check_ratios
 from svit_deploy.model.keys import Shape, Tensors, linear, norm
 from svit_deploy.model.result import Selected
+from svit_deploy.model.sizes import Misfit
 from svit_deploy.names import INPUT, decision_name, margin_name
 
 if TYPE_CHECKING:
@@ -40,12 +42,12 @@ class DynamicVitSettings:
     """What a training chooses.
 
     Attributes:
-        base_rate: the share of tokens kept at the first stage; at stage s its power s + 1.
+        base_rate: the share of all patches kept at each stage; of one number, its powers.
         prune_blocks: the block in front of which each stage prunes; by default three that share
             out the blocks evenly.
     """
 
-    base_rate: float
+    base_rate: tuple[float, ...]
     prune_blocks: tuple[int, ...] = ()
 
 
@@ -158,7 +160,11 @@ class DynamicVit(Method):
         return any(key.startswith("score_predictor.") for key in keys)
 
     def settings_from_args(self, args: Mapping[str, Any]) -> dict[str, Any] | None:
-        return {"base_rate": float(args["base_rate"])} if "base_rate" in args else None
+        return {"base_rate": args["base_rate"]} if "base_rate" in args else None
+
+    def upgrade(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        rate = settings.get("base_rate")
+        return {**settings, "base_rate": [rate]} if isinstance(rate, int | float) else settings
 
     def official_name(self, name: str) -> str:
         found = re.fullmatch(r"predictors\.(\d+)\.(\w+)\.(\w+)", name)
@@ -178,7 +184,8 @@ class DynamicVit(Method):
         return shapes
 
     def dims_from_arch(self, dims: Any, arch: Arch) -> Any:
-        return replace(dims, num_gates=STAGES)
+        rates, blocks = (arch.settings.get(name, ()) for name in ("base_rate", "prune_blocks"))
+        return replace(dims, num_gates=len(blocks) or (len(rates) if rates[1:] else STAGES))
 
     def settle(self, settings: Any, dims: Any) -> Any:
         if settings.prune_blocks:
@@ -196,22 +203,45 @@ class DynamicVit(Method):
             )
         return super().gates(arch, dims, settings, class_token)
 
+    def misfit(self, config: ModelConfig) -> Misfit | None:
+        if not config.gate_blocks or self.patches in (None, config.num_patches):
+            return None
+        height, width = config.image_size
+        return Misfit(
+            f"DynamicViT counts from {self.patches} patches, and an image of {height}x{width} has "
+            f"{config.num_patches}",
+            (14 * config.patch_size,) * 2,
+        )
+
     def check(self, config: ModelConfig) -> None:
-        check_ratios((config.settings.base_rate,), "base_rate")
-        if config.gate_blocks and self.patches not in (None, config.num_patches):
-            height, width = (14 * config.patch_size,) * 2
+        rates, stages = config.settings.base_rate, len(config.settings.prune_blocks)
+        check_ratios(rates, "base_rate")
+        if len(rates) not in (1, stages):
             raise InputError(
-                f"DynamicViT counts from {self.patches} patches, and an image of "
-                f"{config.image_size[0]}x{config.image_size[1]} has {config.num_patches}",
-                f"use --image-size {height}x{width}",
+                f"base_rate has {len(rates)} values for {stages} stages",
+                f"give the share of all patches that is kept at each, {stages} values, or one "
+                "number for its powers",
+            )
+        if list(rates) != sorted(rates, reverse=True):
+            raise InputError(
+                f"base_rate {typed(rates)} rises, and no stage keeps more than the one before",
+                "give shares of all patches, for example 0.7,0.49,0.343",
             )
         if config.distilled:
             raise InputError("DynamicViT has no distillation token", "give another checkpoint")
+        if 1 in self.kept(config):
+            raise InputError(
+                f"of {config.num_patches} patches, base_rate {typed(rates)} keeps none at stage "
+                f"{self.kept(config).index(1)}",
+                "give larger shares",
+            )
 
     def kept(self, config: ModelConfig) -> tuple[int, ...]:
         # The published code's own float arithmetic: 0.7 ** 3 * 196 is 67.2…, 0.5 ** 2 * 196 is 49.
-        rate, stages = config.settings.base_rate, range(1, config.num_gates + 1)
-        return tuple(1 + int(config.num_patches * rate**stage) for stage in stages)
+        rates = config.settings.base_rate
+        if len(rates) == 1:
+            rates = tuple(rates[0] ** (gate + 1) for gate in range(config.num_gates))
+        return tuple(1 + int(config.num_patches * rate) for rate in rates[: config.num_gates])
 
     def values(self, config: ModelConfig) -> Values:
         kept = [count - 1 for count in self.kept(config)]

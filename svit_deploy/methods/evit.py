@@ -124,9 +124,9 @@ class Evit(Method):
     def settings_from_args(self, args: Mapping[str, Any]) -> dict[str, Any] | None:
         if "base_keep_rate" not in args:
             return None
-        found: dict[str, Any] = {"keep_rate": float(args["base_keep_rate"])}
+        found = {"keep_rate": args["base_keep_rate"]}
         if "fuse_token" in args:
-            found["fuse"] = bool(args["fuse_token"])
+            found["fuse"] = args["fuse_token"]
         if numbers := re.findall(r"\d+", str(args.get("drop_loc", ""))):
             found["prune_blocks"] = tuple(map(int, numbers))
         return found

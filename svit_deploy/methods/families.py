@@ -30,6 +30,7 @@ from svit_deploy.methods.tome import Tome
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import ModelConfig, TokenMode
 from svit_deploy.model.keys import Shape, Tensors
+from svit_deploy.model.sizes import Misfit
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,10 @@ class Family:
             return None
         chosen = self.backbone.settle(self.settings(**given), dims)
         return self.method.settle(chosen, dims)
+
+    def misfit(self, config: ModelConfig) -> Misfit | None:
+        """Why it cannot run the configuration's image size, if it cannot."""
+        return self.backbone.misfit(config) or self.method.misfit(config)
 
     def check(self, config: ModelConfig) -> None:
         """Raises InputError or UsageError for a configuration that it cannot have."""

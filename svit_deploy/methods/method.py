@@ -20,6 +20,7 @@ from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import ModelConfig, TokenMode
 from svit_deploy.model.keys import Shape, Tensors
 from svit_deploy.model.result import Selected
+from svit_deploy.model.sizes import Misfit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,12 +78,19 @@ class Method:
         return False
 
     def settings_from_args(self, args: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Settings that a training's arguments tell, or None if they are another method's."""
+        """Settings that a training's arguments tell, or None if they are another method's.
+
+        Values as the arguments have them, numbers or text; `arch.settings_from_args` parses them.
+        """
         return None
 
     def settings_from_weights(self, dims: Any) -> dict[str, Any]:
         """Settings that follow from the sizes of the weights."""
         return {}
+
+    def upgrade(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A manifest's settings, of whatever version, as this version has them."""
+        return settings
 
     def is_unused(self, key: str) -> bool:
         """Whether inference does without an official tensor of that name."""
@@ -122,6 +130,10 @@ class Method:
     def places(self, config: ModelConfig) -> tuple[int, ...] | None:
         """The blocks of the selections that the settings ask for; None if they do not tell."""
         return getattr(config.settings, "prune_blocks", None)
+
+    def misfit(self, config: ModelConfig) -> Misfit | None:
+        """Why it cannot run the configuration's image size, which the backbone can."""
+        return None
 
     def check(self, config: ModelConfig) -> None:
         """Raises InputError or UsageError for a configuration that this method cannot have.

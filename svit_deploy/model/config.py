@@ -175,12 +175,14 @@ def parse_image_size(text: str) -> tuple[int, int]:
     """Reads `224` or `224x320` (height x width) into `(height, width)` in pixels.
 
     Raises:
-        UsageError: anything else.
+        UsageError: anything else; the fix is the size that was meant, if that can be told.
     """
     parts = text.lower().split("x")
     if len(parts) not in (1, 2) or not all(map(_is_number, parts)):
+        meant = re.fullmatch(r"[^0-9]*([0-9]{1,4})(?:[^0-9.e]+([0-9]{1,4}))?[^0-9]*", text)
+        sizes = "x".join(filter(None, meant.groups())) if meant else "224 or 224x320"
         raise UsageError(
-            f"--image-size {text!r} is not a size", "give pixels, for example 224 or 224x320"
+            f"--image-size {text!r} is not a size", f"give pixels, for example {sizes}"
         )
     height, width = (int(part) for part in (parts * 2 if len(parts) == 1 else parts))
     if not 1 <= min(height, width) <= max(height, width) <= MAX_IMAGE_SIZE:

@@ -15,6 +15,19 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
+class Misfit:
+    """Why a model cannot run an image size, and the nearest one that it can."""
+
+    reason: str
+    nearest: Size
+
+
+def nearest_multiple(size: Size, step: int) -> Size:
+    height, width = (max(round(side / step), 1) * step for side in size)
+    return height, width
+
+
+@dataclass(frozen=True)
 class SizeRange:
     """Smallest, typical and largest image, (height, width), that a graph must run.
 
@@ -46,8 +59,7 @@ class SizeRange:
             )
         low, opt, high = (parse_image_size(part) for part in (parts * 3)[:3])
         for size in (low, opt, high):
-            if any(side % step for side in size):
-                nearest = [max(step, round(side / step) * step) for side in size]
+            if (nearest := nearest_multiple(size, step)) != size:
                 raise UsageError(
                     f"image size {size[0]}x{size[1]} is not a multiple of {step}",
                     f"use, for example, {nearest[0]}x{nearest[1]}",
@@ -66,6 +78,16 @@ class SizeRange:
         """The extreme sizes: smallest, largest, lowest at its widest, narrowest at its highest."""
         heights, widths = ((self.min[axis], self.max[axis]) for axis in (0, 1))
         return sorted(set(itertools.product(heights, widths)))
+
+    def nearest(self, size: Size) -> Size:
+        """The size that the graph runs, itself if it does."""
+        height, width = (
+            min(max(side, low), high)
+            for side, low, high in zip(
+                nearest_multiple(size, self.step), self.min, self.max, strict=True
+            )
+        )
+        return height, width
 
     def check(self, size: Size) -> None:
         """Refuses an image that the graph cannot run.

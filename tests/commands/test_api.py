@@ -179,7 +179,7 @@ def test_visualize_draws_what_the_model_keeps(dynamic, tmp_path):
     [
         (lambda out: api.export("absent.pth", out), InputError),
         (lambda out: api.export(CHECKPOINT, out, arch=ARCH, tokens="some"), UsageError),
-        (lambda out: api.export(CHECKPOINT, out, arch=ARCH, image_size="50"), InputError),
+        (lambda out: api.export(CHECKPOINT, out, arch=ARCH, image_size="50"), UsageError),
         (lambda out: api.export(CHECKPOINT, HELDOUT, arch=ARCH), ExportError),
         (lambda out: api.verify(out), InputError),
         (lambda out: api.verify(CHECKPOINT), InputError),

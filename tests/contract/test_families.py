@@ -41,8 +41,8 @@ from svit_deploy.verify.settings import VerifySettings
 
 SHORT = {"interaction_blocks": (2, 2)}
 SETTINGS: dict[str, dict[str, Any]] = {
-    "dynamicvit": {"base_rate": 0.7},
-    "dynamicvit_lvvit": {"base_rate": 0.7, "skip_lam": 2.0},
+    "dynamicvit": {"base_rate": (0.7,)},
+    "dynamicvit_lvvit": {"base_rate": (0.7,), "skip_lam": 2.0},
     "lvvit": {"skip_lam": 2.0},
     "evit": {"keep_rate": 0.7, "fuse": True, "prune_blocks": (1, 2)},
     "evovit": {"prune_blocks": (1, 2)},

@@ -153,15 +153,46 @@ def test_position_embedding_of_another_size(cli, tmp_path):
     assert cli("verify", output, "--against", CHECKPOINT).code == 0
 
 
-@pytest.mark.parametrize("size", ["50", "48x50", "5"])
-def test_image_size_that_patches_do_not_tile(refused, tmp_path, size):
-    message = refused(3, *EXPORT, "--image-size", size, "-o", tmp_path / "out")
-    assert "not a multiple of the patch size 6" in message
+@pytest.mark.parametrize(
+    ("size", "nearest"), [("47", "48x48"), ("50", "48x48"), ("48x52", "48x54"), ("1", "6x6")]
+)
+def test_image_size_that_patches_do_not_tile(refused, tmp_path, size, nearest):
+    """Typed, it is an option's value; in a file or as a setting it is a bad configuration."""
+    message = refused(2, *EXPORT, "--image-size", size, "-o", tmp_path / "out")
+    assert f"not a multiple of the patch size 6; use --image-size {nearest}." in message
+    message = refused(3, *EXPORT, "--set", f"image_size={size}", "-o", tmp_path / "out")
+    assert f"use --image-size {nearest}." in message
 
 
-@pytest.mark.parametrize("size", ["big", "48x", "0", "-48", "48x48x3", "1e3", "48x9999999"])
-def test_image_size_that_is_none(refused, tmp_path, size):
-    assert "--image-size" in refused(2, *EXPORT, f"--image-size={size}", "-o", tmp_path / "out")
+@pytest.mark.parametrize(
+    ("size", "meant"),
+    [
+        ("big", "224 or 224x320"),
+        ("48x48x3", "224 or 224x320"),
+        ("1e3", "224 or 224x320"),
+        ("", "224 or 224x320"),
+        ("48x", "48"),
+        ("48px", "48"),
+        ("-48", "48"),
+        ("48*60", "48x60"),
+        ("48,60", "48x60"),
+        ("48 x 60 px", "48x60"),
+        ("0", "224"),
+        ("48x9999999", "224"),
+    ],
+)
+def test_image_size_that_is_none(refused, tmp_path, size, meant):
+    message = refused(2, *EXPORT, f"--image-size={size}", "-o", tmp_path / "out")
+    assert f"--image-size {size!r} is " in message
+    assert message.rstrip().endswith(f"give pixels, for example {meant}.")
+
+
+@pytest.mark.slow
+def test_image_size_that_a_bundle_does_not_run(refused, cli, tmp_path):
+    assert cli(*EXPORT, "-o", tmp_path / "out").code == 0
+    message = refused(2, "bench", tmp_path / "out", "--image-size", "47")
+    assert "out runs images of 48x48 pixels, and not of 47x47" in message
+    assert "leave --image-size out, or bench --image-size 48x48." in message
 
 
 @pytest.mark.parametrize("what", [MemoryError(), RuntimeError("x: can't allocate memory: y")])

@@ -13,7 +13,7 @@ from svit_deploy.images import synthetic_images
 from svit_deploy.images.prepared import Prepared
 from svit_deploy.io.files import hash_file
 from svit_deploy.loading.layout import expected_shapes
-from svit_deploy.loading.load import load_model
+from svit_deploy.loading.load import build_model, load_model
 from svit_deploy.loading.presets import PRESETS
 from svit_deploy.loading.random import _dims, init_checkpoint, random_weights
 from svit_deploy.methods.families import FAMILIES
@@ -224,3 +224,15 @@ def test_failed_write_leaves_nothing(arch, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         init_checkpoint(file, tmp_path / "x.safetensors")
     assert [entry.name for entry in tmp_path.iterdir()] == ["arch.yaml"]
+
+
+def test_flat_parts_of_an_image_are_tokens_too():
+    """Errors are relative to tokens: one that is rounding noise alone could not be compared."""
+    from svit_deploy.tasks.reference import Reference
+
+    arch, task = replace(PRESETS["stvitr_s"], num_heads=3, embed_dim=24), TASKS["classify"]
+    dims = FAMILIES["stvitr"].dims_from_arch(arch)
+    model = build_model(random_weights(dims, task, np.random.default_rng(0)))
+    black = Prepared.whole(np.zeros((3, 224, 224), np.float32))
+    embedding = Reference(model, task).run([black], stages=True).stages["embedding"]
+    assert np.linalg.norm(embedding, axis=-1).min() > 0.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -17,6 +18,7 @@ from svit_deploy.export.pipeline import export_model
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.images.prepared import Prepared
 from svit_deploy.images.sets import ImageSet, synthetic_images
+from svit_deploy.io.checkpoint import read_checkpoint
 from svit_deploy.loading.layout import to_official
 from svit_deploy.loading.load import build_model, load_model
 from svit_deploy.loading.random import random_weights
@@ -41,6 +43,16 @@ MADE: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "stvit": ({}, {"semantic": 16}),
     "swin": ({}, {"depths": (2, 2, 2, 2)}),
 }
+
+STVITR_WEIGHTS = {
+    "relative_pos": "relative_position",
+    "use_global": "semantic_token2",
+    "use_conv_pos": "conv_pos",
+}
+"""What the keys of weights contain that a setting of STViT-R brings."""
+EVERYTHING = ("all", "two_units")
+STVITR = ("shortcut", *STVITR_WEIGHTS, *EVERYTHING)
+"""Recorded beside the golden that has none of them."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +102,43 @@ def random_model(family: str, overrides: Mapping[str, str], **settings: Any) -> 
     return build_model(random_tensors(arch, seed=3), overrides=overrides)
 
 
+def stvitr_tensors(variant: str) -> dict[str, np.ndarray]:
+    """The golden's weights in the official layout, with those of one of `STVITR`.
+
+    A second unit has the weights of the first, and its biases by position negated.
+    """
+    folder = GOLDEN / "stvitr"
+    parts = [part for name, part in STVITR_WEIGHTS.items() if variant in (name, *EVERYTHING)]
+    with np.load(folder / "variants.npz") as file:
+        more = {
+            key: file[key]
+            for key in file.files
+            if key.startswith("layers.") and any(part in key for part in parts)
+        }
+    tensors = read_checkpoint(folder / "checkpoint.pth").tensors | more
+    if variant == "two_units":
+        for key in list(tensors):
+            if found := re.fullmatch(r"(layers\.2\.blocks\.)(\d)(\..*)", key):
+                sign = -1 if key.endswith("table") else 1
+                tensors[f"{found[1]}{6 + int(found[2])}{found[3]}"] = sign * tensors[key]
+    return tensors
+
+
+def load_stvitr(variant: str) -> Recording:
+    told = {"shortcut": str(variant in ("shortcut", *EVERYTHING))}
+    with np.load(GOLDEN / "stvitr" / "variants.npz") as file:
+        logits = file[f"logits_{variant}"]
+    with np.load(GOLDEN / "stvitr" / "io.npz") as io:
+        arrays = {"input": io["input"], "logits": logits}
+    return Recording(build_model(stvitr_tensors(variant), overrides=told), arrays)
+
+
 @cache
 def load_recording(name: str) -> Recording:
     """A golden, or for a method without public code a model whose output no one recorded."""
     pytest.importorskip("torch")
+    if name.startswith("stvitr_"):
+        return load_stvitr(name.removeprefix("stvitr_"))
     if name in MADE:
         model = random_model(name, MADE[name][0], **MADE[name][1])
         inputs = synthetic_images(2, model.config.image_size)

@@ -14,6 +14,7 @@ from svit_deploy.tasks.reference import Reference
 from svit_deploy.verify.expected import StoredReference
 from svit_deploy.verify.run import verify_against
 from svit_deploy.verify.settings import VerifySettings
+from tests.methods.conftest import STVITR
 
 MODES = {
     "dynamicvit": "static",
@@ -25,7 +26,7 @@ MODES = {
     "tome": "static",
     "stvitr": "static",
     "lvvit": "dense",
-}
+} | {f"stvitr_{variant}": "static" for variant in STVITR}
 CLASSIFY = TASKS["classify"]
 
 
@@ -76,6 +77,15 @@ def test_dynamicvit_scores(recording, name):
         scores = found.arrays[f"score_stage{stage}"]
         margin = scores[..., 0] - scores[..., 1]
         np.testing.assert_allclose(values[f"gate_{stage}.margin"], margin, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize("variant", STVITR)
+def test_what_a_training_of_stvitr_chooses(recording, variant):
+    """Each setting changes the logits far beyond the tolerance, and the reference follows."""
+    found, published = recording(f"stvitr_{variant}"), recording("stvitr")
+    logits = stack(Reference(found.model, CLASSIFY).run(found.prepared).outputs, "logits")
+    np.testing.assert_allclose(logits, found.arrays["logits"], rtol=0, atol=2e-5)
+    assert np.abs(logits - published.arrays["logits"]).max() > 5e-3
 
 
 def test_both_heads_of_lvvit(recording):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from dataclasses import fields, replace
 
 import numpy as np
@@ -13,11 +14,11 @@ from svit_deploy.export.settings import ExportSettings
 from svit_deploy.io.checkpoint import read_checkpoint
 from svit_deploy.loading.load import build_model
 from svit_deploy.loading.serialise import config_from_dict, config_to_dict
-from svit_deploy.methods.families import FAMILIES
+from svit_deploy.methods.families import FAMILIES, family_of
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import TokenMode
 from svit_deploy.tasks import TASKS
-from tests.methods.conftest import random_tensors
+from tests.methods.conftest import random_tensors, stvitr_tensors
 
 torch = pytest.importorskip("torch")
 
@@ -47,6 +48,23 @@ CASES = {
     "no schedule": ("tome", {}, "tell r of this ToMe"),
     "ratio above 1": ("dynamicvit", {"base_rate": "1.5"}, "base_rate has a keep ratio of 1.5"),
     "ratio of 0": ("evit", {"keep_rate": "0", "fuse": "true"}, "keep_rate has a keep ratio of 0"),
+    "ratios for two of three": (
+        "dynamicvit",
+        {"base_rate": "0.7,0.49"},
+        "base_rate has 2 values for 3 stages; give .* 3 values, or one number for its powers",
+    ),
+    "ratios for four of three": (
+        "dynamicvit_lvvit",
+        {"base_rate": "0.8,0.6,0.36,0.216", "skip_lam": "2"},
+        "base_rate has 4 values for 3 stages",
+    ),
+    "no ratios": ("dynamicvit", {"base_rate": ""}, "base_rate= has a bad value; give a number, or"),
+    "ratios that rise": ("dynamicvit", {"base_rate": "0.5,0.7,0.3"}, "base_rate 0.5,0.7,0.3 rises"),
+    "a ratio of none": (
+        "dynamicvit",
+        {"base_rate": "0.1"},
+        "of 196 patches, base_rate 0.1 keeps none at stage 2; give larger",
+    ),
     "stages": (
         "dynamicvit",
         {"base_rate": "0.7", "prune_blocks": "3,6"},
@@ -139,6 +157,90 @@ def test_a_missing_tensor_is_named(family, key):
         build_model({k: v for k, v in tensors(family).items() if k != key})
 
 
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("3.attn.relative_position_bias_table", r"1 unexpected \(layers\.2\.blocks\.4\.attn"),
+        ("4.attn.relative_position_bias_table", r"1 missing \(layers\.2\.blocks\.4\.attn"),
+        ("1.conv_pos.proj.0.bias", r"1 missing \(layers\.2\.blocks\.1\.conv_pos"),
+    ],
+)
+def test_half_of_what_a_setting_of_stvitr_brings(key, words):
+    whole = stvitr_tensors("all")
+    del whole[f"layers.2.blocks.{key}"]
+    with pytest.raises(InputError, match=words):
+        build_model(whole)
+
+
+def test_positions_where_stvitr_has_none():
+    """Blocks in which semantic tokens look at image tokens have no positions in common."""
+    table = np.zeros((121, 12), np.float32)
+    odd = {"layers.2.blocks.2.attn.relative_position_bias_table": table}
+    with pytest.raises(InputError, match=r"1 unexpected \(layers\.2\.blocks\.2\.attn\.relative"):
+        build_model(stvitr_tensors("all") | odd)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"SHORTCUT": True, "RELATIVE_POS": True, "USE_GLOBAL": True, "USE_CONV_POS": True}, ""),
+        ({"USE_GLOBAL": False}, "use_global is false in the training's arguments, .* tell true"),
+        ({"SHORTCUT": "maybe"}, "training's arguments: shortcut=maybe has a bad value; give true"),
+    ],
+)
+def test_the_configuration_beside_stvitr(tmp_path, said, words):
+    """Its names are those of the official configuration."""
+    weights = {name: torch.from_numpy(array) for name, array in stvitr_tensors("all").items()}
+    torch.save({"model": weights, "config": said}, tmp_path / "x.pth")
+    checkpoint = read_checkpoint(tmp_path / "x.pth")
+    if words:
+        with pytest.raises(InputError, match=words):
+            build_model(checkpoint)
+        return
+    settings = build_model(checkpoint).config.settings
+    assert all(getattr(settings, name.lower()) for name in said)
+    with pytest.raises(InputError, match="relative_pos is false, and the weights tell true"):
+        build_model(checkpoint, overrides={"relative_pos": "false"})
+
+
+def test_a_manifest_of_stvitr_from_before_its_settings():
+    model = build_model(stvitr_tensors("none"))
+    content = config_to_dict(model.config)
+    for name in ("relative_pos", "use_global", "use_conv_pos"):
+        del content["settings"][name]
+    assert config_from_dict(content, CLASSIFY) == model.config
+
+
+def test_ratios_of_dynamicvit_as_a_list(tmp_path):
+    """In the container, in an architecture file and typed; powers are what one number means."""
+    weights, heads = tensors("dynamicvit"), {"num_heads": "3"}
+    one = build_model(weights, overrides=heads | {"base_rate": "0.7"}).config
+    method, expected = family_of(one).method, (0.7, 0.7**2, 0.7**3)
+    assert method.kept(one) == (138, 97, 68)
+    text = ",".join(map(str, expected))
+    (tmp_path / "a.yaml").write_text(f"family: dynamicvit\nnum_heads: 3\nbase_rate: [{text}]\n")
+    torch.save(
+        {
+            "model": {name: torch.from_numpy(array) for name, array in weights.items()},
+            "args": Namespace(base_rate=list(expected)),
+        },
+        tmp_path / "x.pth",
+    )
+    for model in (
+        build_model(weights, overrides=heads | {"base_rate": text}),
+        build_model(weights, arch=str(tmp_path / "a.yaml")),
+        build_model(read_checkpoint(tmp_path / "x.pth"), overrides=heads),
+    ):
+        assert model.config.settings.base_rate == expected
+        assert method.kept(model.config) == method.kept(one)
+    other = build_model(weights, overrides=heads | {"base_rate": "0.8,0.6,0.25"})
+    assert method.kept(other.config) == (157, 118, 50)
+    content = config_to_dict(one)
+    assert content["settings"]["base_rate"] == [0.7]
+    content["settings"]["base_rate"] = 0.7  # as versions before wrote it
+    assert config_from_dict(content, CLASSIFY) == one
+
+
 def test_what_training_alone_needs_is_passed_over():
     spare = {"norm_cls.weight": np.zeros(24, np.float32), "head_cls.bias": np.zeros(5, np.float32)}
     build_model(tensors("evovit") | spare, overrides={"num_heads": "3"})
@@ -210,6 +312,8 @@ def test_modes_and_options_that_a_method_does_not_have(tmp_path):
         {"settings": {}},
         {"settings": {"base_rate": "0.7", "prune_blocks": [3, 6, 9]}},
         {"settings": {"base_rate": 7.0, "prune_blocks": [3, 6, 9]}},
+        {"settings": {"base_rate": [], "prune_blocks": [3, 6, 9]}},
+        {"settings": {"base_rate": [0.7, 0.49], "prune_blocks": [3, 6, 9]}},
         {"settings": {"base_rate": 0.7, "prune_blocks": [3, 6, 9], "more": 1}},
         {"thresholds": [0.0, 0.0, 0.0]},
         {"gate_blocks": [3, 6]},

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
-
 from svit_deploy.cli import main
+from tests.methods.conftest import stvitr_tensors
+
+torch = pytest.importorskip("torch")
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
@@ -69,6 +70,28 @@ def test_from_the_container_to_a_verified_bundle(tmp_path, capsys, case):
     assert main(["inspect", bundle]) == 0
     maps = ["visualize", bundle, "--images", str(images), "-o", str(tmp_path / "maps")]
     assert main(maps) == (0 if typed.gates else 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_stvitr_with_all_that_its_configuration_has(tmp_path, capsys, precision):
+    """As the training script saves it: nothing needs to be told or changed."""
+    content = {
+        "model": {k: torch.from_numpy(v) for k, v in stvitr_tensors("two_units").items()},
+        "optimizer": {},
+        "config": {
+            "MODEL": {"NAME": "stvitr"},
+            **dict.fromkeys(("SHORTCUT", "RELATIVE_POS", "USE_GLOBAL", "USE_CONV_POS"), True),
+        },
+    }
+    checkpoint, bundle = str(tmp_path / "x.pth"), str(tmp_path / "out")
+    torch.save(content, checkpoint)
+    assert main(["export", checkpoint, "-o", bundle, "--precision", precision]) == 0
+    assert main(["verify", bundle, "--against", checkpoint]) == 0
+    assert main(["inspect", checkpoint]) == 0
+    told = capsys.readouterr().out
+    assert "relative_pos   true                 weights" in told
+    assert "shortcut       true                 training arguments" in told
 
 
 def test_which_method_is_asked_for(tmp_path, capsys):

@@ -19,6 +19,7 @@ from svit_deploy.errors import InputError, UsageError
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import ModelConfig
 from svit_deploy.model.keys import Dims, Shape, Tensors, linear, norm
+from svit_deploy.model.sizes import Misfit, nearest_multiple
 
 if TYPE_CHECKING:
     from svit_deploy.backbones.reference import BackboneReference
@@ -130,6 +131,14 @@ class Swin(Backbone):
         table = (2 * dims.window - 1) ** 2, dims.heads_of_stages[stage]
         return shapes | {f"{name}.attn.relative_position_bias_table": table}
 
+    def misfit(self, config: ModelConfig) -> Misfit | None:
+        window, (height, width) = config.settings.window, config.image_size
+        nearest = nearest_multiple(config.image_size, 32 * max(window, 1))
+        if nearest == config.image_size:
+            return None
+        windows = f"windows of {window}x{window}"
+        return Misfit(f"{windows} do not tile an image of {height}x{width}", nearest)
+
     def check(self, config: ModelConfig) -> None:
         settings = config.settings
         heads, depths = settings.stage_heads, settings.depths
@@ -138,14 +147,8 @@ class Swin(Backbone):
                 f"depths {list(depths)} and heads {list(heads)} are not of {STAGES} stages",
                 "give a complete Swin checkpoint",
             )
-        side = 32 * settings.window
-        if side < 32 or any(length % side for length in config.image_size):
-            height, width = config.image_size
-            raise InputError(
-                f"windows of {settings.window}x{settings.window} do not tile an image of "
-                f"{height}x{width}",
-                f"use --image-size {side}",
-            )
+        if settings.window < 1:
+            raise InputError(f"window is {settings.window}", "give a complete Swin checkpoint")
         for stage in stages(config):
             if stage.width % stage.heads:
                 raise InputError(

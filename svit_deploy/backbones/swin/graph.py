@@ -17,15 +17,18 @@ from svit_deploy.names import EMBEDDING
 
 class SwinGraph(GraphWriter):
     def embed(self, images: str) -> str:
-        graph, width = self.graph, self.config.embed_dim
-        # bfloat16 is no type of ONNX convolutions before opset 22: float32 then.
-        exact = graph.dtype == BFLOAT16
+        graph, width, exact = self.graph, self.config.embed_dim, self.exact_convolutions
         with graph.scope("embedding"):
             x = self.stem(images if exact else graph.to_precision(images), exact)
             flat = graph.reshape(x, 0, width, self.config.num_patches)
             rows = graph.reshape(graph.op("Transpose", flat, perm=(0, 2, 1)), -1, width)
             rows = self.after_stem(graph.to_precision(rows) if exact else rows)
         return graph.rename(rows, EMBEDDING)
+
+    @property
+    def exact_convolutions(self) -> bool:
+        """bfloat16 is no type of ONNX convolutions before opset 22: float32 then."""
+        return self.graph.dtype == BFLOAT16
 
     def stem(self, images: str, exact: bool) -> str:
         """`[B, 3, H, W]` -> `[B, C, rows, columns]`, in float32 if `exact`."""
@@ -114,7 +117,7 @@ class SwinGraph(GraphWriter):
     def bias(self, stage: Stage, block: int) -> str:
         """Relative positions, and with shifted windows what is hidden `[windows or 1, H, K, K]`."""
         table = self.layers.weights[f"{stage.block(block)}.attn.relative_position_bias_table"]
-        bias = table[relative_index(stage.window)].transpose(2, 0, 1)[None]
+        bias = position_bias(table, stage.window)
         if shift := stage.shift(block):
             bias = bias + hidden_pairs(stage, shift)[:, None]
         return self.graph.number(bias)
@@ -143,12 +146,12 @@ def window_order(stage: Stage, shift: int) -> np.ndarray:
     return split.transpose(0, 2, 1, 3).reshape(-1)
 
 
-def relative_index(window: int) -> np.ndarray:
-    """The row of the bias table for each query and key of a window `[K, K]`."""
+def position_bias(table: np.ndarray, window: int) -> np.ndarray:
+    """Of a table of relative positions, what each query and key of a window has `[1, H, K, K]`."""
     row, column = np.divmod(np.arange(window**2), window)
     rows = row[:, None] - row + window - 1
     columns = column[:, None] - column + window - 1
-    return rows * (2 * window - 1) + columns
+    return table[rows * (2 * window - 1) + columns].transpose(2, 0, 1)[None]
 
 
 def hidden_pairs(stage: Stage, shift: int) -> np.ndarray:

@@ -50,10 +50,7 @@ class SwinReference(BackboneReference):
         qkv = self.linear(y, f"{name}.attn.qkv").unflatten(2, (3, stage.heads, -1))
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         scores = query @ key.transpose(2, 3) * self.scale(query.shape[-1])
-        places = torch.cartesian_prod(torch.arange(side), torch.arange(side))
-        apart = places[:, None] - places[None] + side - 1
-        table = self.weights[f"{name}.attn.relative_position_bias_table"]
-        scores = scores + table[apart[..., 0] * (2 * side - 1) + apart[..., 1]].permute(2, 0, 1)
+        scores = scores + self.bias(name, side)
         if shift:
             region = torch.zeros(stage.rows, stage.columns)
             cuts = (slice(0, -side), slice(-side, -shift), slice(-shift, None))
@@ -69,6 +66,13 @@ class SwinReference(BackboneReference):
         x = x + y.flatten(1, 2)
         y = self.norm(x, f"{name}.norm2", self.block_eps)
         return x + self.linear(F.gelu(self.linear(y, f"{name}.mlp.fc1")), f"{name}.mlp.fc2")
+
+    def bias(self, name: str, side: int) -> Tensor:
+        """Added to the scores of a window's tokens by their positions `[H, K, K]`."""
+        places = torch.cartesian_prod(torch.arange(side), torch.arange(side))
+        apart = places[:, None] - places[None] + side - 1
+        table = self.weights[f"{name}.attn.relative_position_bias_table"]
+        return table[apart[..., 0] * (2 * side - 1) + apart[..., 1]].permute(2, 0, 1)
 
     def merge(self, x: Tensor, stage: Stage) -> Tensor:
         """From the tokens of the stage before to those of this one."""

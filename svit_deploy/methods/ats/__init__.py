@@ -41,7 +41,7 @@ class Ats(Method):
 
     def settings_from_args(self, args: Mapping[str, Any]) -> dict[str, Any] | None:
         blocks = args.get("VIT.ATS_BLOCKS")
-        return {"ats_blocks": tuple(map(int, blocks))} if isinstance(blocks, list) else None
+        return {"ats_blocks": blocks} if isinstance(blocks, list) else None
 
     def gates(self, arch: Arch, dims: Any, settings: Any, class_token: bool) -> Gates:
         return Gates(settings.ats_blocks, (False,) * len(settings.ats_blocks))

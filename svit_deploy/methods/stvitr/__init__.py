@@ -12,22 +12,43 @@ the semantic ones. Nothing is selected: the graph is static and no decision is t
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from svit_deploy.backbones.swin import Swin
+import numpy as np
+
+from svit_deploy.backbones.swin import Swin, SwinDims
 from svit_deploy.backbones.tokens import GraphTokens, ReferenceTokens
 from svit_deploy.errors import InputError
 from svit_deploy.methods.method import Method
 from svit_deploy.methods.stvitr.graph import ConvStemGraph, StvitRGraph
-from svit_deploy.methods.stvitr.settings import SEMANTIC, SIDE, UNIT, WINDOWS, StvitRSettings
+from svit_deploy.methods.stvitr.settings import (
+    SEMANTIC,
+    SIDE,
+    TOLD,
+    UNIT,
+    WINDOWS,
+    StvitRSettings,
+    side_of,
+)
+from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import ModelConfig, TokenMode
 from svit_deploy.model.keys import Shape, Tensors, linear, norm
+from svit_deploy.model.sizes import Misfit
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from svit_deploy.backbones.reference import BackboneReference
+
+
+@dataclass(frozen=True)
+class StvitRDims(SwinDims):
+    """With the settings that the weights tell."""
+
+    relative_pos: bool = False
+    use_global: bool = False
+    use_conv_pos: bool = False
 
 
 class StvitRSwin(Swin):
@@ -51,6 +72,12 @@ class StvitRSwin(Swin):
             shapes |= {f"{name}.bn.running_mean": (outputs,), f"{name}.bn.running_var": (outputs,)}
         return shapes
 
+    def random(self, name: str, shape: Shape, rng: np.random.Generator) -> np.ndarray | None:
+        """A flat part of an image is not 0 behind the stem, where nothing else tells its tokens."""
+        if name.startswith("patch_embed.") and name.endswith(".bn.bias"):
+            return 0.2 * rng.standard_normal(shape)
+        return None
+
     def block_shapes(self, dims: Any, stage: int, block: int) -> dict[str, Shape]:
         """A block inside a unit has queries of its own, and layer scales."""
         shapes = super().block_shapes(dims, stage, block)
@@ -73,24 +100,52 @@ class StvitR(Method):
         return "layers.2.blocks.1.attn.kv.weight" in keys
 
     def settings_from_args(self, args: Mapping[str, Any]) -> dict[str, Any] | None:
-        return {"shortcut": bool(args["SHORTCUT"])} if "SHORTCUT" in args else None
+        names = (entry.name for entry in fields(StvitRSettings))
+        return {name: args[name.upper()] for name in names if name.upper() in args} or None
+
+    def settings_from_weights(self, dims: Any) -> dict[str, Any]:
+        return {name: getattr(dims, name) for name in TOLD}
+
+    def upgrade(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {**dict.fromkeys(TOLD, False), **settings}
 
     def infer(self, tensors: Tensors, dims: Any) -> Any:
-        learnt = "layers.2.semantic_token2" in tensors.arrays
-        return replace(dims, semantic=SEMANTIC if learnt else 0)
+        return StvitRDims(
+            **vars(dims),
+            relative_pos="layers.2.blocks.3.attn.relative_position_bias_table" in tensors.arrays,
+            use_global="layers.2.semantic_token2" in tensors.arrays,
+            use_conv_pos="layers.2.blocks.1.conv_pos.proj.0.weight" in tensors.arrays,
+        )
+
+    def dims_from_arch(self, dims: Any, arch: Arch) -> Any:
+        return StvitRDims(**vars(dims), **{name: arch.settings.get(name, False) for name in TOLD})
 
     def shapes(self, shapes: dict[str, Shape], dims: Any) -> dict[str, Shape]:
-        if dims.semantic:
-            shapes["layers.2.semantic_token2"] = (1, SEMANTIC, 4 * dims.embed_dim)
+        width = 4 * dims.embed_dim
+        if dims.use_global:
+            shapes["layers.2.semantic_token2"] = (1, SEMANTIC, width)
+        for block in range(dims.depths[2]):
+            name = f"layers.2.blocks.{block}"
+            if dims.relative_pos and (side := side_of(block)):
+                table = (2 * side - 1) ** 2, dims.heads_of_stages[2]
+                shapes[f"{name}.attn.relative_position_bias_table"] = table
+            if dims.use_conv_pos and block % UNIT == 1:
+                shapes[f"{name}.conv_pos.proj.0.weight"] = (width, 1, 3, 3)
+                shapes[f"{name}.conv_pos.proj.0.bias"] = (width,)
         return shapes
 
+    def misfit(self, config: ModelConfig) -> Misfit | None:
+        side, (height, width) = SIDE * 16, config.image_size
+        if (height, width) == (side, side):
+            return None
+        reason = f"STViT-R is defined for images of {side}x{side}, not {height}x{width}"
+        return Misfit(reason, (side, side))
+
     def check(self, config: ModelConfig) -> None:
-        side = SIDE * 16
-        if config.image_size != (side, side) or config.settings.window != SIDE // WINDOWS:
+        if config.settings.window != SIDE // WINDOWS:
             raise InputError(
-                "STViT-R is defined for windows of 7x7 and images of "
-                f"{side}x{side}, not {config.image_size[0]}x{config.image_size[1]}",
-                f"use --image-size {side}",
+                f"STViT-R is defined for windows of 7x7, not {config.settings.window}",
+                "give a complete STViT-R checkpoint",
             )
         if config.settings.depths[2] not in (UNIT, 2 * UNIT, 3 * UNIT):
             raise InputError(

@@ -6,19 +6,21 @@ from typing import Any
 
 import numpy as np
 
-from svit_deploy.backbones.swin.graph import SwinGraph
+from svit_deploy.backbones.swin.graph import SwinGraph, position_bias
 from svit_deploy.backbones.swin.settings import Stage, places
 from svit_deploy.backbones.tokens import GraphTokens
 from svit_deploy.graph.layers import attend_heads
 from svit_deploy.methods.stvitr.settings import (
     AROUND,
     BN_EPS,
+    IN_WINDOW,
     SAMPLE,
     SEMANTIC,
     SIDE,
     STRIDE,
     UNIT,
     WINDOWS,
+    side_of,
 )
 
 
@@ -84,7 +86,7 @@ class StvitRGraph(GraphTokens):
             return self.begin(x, stage, number)
         if role == 2:
             return self.look_around(semantic, x, stage, number)
-        return self.look_inside(semantic, stage, number, local=role == 3)
+        return self.look_inside(semantic, stage, number, local=role == IN_WINDOW)
 
     def begin(self, x: str, stage: Stage, block: int) -> str:
         """The semantic tokens `[B * 36, C]` out of image tokens `[B * 196, C]`.
@@ -97,6 +99,8 @@ class StvitRGraph(GraphTokens):
         with graph.scope("attention"):
             near = graph.op("Gather", split, graph.constant(places.reshape(SEMANTIC, -1)), axis=1)
             pooled = graph.op("ReduceMax", near, graph.constant([2]), keepdims=0)
+            if self.config.settings.use_conv_pos:
+                pooled = graph.op("Add", pooled, self.position(pooled, f"{name}.conv_pos.proj.0"))
             pooled = graph.reshape(pooled, -1, width)
             normed = graph.to_precision(layers.layer_norm(pooled, f"{name}.norm1", self.writer.eps))
             image = graph.to_precision(layers.layer_norm(x, f"{name}.norm1", self.writer.eps))
@@ -117,6 +121,27 @@ class StvitRGraph(GraphTokens):
             tokens = self.writer.reorder(tokens, np.argsort(semantic_order()), SEMANTIC, width)
         return self.feed(tokens, name)
 
+    def position(self, pooled: str, name: str) -> str:
+        """A convolution over each window of `[B, 36, C]`, every channel by itself."""
+        graph, writer, weights = self.graph, self.writer, self.writer.layers.weights
+        weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+        width = len(weight)
+        x = graph.op("Transpose", graph.reshape(pooled, -1, SAMPLE**2, width), perm=(0, 2, 1))
+        x = graph.reshape(x, -1, width, SAMPLE, SAMPLE)
+        exact = writer.exact_convolutions
+        x = writer.convolve(
+            graph.to_float32(x) if exact else x,
+            name,
+            weight,
+            bias,
+            exact,
+            kernel_shape=(3, 3),
+            pads=(1, 1, 1, 1),
+            group=width,
+        )
+        x = graph.reshape(graph.to_precision(x) if exact else x, -1, width, SAMPLE**2)
+        return graph.reshape(graph.op("Transpose", x, perm=(0, 2, 1)), -1, SEMANTIC, width)
+
     def look_around(self, semantic: str, x: str, stage: Stage, block: int) -> str:
         """Semantic tokens look at themselves and at all image tokens."""
         graph, width = self.graph, stage.width
@@ -126,7 +151,7 @@ class StvitRGraph(GraphTokens):
             graph.reshape(x, -1, stage.tokens, width),
             axis=1,
         )
-        if block < UNIT and "layers.2.semantic_token2" in self.writer.layers.weights:
+        if block < UNIT and self.config.settings.use_global:
             learnt = self.writer.layers.cast_weight("layers.2.semantic_token2")
             semantic = graph.op("Add", graph.reshape(semantic, -1, SEMANTIC, width), learnt)
             semantic = graph.reshape(semantic, -1, width)
@@ -152,7 +177,11 @@ class StvitRGraph(GraphTokens):
                 other = graph.to_precision(layers.layer_norm(at, f"{name}.norm1", self.writer.eps))
             query = layers.linear(normed, f"{name}.attn.q")
             key, value = self.keys_values(other, name)
-            mixed = self.cross(query, key, value, stage, 1, tokens, keys)
+            bias = None
+            if self.config.settings.relative_pos and (side := side_of(block)):
+                table = layers.weights[f"{name}.attn.relative_position_bias_table"]
+                bias = graph.number(position_bias(table, side))
+            mixed = self.cross(query, key, value, stage, 1, tokens, keys, bias)
             x = graph.op("Add", x, self.scaled(mixed, f"{name}.attn.proj", f"{name}.layer_scale_1"))
         return self.feed(x, name)
 
@@ -168,9 +197,21 @@ class StvitRGraph(GraphTokens):
         return found[0], found[1]
 
     def cross(
-        self, query: str, key: str, value: str, stage: Stage, windows: int, tokens: int, keys: int
+        self,
+        query: str,
+        key: str,
+        value: str,
+        stage: Stage,
+        windows: int,
+        tokens: int,
+        keys: int,
+        bias: str | None = None,
     ) -> str:
-        """Attention of `tokens` to `keys` in each of `windows`, rows in and rows out."""
+        """Attention of `tokens` to `keys` in each of `windows`, rows in and rows out.
+
+        Args:
+            bias: `[1, H, tokens, keys]`, added to the scores.
+        """
         graph, dim = self.graph, stage.width // stage.heads
 
         def heads(rows: str, count: int, *order: int) -> str:
@@ -178,7 +219,7 @@ class StvitRGraph(GraphTokens):
             return graph.op("Transpose", split, perm=(0, 1, *order))
 
         query, value = heads(query, tokens, 3, 2, 4), heads(value, keys, 3, 2, 4)
-        mixed = attend_heads(graph, query, heads(key, keys, 3, 4, 2), value, dim, None)
+        mixed = attend_heads(graph, query, heads(key, keys, 3, 4, 2), value, dim, bias)
         mixed = graph.op("Transpose", mixed, perm=(0, 1, 3, 2, 4))
         return graph.reshape(mixed, -1, stage.width)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from svit_deploy.backbones.tokens import ReferenceTokens
 from svit_deploy.methods.stvitr.settings import (
     AROUND,
     BN_EPS,
+    IN_MAP,
+    IN_WINDOW,
     SAMPLE,
     SEMANTIC,
     SIDE,
@@ -74,15 +77,15 @@ def next_semantic(reference: Any, s: Tensor, x: Tensor, stage: Stage, block: int
         return begin(reference, x, stage, block)
     if role == 2:
         both = torch.cat([s, x], dim=1)
-        if block < UNIT and "layers.2.semantic_token2" in reference.weights:
+        if block < UNIT and reference.config.settings.use_global:
             s = s + reference.weights["layers.2.semantic_token2"]
         return look(reference, s, both, stage, block)
-    if role == 4:
+    if role == IN_MAP:
         return look(reference, s, s, stage, block)
     side = (WINDOWS, SAMPLE, WINDOWS, SAMPLE)
     normed = reference.norm(s, f"{name}.norm1", reference.block_eps)
     windows = normed.unflatten(1, side).transpose(2, 3).reshape(-1, SAMPLE**2, stage.width)
-    mixed = cross(reference, windows, windows, stage, name)
+    mixed = cross(reference, windows, windows, stage, block)
     mixed = mixed.reshape(len(s), WINDOWS, WINDOWS, SAMPLE, SAMPLE, -1).transpose(2, 3)
     s = s + mixed.reshape(s.shape)
     return feed(reference, s, name)
@@ -95,12 +98,17 @@ def begin(reference: Any, x: Tensor, stage: Stage, block: int) -> Tensor:
     side = SIDE // WINDOWS
     windows = image.reshape(batch, WINDOWS, side, WINDOWS, side, width).transpose(2, 3)
     windows = windows.reshape(-1, side, side, width).permute(0, 3, 1, 2)
-    pooled = F.adaptive_max_pool2d(windows, SAMPLE).flatten(2).transpose(1, 2)  # [B * 4, 9, C]
+    cells = F.adaptive_max_pool2d(windows, SAMPLE)
+    if reference.config.settings.use_conv_pos:
+        convolution = f"{name}.conv_pos.proj.0"
+        weight, bias = (reference.weights[f"{convolution}.{kind}"] for kind in ("weight", "bias"))
+        cells = cells + F.conv2d(cells, weight, bias, padding=1, groups=width)
+    pooled = cells.flatten(2).transpose(1, 2)  # [B * 4, 9, C]
     around = F.unfold(image.permute(0, 3, 1, 2), AROUND, stride=STRIDE)
     around = around.reshape(batch, width, AROUND**2, -1).permute(0, 3, 2, 1).flatten(0, 1)
     keys = torch.cat([pooled, around], dim=1)
     query, keys = (reference.norm(v, f"{name}.norm1", reference.block_eps) for v in (pooled, keys))
-    s = cross(reference, query, keys, stage, name)
+    s = cross(reference, query, keys, stage, block)
     if reference.config.settings.shortcut:
         s = pooled + s
     s = s.reshape(batch, WINDOWS, WINDOWS, SAMPLE, SAMPLE, width).transpose(2, 3)
@@ -111,16 +119,19 @@ def look(reference: Any, x: Tensor, at: Tensor, stage: Stage, block: int) -> Ten
     """A block whose tokens `[B, T, C]` look at others `[B, K, C]`."""
     name = stage.block(block)
     query, keys = (reference.norm(v, f"{name}.norm1", reference.block_eps) for v in (x, at))
-    return feed(reference, x + cross(reference, query, keys, stage, name), name)
+    return feed(reference, x + cross(reference, query, keys, stage, block), name)
 
 
-def cross(reference: Any, x: Tensor, at: Tensor, stage: Stage, name: str) -> Tensor:
+def cross(reference: Any, x: Tensor, at: Tensor, stage: Stage, block: int) -> Tensor:
     """Attention of normed tokens `[B, T, C]` to normed others `[B, K, C]`, projected and scaled."""
+    name, bias = stage.block(block), None
+    if reference.config.settings.relative_pos and block % UNIT in (IN_WINDOW, IN_MAP):
+        bias = reference.bias(name, math.isqrt(x.shape[1]))
     query = reference.linear(x, f"{name}.attn.q").unflatten(2, (stage.heads, -1)).transpose(1, 2)
     kv = reference.linear(at, f"{name}.attn.kv").unflatten(2, (2, stage.heads, -1))
     key, value = kv.permute(2, 0, 3, 1, 4)
     scale = reference.scale(query.shape[-1])
-    mixed = F.scaled_dot_product_attention(query, key, value, scale=scale)
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
     mixed = mixed.transpose(1, 2).flatten(2)
     return reference.scaled_linear(mixed, f"{name}.attn.proj", f"{name}.layer_scale_1")
 

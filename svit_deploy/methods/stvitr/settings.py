@@ -14,14 +14,33 @@ SIDE, WINDOWS = 14, 2
 """Image tokens and windows along the side of the third stage."""
 SEMANTIC = (SAMPLE * WINDOWS) ** 2
 BN_EPS = 1e-5
+IN_WINDOW, IN_MAP = 3, 4
+"""Blocks of a unit in which semantic tokens look at each other: in their window, and in all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StvitRSettings:
-    """What a training chooses.
+    """What a training chooses, under the names of its configuration in lower case.
+
+    No published model has any of it.
 
     Attributes:
-        shortcut: whether semantic tokens start from the pooled image tokens, as no published model.
+        shortcut: whether semantic tokens start from the pooled image tokens.
+        relative_pos: whether semantic tokens that look at each other have biases by position.
+        use_global: whether learnt tokens are added to the first unit's semantic tokens.
+        use_conv_pos: whether a convolution of their window is added to the pooled image tokens.
     """
 
     shortcut: bool = False
+    relative_pos: bool = False
+    use_global: bool = False
+    use_conv_pos: bool = False
+
+
+TOLD = ("relative_pos", "use_global", "use_conv_pos")
+"""Settings that the weights tell."""
+
+
+def side_of(block: int) -> int:
+    """Semantic tokens along the side that relative positions of a block are in; 0 for none."""
+    return {IN_WINDOW: SAMPLE, IN_MAP: WINDOWS * SAMPLE}.get(block % UNIT, 0)

@@ -13,6 +13,7 @@ import numpy as np
 from svit_deploy.errors import InputError
 from svit_deploy.machine.packages import require
 from svit_deploy.model.config import ModelConfig
+from svit_deploy.tasks.detect.annotations import read_annotations
 from svit_deploy.tasks.detect.detections import Detections, paste_masks
 
 KINDS = {"box": "bbox", "mask": "segm"}
@@ -34,18 +35,12 @@ class GroundTruth:
         require("pycocotools", "--annotations", "COCO's average precision")
         from pycocotools.coco import COCO
 
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                self.coco = COCO(str(path))
-            self.categories = sorted(self.coco.getCatIds())
-            self.ids = {str(e["file_name"]): int(e["id"]) for e in self.coco.dataset["images"]}
-        except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror})", "check it") from None
-        except Exception as error:  # whatever a file of another kind makes of the parser
-            raise InputError(
-                f"{path} is no COCO annotation file ({type(error).__name__})",
-                "give one such as instances_val2017.json",
-            ) from None
+        self.coco = COCO()
+        self.coco.dataset = read_annotations(path)
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.coco.createIndex()
+        self.categories = sorted(self.coco.getCatIds())
+        self.ids = {entry["file_name"]: entry["id"] for entry in self.coco.dataset["images"]}
         if len(self.categories) != config.num_classes:
             raise InputError(
                 f"{path} has {len(self.categories)} categories, the model {config.num_classes} "

@@ -251,7 +251,7 @@ def test_bench_sweeps_kept_tokens_at_a_given_size(export: Any, photos: Path) -> 
     assert [point.keep_ratio for point in result.sweep.points] == pytest.approx(
         [0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 1.0], abs=0.02
     )
-    with pytest.raises(InputError, match="not a multiple of 32"):
+    with pytest.raises(UsageError, match=r"and not of 100x96; .* --image-size 96x96"):
         api.bench([bundle.path], images=photos, settings=replace(QUICK, image_size=(100, 96)))
 
 

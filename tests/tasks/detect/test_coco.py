@@ -67,6 +67,19 @@ def test_perfect_and_wrong_detections(
         truth.average_precision(["y.jpg"], [found], [size])
 
 
+def test_annotations_that_count_from_zero(
+    detection_golden: Any, tmp_path: Path, found: Detections
+) -> None:
+    config, size = detection_golden("svit_mask_rcnn").detector.config, (60, 100)
+    path = annotate(tmp_path / "a.json", found, "x.jpg", size)
+    content = json.loads(path.read_text())
+    for number, entry in enumerate(content["annotations"]):
+        entry["id"] = number
+    path.write_text(json.dumps(content))
+    precision = GroundTruth(path, config).average_precision(["x.jpg"], [found], [size])
+    assert precision == pytest.approx({"box": 1.0, "mask": 1.0})
+
+
 def test_other_files_are_refused(detection_golden: Any, tmp_path: Path, found: Detections) -> None:
     config = detection_golden("svit_mask_rcnn").detector.config
     (tmp_path / "bad.json").write_text("[1, 2")
@@ -75,7 +88,7 @@ def test_other_files_are_refused(detection_golden: Any, tmp_path: Path, found: D
     with pytest.raises(InputError, match="cannot be read"):
         GroundTruth(tmp_path / "missing.json", config)
     content = json.loads(annotate(tmp_path / "a.json", found, "x.jpg", (60, 100)).read_text())
-    content["categories"] = content["categories"][:20]
+    content |= {"categories": content["categories"][:20], "annotations": []}
     (tmp_path / "few.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match="has 20 categories, the model 80 classes"):
         GroundTruth(tmp_path / "few.json", config)
