@@ -90,6 +90,10 @@ class BackboneReference:
         """`linear` with weights in float32."""
         return F.linear(x, self.exact[f"{name}.weight"], self.exact.get(f"{name}.bias"))
 
+    def convolved(self, name: str) -> Tensor:
+        """A convolution's weight or bias, which stays float32 beside bfloat16 products."""
+        return self.exact[name] if self.half is torch.bfloat16 else self.weights[name]
+
     def norm(self, x: Tensor, name: str, eps: float) -> Tensor:
         weight, bias = self.exact[f"{name}.weight"], self.exact[f"{name}.bias"]
         return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
@@ -103,7 +107,11 @@ class BackboneReference:
             self.exact[f"{name}.{part}"]
             for part in ("running_mean", "running_var", "weight", "bias")
         )
-        return F.batch_norm(x, mean, var, weight, bias, eps=eps)
+        if self.half is None:
+            return F.batch_norm(x, mean, var, weight, bias, eps=eps)
+        scale = weight / (var + eps).sqrt()
+        shift = self.rounded(bias - mean * scale)
+        return x * self.rounded(scale)[:, None, None] + shift[:, None, None]
 
     def qkv(self, x: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values `[B, H, T, D]` of normed tokens."""

@@ -125,6 +125,8 @@ class Stages:
             for label, name, limit in self.limits.of_stages()
             if name in self.errors
         ]
+        if not stages:
+            return
         (report.stages_in_float32 if self.exact else report.stages).extend(stages)
         wrong = [stage for stage in stages if not stage.error <= stage.limit]
         detail = f"largest error is {max(s.error / s.limit for s in stages):.0%} of its limit"

@@ -92,12 +92,12 @@ class AdapterReference(BackboneReference):
         mixed = self.deformable(c, x, levels, [grid], name)
         c = c + self.linear(mixed, f"{name}.attn.output_proj")
         hidden = self.linear(self.norm(c, f"{name}.ffn_norm", NORM_EPS), f"{name}.ffn.fc1")
-        weights, parts = self.weights, []
+        parts = []
         for part, size in zip(hidden.split([h * w for h, w in levels], 1), levels, strict=True):
             mixed = F.conv2d(
                 part.transpose(1, 2).unflatten(2, size),
-                weights[f"{name}.ffn.dwconv.dwconv.weight"],
-                weights[f"{name}.ffn.dwconv.dwconv.bias"],
+                self.convolved(f"{name}.ffn.dwconv.dwconv.weight"),
+                self.convolved(f"{name}.ffn.dwconv.dwconv.bias"),
                 padding=1,
                 groups=part.shape[2],
             )

@@ -101,7 +101,7 @@ def begin(reference: Any, x: Tensor, stage: Stage, block: int) -> Tensor:
     cells = F.adaptive_max_pool2d(windows, SAMPLE)
     if reference.config.settings.use_conv_pos:
         convolution = f"{name}.conv_pos.proj.0"
-        weight, bias = (reference.weights[f"{convolution}.{kind}"] for kind in ("weight", "bias"))
+        weight, bias = (reference.convolved(f"{convolution}.{kind}") for kind in ("weight", "bias"))
         cells = cells + F.conv2d(cells, weight, bias, padding=1, groups=width)
     pooled = cells.flatten(2).transpose(1, 2)  # [B * 4, 9, C]
     around = F.unfold(image.permute(0, 3, 1, 2), AROUND, stride=STRIDE)
