@@ -22,6 +22,9 @@ from svit_deploy.bench.settings import BenchSettings
 from svit_deploy.bench.targets import bench_paths
 from svit_deploy.bundle import MANIFEST, Bundle, open_bundle
 from svit_deploy.errors import InputError
+from svit_deploy.evaluate.report import Evaluation
+from svit_deploy.evaluate.run import evaluate_bundle
+from svit_deploy.evaluate.settings import EvaluateSettings
 from svit_deploy.export.pipeline import export_source
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.inspection import Inspection, inspect_path
@@ -102,6 +105,22 @@ def bench(
     return report
 
 
+def evaluate(
+    bundle: PathLike,
+    settings: EvaluateSettings | None = None,
+    *,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> Evaluation:
+    """Says how good a bundle is on labelled images, and how many tokens it computes.
+
+    Args:
+        options: fields of `EvaluateSettings`; `svit-deploy evaluate --help` explains them.
+    """
+    chosen = read_options(EvaluateSettings, settings, options)
+    return evaluate_bundle(_open(bundle, "evaluate"), chosen, progress)
+
+
 def predict(
     bundle: PathLike,
     output: PathLike,
@@ -110,9 +129,10 @@ def predict(
     progress: Progress = SILENT,
     **options: Any,
 ) -> list[Path]:
-    """Runs a detector on images; draws boxes, masks and the tokens computed.
+    """Runs a bundle on images; writes its classes or detections, or draws them.
 
     Args:
+        output: a file or a folder; its name tells the form, if `format` does not.
         options: fields of `PredictSettings`; `svit-deploy predict --help` explains them.
 
     Returns:

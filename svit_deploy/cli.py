@@ -14,6 +14,7 @@ import typer
 from svit_deploy import __version__
 from svit_deploy.commands.bench import bench
 from svit_deploy.commands.common import Invocation, configure_logging, restore_logging
+from svit_deploy.commands.evaluate import evaluate
 from svit_deploy.commands.export import export
 from svit_deploy.commands.others import doctor, init, inspect, quickstart
 from svit_deploy.commands.plugins import plugins
@@ -41,7 +42,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (export, verify, bench, predict, inspect, visualize, init, doctor, quickstart):
+for command in (
+    *(export, verify, evaluate, bench, predict),
+    *(inspect, visualize, init, doctor, quickstart),
+):
     app.command()(command)
 app.add_typer(plugins)
 

@@ -76,12 +76,34 @@ def option(default: Any, help: str, **how: Any) -> Any:
 # Options that stand in several classes; each is called with its default.
 IMAGES = partial(
     option,
-    help="Image folder, single image, or .npz (images [n, H, W, 3] uint8).",
+    help="Image folder, single image, list of images (.txt, or - for standard input), or .npz "
+    "(images [n, H, W, 3] uint8).",
     metavar="PATH",
     kind=Path,
 )
 MAX_IMAGES = partial(
     option, help="Use only the first N images.", metavar="N", low=1, after=("arch", "overrides")
+)
+LABELS = partial(
+    option,
+    None,
+    help="Labels of --images, to report the accuracy.",
+    metavar="FILE",
+    kind=Path,
+)
+ANNOTATIONS = partial(
+    option,
+    None,
+    help="COCO annotations of --images, to report a detector's average precision.",
+    metavar="FILE",
+    kind=Path,
+)
+CLASS_NAMES = partial(
+    option,
+    None,
+    help="Names of the classes in their order: text with one per line, or JSON.",
+    metavar="FILE",
+    kind=Path,
 )
 
 

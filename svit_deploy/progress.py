@@ -14,11 +14,30 @@ from rich.progress import Progress as RichProgress
 class Progress:
     """Where a command tells how far it is. This base class keeps silent."""
 
-    def update(self, description: str, fraction: float) -> None:
-        """Says what is being done and how much of all the work is done, from 0 to 1."""
+    def update(self, description: str, fraction: float, detail: str = "") -> None:
+        """Says what is being done and how much of all the work is done, from 0 to 1.
+
+        Args:
+            detail: what changes all the time, such as a rate.
+        """
 
 
 SILENT = Progress()
+
+
+class Portion(Progress):
+    """A part of a longer work.
+
+    Args:
+        low, high: how much of all is done before it and behind it.
+    """
+
+    def __init__(self, whole: Progress, low: float, high: float) -> None:
+        self._whole, self._low, self._high = whole, low, high
+
+    def update(self, description: str, fraction: float, detail: str = "") -> None:
+        done = self._low + (self._high - self._low) * fraction
+        self._whole.update(description, done, detail)
 
 
 class _Bar(Progress):
@@ -29,12 +48,13 @@ class _Bar(Progress):
         self._task = bar.add_task("", total=1.0)
         self._drawn = ("", float("-inf"))
 
-    def update(self, description: str, fraction: float) -> None:
+    def update(self, description: str, fraction: float, detail: str = "") -> None:
         now = self._clock()
         if description == self._drawn[0] and now - self._drawn[1] < 0.5:
             return
         self._drawn = (description, now)
-        self._bar.update(self._task, description=description, completed=fraction, refresh=True)
+        text = _joined(description, detail)
+        self._bar.update(self._task, description=text, completed=fraction, refresh=True)
 
 
 class _Lines(Progress):
@@ -44,12 +64,17 @@ class _Lines(Progress):
         self._console, self._clock = console, clock
         self._printed = ("", float("-inf"))
 
-    def update(self, description: str, fraction: float) -> None:
+    def update(self, description: str, fraction: float, detail: str = "") -> None:
         now = self._clock()
         if description == self._printed[0] and now - self._printed[1] < 30:
             return
         self._printed = (description, now)
-        self._console.print(f"{fraction:4.0%} {description}", markup=False, highlight=False)
+        text = _joined(description, detail)
+        self._console.print(f"{fraction:4.0%} {text}", markup=False, highlight=False)
+
+
+def _joined(description: str, detail: str) -> str:
+    return f"{description}, {detail}" if detail else description
 
 
 @contextlib.contextmanager

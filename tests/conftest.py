@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from svit_deploy.bundle import Bundle
 from svit_deploy.export.pipeline import export_model
@@ -148,6 +149,27 @@ def digits() -> Model:
 def heldout() -> ImageSet:
     """Digits that the toy model was never trained on."""
     return load_images(DIGITS / "heldout.npz")
+
+
+@pytest.fixture(scope="session")
+def digits_bundle(
+    digits: Model, heldout: ImageSet, tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    """The toy model in token mode dynamic; the first 8 held-out digits are its samples."""
+    output = tmp_path_factory.mktemp("digits") / "dynamic"
+    settings = ExportSettings(tokens=TokenMode.DYNAMIC, calibration=heldout[:8])
+    return export_model(digits, output, settings)
+
+
+@pytest.fixture(scope="session")
+def digit_pictures(heldout: ImageSet, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some held-out digits, a folder per class, which is its name."""
+    folder = tmp_path_factory.mktemp("digits") / "pictures"
+    assert heldout.labels is not None
+    for i, label in enumerate(heldout.labels[:40].tolist()):
+        (folder / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(heldout.arrays[i]).save(folder / str(label) / f"{i:02d}.png")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ from svit_deploy.io.onnx_file import load_onnx
 from svit_deploy.loading.serialise import config_from_dict
 from svit_deploy.methods.families import Family, family_of
 from svit_deploy.model.budget import Budget, budgets_of, rows_within
+from svit_deploy.model.class_names import ClassNames, printable_names
 from svit_deploy.model.config import BatchRange, ModelConfig, TokenMode
 from svit_deploy.model.profiles import Profile
 from svit_deploy.model.sizes import SizeRange
@@ -94,6 +95,12 @@ class Bundle:
         Empty for bundles of 0.1, which do not tell.
         """
         return dict(self.manifest.get("assumed", {}))
+
+    @cached_property
+    def class_names(self) -> ClassNames:
+        """Given at export, else told by a detector's checkpoint; none where nothing tells."""
+        given = self.manifest.get("class_names", getattr(self.config.task, "class_names", ()))
+        return ClassNames(printable_names(given))
 
     @property
     def stages(self) -> list[str]:
@@ -233,6 +240,8 @@ def _check_contents(bundle: Bundle) -> None:
         raise ValueError(f"the budgets {budgets} do not fit the {config.num_gates} gates")
     if bundle.sizes.opt != config.image_size:
         raise ValueError("two image sizes are named")
+    if len(bundle.class_names) not in (0, config.num_classes):
+        raise ValueError(f"{len(bundle.class_names)} of {config.num_classes} classes are named")
     batch = manifest["batch"]
     if not 1 <= batch["min"] <= batch["opt"] <= batch["max"]:
         raise ValueError(f"the batch range {batch} is out of order")

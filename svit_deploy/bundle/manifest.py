@@ -58,6 +58,15 @@ MANY_SIZES = {
 """Of tasks whose images have many sizes: they tell the sizes, and budgets are shares."""
 
 
+SOMETIMES: dict[str, Any] = {
+    "assumed": {str: str},
+    "class_names": [str],
+    "origin": {"id": str, "revision": str},
+}
+"""Keys that a manifest may lack: settings that nobody told, names of the classes, and where a
+checkpoint came from that was not on the disk."""
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     """Reads a manifest and checks its keys and types (`strict_json.read_json`)."""
 
@@ -68,7 +77,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             wanted = SCHEMA
         elif task is not None and not task.many_sizes:
             wanted = NAMED
-        return wanted | {"assumed": {str: str}} if "assumed" in content else wanted
+        return {**wanted, **{key: kind for key, kind in SOMETIMES.items() if key in content}}
 
     return read_json(path, schema, SCHEMA_VERSION, EXPORT_AGAIN)
 

@@ -17,7 +17,10 @@ def export(
     context: typer.Context,
     source: Annotated[
         Path,
-        typer.Argument(metavar="CHECKPOINT", help="Weights (.pth or .safetensors), or a bundle."),
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="Weights (.pth, .safetensors, hf://OWNER/NAME/FILE or timm:NAME), or a bundle.",
+        ),
     ],
     output: OutputFolder,
     settings: ExportSettings,

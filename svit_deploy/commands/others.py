@@ -19,7 +19,12 @@ from svit_deploy.commands.common import (
 
 def inspect(
     context: typer.Context,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Checkpoint, bundle or .onnx file.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="Checkpoint (or hf://OWNER/NAME/FILE, timm:NAME), bundle or .onnx."
+        ),
+    ],
     json_file: Json = None,
 ) -> None:
     """Show what is in a file, without executing any of it."""

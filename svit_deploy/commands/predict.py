@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from svit_deploy.commands.common import BundleFolder, Invocation, OutputFolder
@@ -11,15 +14,24 @@ from svit_deploy.predict.settings import PredictSettings, VisualizeSettings
 
 @with_options(PredictSettings)
 def predict(
-    context: typer.Context, bundle: BundleFolder, output: OutputFolder, settings: PredictSettings
+    context: typer.Context,
+    bundle: BundleFolder,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="PATH", help="File or folder to write.")
+    ],
+    settings: PredictSettings,
 ) -> None:
-    """Detect objects, and draw boxes, masks and the tokens computed."""
+    """Classify images or detect objects, and write or draw what was found.
+
+    Classes go to a .csv, .jsonl or .parquet file, detections to a folder of pictures, a .jsonl file
+    or COCO's results. A file's run that was interrupted goes on where it was.
+    """
     from svit_deploy import api
 
     invocation: Invocation = context.obj
     with invocation.progress() as progress:
         files = api.predict(bundle, output, settings, progress=progress)
-    typer.echo(f"wrote {len(files)} files to {output}")
+    typer.echo(f"wrote {output}" if files == [output] else f"wrote {len(files)} files to {output}")
 
 
 @with_options(VisualizeSettings)

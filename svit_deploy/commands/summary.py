@@ -10,6 +10,7 @@ from typing import Any
 from svit_deploy.bundle import MANIFEST, Bundle
 from svit_deploy.engines.tensorrt.sidecar import read_sidecar
 from svit_deploy.export.settings import DEFAULT_TASK, ExportSettings
+from svit_deploy.io.hub import spelled
 from svit_deploy.model.assumption import in_words
 
 
@@ -18,7 +19,8 @@ def summary(bundle: Bundle) -> Iterator[tuple[str, str]]:
     manifest, config, sizes = bundle.manifest, bundle.config, bundle.sizes
     source, model = manifest["checkpoint"], manifest["files"][bundle.model_path.name]
     if source:
-        yield "checkpoint", f"{source['name']}, sha256 {source['sha256'][:16]}"
+        name = manifest.get("origin", {}).get("id", source["name"])
+        yield "checkpoint", f"{name}, sha256 {source['sha256'][:16]}"
     task = "" if bundle.task.name == DEFAULT_TASK else f"task {bundle.task.name}, "
     low, high = ("x".join(map(str, size)) for size in (sizes.min, sizes.max))
     size = low if sizes.fixed else f"{low} to {high}"
@@ -47,7 +49,7 @@ def next_steps(source: Path, output: Path, settings: ExportSettings) -> Iterator
     """Lines with the commands to run next."""
     verify = ["svit-deploy", "verify", str(output)]
     if not source.is_dir() and source.name != MANIFEST:
-        verify += ["--against", str(source)]
+        verify += ["--against", spelled(source)]
     verify += ["--arch", settings.arch] if settings.arch else []
     verify += ["--weights", settings.weights] if settings.weights else []
     for key, value in settings.overrides.items():

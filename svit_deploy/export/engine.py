@@ -211,4 +211,5 @@ def _graph_options(settings: ExportSettings) -> dict[str, object]:
         "--arch or --set": settings.arch or settings.overrides,
         "--strict": settings.strict,
         "--weights": settings.weights,
+        "--class-names": settings.class_names,
     }

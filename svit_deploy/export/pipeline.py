@@ -36,6 +36,7 @@ from svit_deploy.loading.load import load_model
 from svit_deploy.machine.packages import require, require_torch
 from svit_deploy.methods.families import family_of
 from svit_deploy.model.budget import Budget, rows_within
+from svit_deploy.model.class_names import read_class_names
 from svit_deploy.model.config import ModelConfig, TokenMode, spread_over_gates
 from svit_deploy.model.counts import keep_ratios
 from svit_deploy.model.model import Model, without_gates
@@ -119,6 +120,9 @@ def export_model(
     if settings.strict:
         refuse_assumptions(model)
     task = task_named(settings.task)
+    classes = None
+    if settings.class_names is not None:
+        classes = read_class_names(settings.class_names, model.config.num_classes)
     sizes = task.sizes(model.config, sizes)
     model = _at(model, sizes)
     limit = settings.max_images
@@ -144,7 +148,7 @@ def export_model(
         if settings.engine is not None:
             engine = build_beside(folder, model.config, task, sizes, settings, progress)
             notes = engine_notes(settings.mode, model.config.num_gates)
-        content = manifest(model, settings, gates, source, budgets, command, engine, notes)
+        content = manifest(model, settings, gates, source, budgets, command, engine, notes, classes)
         write_manifest(folder, {**extra, **content})
     return open_bundle(output)
 

@@ -12,11 +12,13 @@ from svit_deploy import __version__
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.export.shapes import whole_batch
 from svit_deploy.images import ImageSet
+from svit_deploy.io.hub import is_id
 from svit_deploy.loading.serialise import config_to_dict
 from svit_deploy.machine.environment import describe_environment
 from svit_deploy.methods.families import family_of
 from svit_deploy.model.assumption import typed
 from svit_deploy.model.budget import Budget
+from svit_deploy.model.class_names import ClassNames
 from svit_deploy.model.config import ModelConfig
 from svit_deploy.model.model import Model
 from svit_deploy.tasks import task_named
@@ -82,8 +84,12 @@ def manifest(
     command: Sequence[str],
     engine: str | None = None,
     notes: Sequence[str] = (),
+    classes: ClassNames | None = None,
 ) -> dict[str, Any]:
     checkpoint, batch = model.checkpoint, whole_batch(settings, task_named(settings.task))
+    sometimes: dict[str, Any] = {"class_names": list(classes.names)} if classes else {}
+    if checkpoint and checkpoint.origin:
+        sometimes["origin"] = dataclasses.asdict(checkpoint.origin)
     return {
         "tool": {"name": "svit-deploy", "version": __version__},
         "command": command_record(command),
@@ -117,6 +123,7 @@ def manifest(
         "assumed": {one.name: typed(one.value) for one in model.assumptions},
         "notes": [*model.notes, *notes],
         "environment": describe_environment(),
+        **sometimes,
     }
 
 
@@ -128,4 +135,5 @@ def command_record(command: Sequence[str]) -> list[str]:
 def _without_folders(argument: str) -> str:
     """`--arch=/home/me/a.yaml` -> `--arch=a.yaml`: a bundle travels, its maker's folders do not."""
     option, equals, value = argument.rpartition("=")
-    return f"{option}{equals}{Path(value).name if '/' in value else value}"
+    local = "/" in value and not is_id(value)
+    return f"{option}{equals}{Path(value).name if local else value}"

@@ -11,7 +11,7 @@ from svit_deploy.export.engine_settings import EngineOptions, EngineSettings
 from svit_deploy.loading.settings import LoadSettings
 from svit_deploy.model.config import BatchRange, TokenMode, check_ratios, parse_ratios
 from svit_deploy.model.profiles import parse_batches
-from svit_deploy.options import MAX_IMAGES, option
+from svit_deploy.options import CLASS_NAMES, MAX_IMAGES, option
 
 if TYPE_CHECKING:
     from svit_deploy.images import ImageSet
@@ -106,6 +106,7 @@ class ExportSettings(EngineSettings, LoadSettings):
     gate_outputs: bool = option(
         True, "Whether keep_mask, margin and overflow are outputs of the graph."
     )
+    class_names: Path | None = CLASS_NAMES()
     opset: int = option(20, "ONNX opset version.", metavar="N")
     plugins: bool = option(False, "Write row moves as nodes that the TensorRT plugins implement.")
 

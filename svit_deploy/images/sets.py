@@ -1,30 +1,23 @@
-"""Image sets: pictures from a folder or an .npz, or synthetic ones, with labels if any."""
+"""Image sets: all pictures of a source in memory, or synthetic ones, with labels if any."""
 
 from __future__ import annotations
 
 import hashlib
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
-from typing import Literal, overload
+from typing import overload
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from svit_deploy.errors import InputError, UsageError
-from svit_deploy.images.labels import check_labels, read_labels
 from svit_deploy.images.preprocess import denormalise, normalise, resize_and_crop
+from svit_deploy.images.source import ImageSource, Kind, Load, open_images
 from svit_deploy.images.synthetic import paint_scene
-from svit_deploy.io.npz import read_npz, reason
 from svit_deploy.model.config import Preprocess
 from svit_deploy.progress import Progress
-
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-# What a file holds decides, not its name: without this list Pillow would also try formats that
-# run other programs, such as EPS.
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
-_MAX_ASPECT_RATIO = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +37,7 @@ class ImageSet:
     names: tuple[str, ...]
     labels: np.ndarray | None
     sha256: str
-    source: Literal["directory", "npz", "synthetic"]
+    source: Kind
 
     def __len__(self) -> int:
         return len(self.arrays)
@@ -52,6 +45,14 @@ class ImageSet:
     def __getitem__(self, images: slice) -> ImageSet:
         labels = None if self.labels is None else self.labels[images]
         return _image_set(self.arrays[images], self.names[images], labels, self.source)
+
+    def stream(self) -> ImageSource:
+        """The same, to be taken one by one."""
+
+        def loaders() -> Iterator[Load]:
+            return (partial(np.asarray, array) for array in self.arrays)
+
+        return ImageSource(self.names, self.labels, self.source, loaders)
 
     def inputs(self, preprocess: Preprocess, image_size: tuple[int, int]) -> np.ndarray:
         """The graph's input, float32 `[n, 3, H, W]`; images already preprocessed as they are.
@@ -89,35 +90,34 @@ class ImageSet:
 
 
 def load_images(path: Path, *, labels: Path | None = None, limit: int | None = None) -> ImageSet:
-    """Loads pictures from a folder, a single picture, or an .npz.
-
-    A folder is searched recursively, in the order of the sorted paths; hidden files are left
-    out and sub-folders imply no labels. An .npz holds `images`, either uint8 `[n, H, W, 3]` RGB
-    or float32 `[n, 3, H, W]` already preprocessed, and optionally `labels`.
+    """Loads what `open_images` finds.
 
     Args:
-        path: folder, picture or .npz.
         labels: a file that `read_labels` understands, for all images at `path`; it overrides
             the labels of an .npz.
         limit: take only the first images. All are held in memory, so give one for large sets.
 
     Raises:
-        InputError: nothing there, a picture or archive is damaged, an array has the wrong type,
-            shape or values, or the labels do not fit.
+        InputError: see `open_images`; or a picture or archive is damaged.
         UsageError: `limit` is below 1.
     """
     if limit is not None and limit < 1:
         raise UsageError(f"a limit of {limit} images leaves none", "give 1 or more")
-    if path.is_dir() or (path.is_file() and path.suffix.lower() in PICTURE_SUFFIXES):
-        return _load_pictures(path, labels, limit)
-    if path.is_file() and path.suffix.lower() == ".npz":
-        return _load_npz(path, labels, limit)
-    if path.exists():
-        raise InputError(
-            f"{path} is not an image source",
-            f"give a folder, an .npz, or a picture ({', '.join(PICTURE_SUFFIXES)})",
-        )
-    raise InputError(f"image path {path} does not exist", "give a folder, a picture or an .npz")
+    source = open_images(path, labels)
+    loaders = source.loaders()
+    wanted = islice(loaders, limit)
+    first, count = next(wanted)(), min(len(source), limit or len(source))
+    rest = (load() for load in wanted)
+    arrays: list[np.ndarray] | np.ndarray
+    if first.dtype == np.uint8:
+        arrays = [first, *rest]
+    else:
+        arrays = np.empty((count, *first.shape), first.dtype)
+        for i, array in enumerate(chain([first], rest)):
+            arrays[i] = array
+    for _ in loaders if source.kind == "npz" else ():
+        pass  # an archive's checksum is behind its last image
+    return _image_set(arrays, source.names, source.labels, source.kind)
 
 
 @overload
@@ -142,6 +142,11 @@ def images_of(
     return load_images(value, labels=labels, limit=limit)
 
 
+def source_of(value: Path | ImageSet) -> ImageSource:
+    """The images of a settings' field, to be read one by one; raises InputError."""
+    return open_images(value) if isinstance(value, Path) else value.stream()
+
+
 def synthetic_images(count: int, image_size: tuple[int, int], *, seed: int = 0) -> ImageSet:
     """Paints `count` pictures of `image_size` (see `svit_deploy.images.synthetic`).
 
@@ -164,122 +169,16 @@ def join_images(sets: Sequence[ImageSet], names: Sequence[str]) -> ImageSet:
     return _image_set(pictures, names, None, sets[0].source)
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """Decodes a picture upright (EXIF) as RGB, uint8 `[H, W, 3]`.
-
-    Transparency is dropped, as training loaders do; 16-bit grey keeps its upper 8 bits; of
-    several frames the first is taken.
-
-    Raises:
-        InputError: damaged, not one of the known formats, float pixels, or more pixels than
-            Pillow's limit against decompression bombs.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as image:
-                return _to_rgb(ImageOps.exif_transpose(image))
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"picture {path} has more than {Image.MAX_IMAGE_PIXELS} pixels",
-            "scale it down or remove it",
-        ) from error
-    except Exception as error:  # Pillow's decoders fail in many ways on a damaged file
-        unknown = isinstance(error, UnidentifiedImageError)
-        why = f"not a {', '.join(_FORMATS)} file" if unknown else reason(error)
-        raise InputError(
-            f"picture {path} cannot be read ({why})", "replace or remove it"
-        ) from error
-
-
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    if image.mode == "F":
-        raise ValueError("float pixels have no known range")
-    if image.mode.startswith("I"):  # convert() would clip 16-bit values at 255
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 0xFFFF:
-            raise ValueError("32-bit pixels have no known range")
-        image = Image.fromarray((values >> 8).astype(np.uint8))
-    return np.array(image.convert("RGB"))
-
-
-def _load_pictures(path: Path, labels: Path | None, limit: int | None) -> ImageSet:
-    files = [path] if path.is_file() else _find_pictures(path)
-    folder = path.parent if path.is_file() else path
-    names = [file.relative_to(folder).as_posix() for file in files]
-    values = None if labels is None else read_labels(labels, names)
-    pictures = [read_picture(file) for file in files[:limit]]
-    return _image_set(pictures, names, values, "directory")
-
-
-def _load_npz(path: Path, labels: Path | None, limit: int | None) -> ImageSet:
-    arrays = read_npz(path, ["images", "labels"])
-    images = _check_array(arrays.get("images"), path)
-    names = [f"{path.stem}-{i:05d}" for i in range(len(images))]
-    values = None
-    if labels is not None:
-        values = read_labels(labels, names)
-    elif "labels" in arrays:
-        values = check_labels(arrays["labels"], len(names), str(path))
-    images = images[:limit]
-    if images.dtype == np.uint8:
-        return _image_set(list(images), names, values, "npz")
-    for name, image in zip(names, images, strict=False):
-        if not np.isfinite(image).all():
-            raise InputError(f"image {name} in {path} holds NaN or Inf", "repair or remove it")
-    return _image_set(images, names, values, "npz")
-
-
-def _find_pictures(folder: Path) -> list[Path]:
-    """The pictures at any depth that are not hidden, sorted by their path."""
-    files = [
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in PICTURE_SUFFIXES
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-        and file.is_file()
-    ]
-    if not files:
-        raise InputError(
-            f"folder {folder} holds no pictures",
-            f"give a folder with files that end in {', '.join(PICTURE_SUFFIXES)}",
-        )
-    return sorted(files, key=lambda file: file.relative_to(folder).as_posix())
-
-
-def _check_array(images: np.ndarray | None, path: Path) -> np.ndarray:
-    if images is None:
-        raise InputError(f"{path} has no array `images`", "save the images with that name")
-    raw = images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] == 3
-    ready = images.dtype == np.float32 and images.ndim == 4 and images.shape[1] == 3
-    if not (raw or ready):
-        raise InputError(
-            f"`images` in {path} is {images.dtype} {list(images.shape)}, "
-            "neither pictures nor model inputs",
-            "save uint8 [n, H, W, 3] RGB pictures, or preprocessed float32 [n, 3, H, W]",
-        )
-    if images.size == 0:
-        raise InputError(f"`images` in {path} is empty {list(images.shape)}", "save some images")
-    return images
-
-
 def _image_set(
     arrays: list[np.ndarray] | np.ndarray,
     names: Sequence[str],
     labels: np.ndarray | None,
-    source: Literal["directory", "npz", "synthetic"],
+    source: Kind,
 ) -> ImageSet:
-    """Completes an image set: checks shapes, hashes the content, cuts names and labels to fit."""
+    """Completes an image set: hashes the content, cuts names and labels to fit."""
     names = tuple(names[: len(arrays)])
     digest = hashlib.sha256()
-    for name, array in zip(names, arrays, strict=True):
-        height, width = array.shape[:2] if isinstance(arrays, list) else array.shape[1:]
-        # Resizing the shorter side up would take gigabytes for a picture of 1 x 100000.
-        if max(height, width) > _MAX_ASPECT_RATIO * min(height, width):
-            raise InputError(
-                f"picture {name} is {height}x{width}, too long and thin", "crop or remove it"
-            )
+    for array in arrays:
         digest.update(f"{array.dtype.str}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
     labels = None if labels is None else labels[: len(arrays)]

@@ -7,6 +7,7 @@ from pathlib import Path
 from svit_deploy.errors import InputError
 from svit_deploy.inspection.report import Inspection
 from svit_deploy.io.files import reading
+from svit_deploy.io.hub import is_id
 
 __all__ = ["Inspection", "inspect_path"]
 
@@ -29,6 +30,8 @@ def inspect_path(path: Path) -> Inspection:
     from svit_deploy.inspection.graph import inspect_onnx
 
     path = Path(path)
+    if is_id(path):
+        return inspect_checkpoint(path)
     if path.is_dir() or path.name == MANIFEST:
         return inspect_bundle(path)
     head = _head(path)

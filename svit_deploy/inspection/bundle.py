@@ -24,6 +24,7 @@ def inspect_bundle(path: Path) -> Inspection:
     bundle = open_bundle(path)
     manifest = bundle.manifest
     facts = {name: manifest[name] for name in _FACTS} | {"assumed": bundle.assumed}
+    facts |= {name: manifest.get(name) for name in ("origin", "class_names")}
     sections = [Section(_overview(bundle))]
     if manifest["gates"]:
         sections.append(_gates(manifest["gates"]))
@@ -37,6 +38,7 @@ def _overview(bundle: Bundle) -> tuple[tuple[str, str], ...]:
     manifest, config = bundle.manifest, bundle.config
     tokens, batch, reference = (manifest[key] for key in ("tokens", "batch", "reference"))
     preprocess, checkpoint = config.preprocess, manifest["checkpoint"]
+    origin = manifest.get("origin")
     outputs = bundle.task.noun + (" and gate outputs" if bundle.has_gate_outputs else " only")
     source = f"{checkpoint['name']} ({checkpoint['container']})" if checkpoint else "-"
     low, size, high = (
@@ -48,11 +50,12 @@ def _overview(bundle: Bundle) -> tuple[tuple[str, str], ...]:
         ("made by", f"{manifest['tool']['name']} {manifest['tool']['version']}"),
         ("checkpoint", source),
         ("its sha256", checkpoint["sha256"] if checkpoint else "-"),
+        *((("its origin", f"{origin['id']}, revision {origin['revision']}"),) if origin else ()),
         ("architecture", f"{manifest['arch']} ({config.family})"),
         (
             "model",
             f"{config.depth} blocks, {config.embed_dim} channels, {config.num_heads} heads, "
-            f"{config.num_classes} classes",
+            f"{config.num_classes} classes{', named' if len(bundle.class_names) else ''}",
         ),
         (
             "tokens",

@@ -11,7 +11,7 @@ from typing import Any
 from svit_deploy.errors import InputError
 from svit_deploy.inspection.report import Inspection, Section, listed, mebibytes
 from svit_deploy.io.checkpoint import Checkpoint, read_checkpoint
-from svit_deploy.loading.arch import recognise
+from svit_deploy.loading.arch import parse_overrides, recognise
 from svit_deploy.loading.known_settings import settings_from_args
 from svit_deploy.loading.layout import (
     detect_family,
@@ -135,7 +135,8 @@ def _describe(checkpoint: Checkpoint, found: _Found) -> None:
     found.preset = recognise(dims)
     found.family, found.candidates = which_family(keys.name, args)
     many_sizes = all(task.many_sizes for task in tasks)
-    beyond = _beyond_weights(keys, dims, found.preset, many_sizes)
+    told = parse_overrides(checkpoint.settings)
+    beyond = _beyond_weights(keys, dims, found.preset, many_sizes, told)
     settings = _settings(FAMILIES[found.family], dims, args)
     found.facts = [Fact("tasks", [task.name for task in tasks], "weights")] if served[1:] else []
     found.facts += _from_weights(keys, dims, many_sizes) + _from_heads(served, dims)
@@ -191,13 +192,20 @@ def _from_heads(served: Sequence[Task], dims: Any) -> list[Fact]:
     return [Fact(name, getattr(dims.heads, name, 0), "weights") for name in names]
 
 
-def _beyond_weights(keys: Family, dims: Any, preset: str | None, many_sizes: bool) -> list[Fact]:
-    """What comes from a preset or an option: the weights are the same whatever these are."""
+def _beyond_weights(
+    keys: Family, dims: Any, preset: str | None, many_sizes: bool, told: Mapping[str, Any]
+) -> list[Fact]:
+    """What comes from a preset or an option: the weights are the same whatever these are.
+
+    Args:
+        told: by the hub that the weights are of, which wins over a preset.
+    """
     known = f"preset {preset}" if preset else ""
     arch = PRESETS[preset] if preset else Arch(dims.family, 0)
 
     def fact(name: str, value: Any, option: str) -> Fact:
         source = known or ("needed" if value is None else "assumed")
+        value, source = (told[name], "hub") if name in told else (value, source)
         return Fact(name, list(value) if isinstance(value, tuple) else value, source, option)
 
     gates = dims.num_gates

@@ -31,15 +31,18 @@ RUNTIMES = (
     "onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino",
     "onnxruntime-migraphx", "onnxruntime-qnn",
 )  # fmt: skip
+FROM_HUBS = ("export hf://", "export timm:")
+DETECTORS = ("export --task detect", "verify --against, detect")
+ANNOTATED = ("verify --annotations", "evaluate --annotations", "predict --format coco")
 EVERY = (
-    "export", "export --task detect", "verify", "verify --against", "verify --annotations",
-    "bench", "bench --sweep-tokens", "predict", "visualize", "inspect", "init", "quickstart",
+    "export", *FROM_HUBS, "verify", "verify --against", *DETECTORS, "evaluate", *ANNOTATED,
+    "bench", "bench --sweep-tokens", "predict", "predict --format parquet", "visualize",
+    "inspect", "init", "quickstart",
 )  # fmt: skip
-WITHOUT_RUNNING = ("inspect", "export", "export --task detect", "init")
+WITHOUT_RUNNING = ("inspect", "export", *FROM_HUBS, "export --task detect", "init")
 RUNNING = tuple(command for command in EVERY if command not in WITHOUT_RUNNING)
 WITH_CHECKPOINT = (
-    "export", "export --task detect", "verify --against", "verify --annotations", "init",
-    "quickstart",
+    "export", *FROM_HUBS, *DETECTORS, "verify --against", "init", "quickstart",
 )  # fmt: skip
 RUNTIME_MINIMUM = "1.21"
 CPU_FLAGS = {  # in /proc/cpuinfo: what matters to the kernels of ONNX Runtime
@@ -94,8 +97,11 @@ REQUIREMENTS = (
         "older versions run code out of weight files (CVE-2025-32434)",
         ("2.10", "hostile weight files can corrupt memory before it (CVE-2026-24747)"),
     ),
-    Requirement("torchvision", "0.21", ("export --task detect", "verify --annotations")),
-    Requirement("pycocotools", "2.0.8", ("verify --annotations",)),
+    Requirement("torchvision", "0.21", DETECTORS),
+    Requirement("pycocotools", "2.0.8", ANNOTATED),
+    Requirement("pyarrow", "15.0", ("predict --format parquet",)),
+    Requirement("huggingface-hub", "0.25", FROM_HUBS),
+    Requirement("timm", "1.0", ("export timm:",)),
     Requirement("matplotlib", "3.8", ("bench --sweep-tokens",)),
 )
 

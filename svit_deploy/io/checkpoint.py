@@ -15,6 +15,7 @@ import numpy as np
 from svit_deploy.errors import InputError
 from svit_deploy.io.containers import SAVE_WEIGHTS, some
 from svit_deploy.io.files import hash_file, reading
+from svit_deploy.io.hub import Origin, fetch
 from svit_deploy.io.torch_file import (
     DOWNLOAD_AGAIN,
     MAX_BYTES,
@@ -42,6 +43,8 @@ class Checkpoint:
             ones are float32 and finite.
         notes: what was changed or passed over while reading.
         training_args: the plain values among the training script's arguments, if saved.
+        origin: the hub's id that it was given by, if it was.
+        settings: what that hub tells of the preprocessing, as typed after `--set`.
     """
 
     path: Path
@@ -51,6 +54,8 @@ class Checkpoint:
     tensors: dict[str, np.ndarray]
     notes: tuple[str, ...] = ()
     training_args: dict[str, Any] = field(default_factory=dict)
+    origin: Origin | None = None
+    settings: dict[str, str] = field(default_factory=dict)
 
 
 def read_checkpoint(
@@ -59,16 +64,19 @@ def read_checkpoint(
     """Reads .safetensors (without PyTorch) or .pth, .pt, .bin.
 
     Args:
-        path: the file; its content, not its name, says what it is.
+        path: the file; its content, not its name, says what it is. Or the id of one on a hub
+            (`io.hub`).
         allow_pickle: run the Python code that a .pth file names if it cannot be read without.
             Only for a file you trust; the log names that code first.
         weights: the entry that holds them, where a file holds several: `model`, `model_ema`.
 
     Raises:
         InputError: the file is missing, damaged, hostile, or holds no weights.
-        CapabilityError: it is a .pth file and PyTorch is not installed.
+        CapabilityError: it is a .pth file and PyTorch is not installed, or an id of a hub that
+            cannot be asked.
     """
-    path = Path(path)
+    fetched = fetch(Path(path))
+    path, origin = fetched.path, fetched.origin
     kind = _kind(path, _read_head(path))
     if kind != "safetensors":
         zipped = kind == "zip"
@@ -80,6 +88,8 @@ def read_checkpoint(
     tensors, prefix = strip_prefixes(found.arrays)
     _check_finite(path, tensors)
     notes = list(found.notes)
+    if origin is not None:
+        notes.insert(0, f"weights of {origin.id}, revision {origin.revision}")
     if prefix:
         notes.append(f"prefix {prefix!r} removed")
     for dtype in sorted(found.stored_as - {"float32"}):
@@ -93,6 +103,8 @@ def read_checkpoint(
         tensors=tensors,
         notes=tuple(notes),
         training_args=found.training_args,
+        origin=origin,
+        settings=fetched.settings,
     )
 
 

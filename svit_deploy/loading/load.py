@@ -80,6 +80,8 @@ def build_model(
     dims = infer_dims(tensors, family, wanted)
     weights = to_canonical(tensors, dims, wanted)
     candidates: tuple[str, ...] = ()
+    if checkpoint and arch is None:  # else the user has named what the model is
+        overrides = {**checkpoint.settings, **overrides}
     if arch is None and "family" not in overrides:
         name, candidates = which_family(dims.family, args)
         overrides = {"family": name, **overrides}

@@ -1,120 +1,141 @@
-"""Runs a model on pictures and draws what it found, and which tokens it computed."""
+"""Runs a model on images and writes what came out."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from PIL import Image
 
 from svit_deploy.bundle import Bundle
-from svit_deploy.engines.base import Engine
-from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.errors import InputError
-from svit_deploy.images import ImageSet, images_of
-from svit_deploy.images.overlay import beside, overlay, survival_map, with_legend
-from svit_deploy.images.prepared import Prepared
-from svit_deploy.images.preprocess import denormalise
-from svit_deploy.model.config import ModelConfig
-from svit_deploy.model.result import Outputs
-from svit_deploy.names import KEEP_MASK
-from svit_deploy.predict.folder import picture_file, result_folder, write_numbers
+from svit_deploy.images import ImageSource, source_of
+from svit_deploy.inference.engine import open_bundle_engine
+from svit_deploy.inference.stream import Seen, Stream
+from svit_deploy.io.files import check_writable, write_file
+from svit_deploy.predict.folder import result_folder
+from svit_deploy.predict.formats import (
+    PICTURES,
+    choose_format,
+    choose_names,
+    choose_shown,
+    describe_results,
+    describe_rows,
+)
+from svit_deploy.predict.journal import Journal
+from svit_deploy.predict.pictures import RESULTS, draw_pictures, refuse_nothing
 from svit_deploy.predict.settings import PredictSettings
+from svit_deploy.predict.tables import WRITERS, require_writer
 from svit_deploy.progress import SILENT, Progress
-from svit_deploy.tasks import TASKS
-from svit_deploy.tasks.samples import prepare_all
 
-RESULTS = "predictions.json"
-SCHEMA_VERSION = 1
+log = logging.getLogger(__name__)
 
 
 def predict_images(
     bundle: Bundle, output: Path, settings: PredictSettings, progress: Progress = SILENT
 ) -> list[Path]:
-    """Writes a folder with one picture per image, and predictions.json.
+    """Writes a file of predictions, or a folder with one picture per image and predictions.json.
 
-    A picture shows what the task draws of results of at least `min_score`, and beside it how many
-    gated blocks computed each patch. The folder appears complete or not at all; an earlier one is
-    replaced.
+    Either appears complete or not at all; an earlier one is replaced. What is done of a file when
+    the run ends early is kept beside it, and the same call goes on from there.
+
+    Returns:
+        The files written.
 
     Raises:
-        InputError: neither results nor gates to draw, a picture that the graph cannot run, or an
-            `output` that holds something else.
-        ExportError: `output` cannot be written.
+        UsageError: a form that the task does not have, or an option without a meaning.
+        InputError: nothing to draw, a picture that cannot be read or run, or a folder that holds
+            something else.
+        CapabilityError: a package that the form needs is missing.
+        ExportError: `output` cannot be written, or what is kept beside it is of another run.
     """
-    task, config = bundle.task, bundle.config
-    _refuse_nothing(bundle)
-    images = images_of(settings.images, settings.max_images, progress)
-    results: list[dict[str, Any]] = []
+    form = choose_format(bundle, output, settings)
+    source = source_of(settings.images)
+    limit = min(len(source), settings.max_images or len(source))
+    if form == PICTURES:
+        return _pictures(bundle, output, source, limit, settings, progress)
+    return _rows(bundle, output, form, source, limit, settings, progress)
+
+
+def _pictures(
+    bundle: Bundle,
+    output: Path,
+    source: ImageSource,
+    limit: int,
+    settings: PredictSettings,
+    progress: Progress,
+) -> list[Path]:
+    refuse_nothing(bundle)
+    show, classes = choose_shown(bundle, PICTURES, settings), choose_names(bundle, settings)
     with (
         result_folder(output, RESULTS, "predictions") as folder,
-        _open(bundle, settings) as engine,
+        open_bundle_engine(bundle, settings) as engine,
     ):
-        for i, (picture, image) in enumerate(_prepare(images, bundle)):
-            progress.update("running the model", i / len(images))
-            outputs, keep = run_image(engine, bundle, image)
-            shown = task.above(outputs, settings.min_score)
-            drawn = Image.fromarray(task.draw(picture, shown, config))
-            if keep is not None:
-                drawn = beside(drawn, draw_tokens(image, keep, config))
-                drawn = with_legend(drawn, config.num_gates)
-            file = picture_file(i, image.name)
-            drawn.save(folder / file)
-            result = {"name": image.name, "file": file, "size": list(image.original_size)}
-            result |= task.describe(shown, config)
-            if keep is not None:
-                result["kept_tokens"] = keep.sum(axis=1).tolist()
-            results.append(result)
-        content = {"min_score": settings.min_score, "images": results}
-        write_numbers(folder / RESULTS, {"schema_version": SCHEMA_VERSION, **content})
-    return [output / result["file"] for result in results] + [output / RESULTS]
+        stream = Stream(bundle, engine, source, settings, progress, range(limit))
+        files = draw_pictures(finite(stream), folder, bundle, show, classes)
+        _tell_skipped(stream, stream.done)
+    return [output / file for file in files]
 
 
-def _refuse_nothing(bundle: Bundle) -> None:
-    """Raises InputError where there is nothing to draw."""
-    task = bundle.task
-    if task.refuses_predict is not None:
-        message, fix = task.refuses_predict
-        raise InputError(f"{bundle.name} {message}", fix)
-    if not task.draws and not bundle.has_gate_outputs:
-        others = " or ".join(other.name for other in TASKS.values() if other.draws)
-        raise InputError(
-            f"{bundle.name} is a {task.name} without gate outputs: there is nothing to draw",
-            f"use a bundle of --task {others}, or one with gate outputs",
-        )
+def _rows(
+    bundle: Bundle,
+    output: Path,
+    form: str,
+    source: ImageSource,
+    limit: int,
+    settings: PredictSettings,
+    progress: Progress,
+) -> list[Path]:
+    require_writer(form)
+    check_writable(output, "-o")
+    show, classes = choose_shown(bundle, form, settings), choose_names(bundle, settings)
+    describe = describe_rows(bundle, show, classes)
+    if settings.annotations is not None:
+        describe = describe_results(bundle, show, settings.annotations)
+    run = {
+        "model_sha256": bundle.model_sha256,
+        "provider": settings.provider,
+        "format": form,
+        **asdict(show),
+        "classes": _digest(classes.names),
+        "annotations": settings.annotations and settings.annotations.name,
+        "images": limit,
+        "names": _digest(source.names[:limit]),
+    }
+    with Journal(output, run) as journal:
+        todo = set(range(limit)) - journal.done
+        if todo:
+            with open_bundle_engine(bundle, settings) as engine:
+                stream = Stream(bundle, engine, source, settings, progress, todo)
+                for seen in finite(stream):
+                    journal.add(seen.number, describe(seen))
+                _tell_skipped(stream, len(journal.done))
+        with write_file(output, "-o") as part:
+            WRITERS[form](journal.rows(), part)
+    return [output]
 
 
-def _open(bundle: Bundle, settings: PredictSettings) -> Engine:
-    if settings.provider is None and bundle.engine_path is not None:
-        return bundle.load_engine()
-    provider = settings.provider or "cpu"
-    return OnnxRuntimeEngine(bundle.model_path, provider=provider, threads=settings.threads)
+def finite(stream: Stream) -> Iterator[Seen]:
+    """What a stream gives; raises InputError where outputs are no numbers."""
+    task = stream.bundle.task
+    for seen in stream:
+        if not task.finite(seen.outputs):
+            raise InputError(
+                f"the {task.noun} of {seen.image.name} are not finite",
+                "run svit-deploy verify: this bundle should not be used",
+            )
+        yield seen
 
 
-def _prepare(images: ImageSet, bundle: Bundle) -> Iterator[tuple[np.ndarray, Prepared]]:
-    """Of each image the picture to draw on, and what the graph gets."""
-    config = bundle.config
-    prepared = prepare_all(images, bundle.task, config, bundle.sizes)
-    for array, image in zip(images.arrays, prepared, strict=True):
-        yield array if array.dtype == np.uint8 else image.picture(config.preprocess), image
+def _tell_skipped(stream: Stream, done: int) -> None:
+    """Warns of skipped pictures; raises InputError if there are no others."""
+    if not done:
+        raise InputError("none of the images could be read", "give pictures that can be read")
+    if stream.skipped:
+        log.warning("%d of %d pictures were skipped", len(stream.skipped), stream.total)
 
 
-def run_image(engine: Engine, bundle: Bundle, image: Prepared) -> tuple[Outputs, np.ndarray | None]:
-    """What the task reads of an image's outputs, and its keep mask `[G, S]` if the graph tells."""
-    outputs = engine.run(bundle.task.feeds([image]))
-    (found,) = bundle.task.read(outputs, [image])
-    keep = outputs.get(KEEP_MASK)
-    tokens = bundle.config.at(image.size).num_tokens
-    return found, None if keep is None else keep[0, :, :tokens]  # not those that the method adds
-
-
-def draw_tokens(image: Prepared, keep: np.ndarray, config: ModelConfig) -> Image.Image:
-    """How many gated blocks computed each patch, over the picture in grey, without the padding."""
-    config = config.at(image.size)
-    counts = survival_map(keep[None], config.prefix_tokens, config.grid)[0]
-    whole = overlay(denormalise(image.pixels, config.preprocess), counts, len(keep))
-    factor = whole.shape[0] // image.size[0]
-    height, width = (side * factor for side in image.image_size)
-    return Image.fromarray(whole[:height, :width])
+def _digest(names: tuple[str, ...]) -> str:
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()

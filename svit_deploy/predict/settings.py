@@ -1,4 +1,4 @@
-"""On which images to run a bundle, and what to draw."""
+"""On which images to run a bundle, and what to write of it."""
 
 from __future__ import annotations
 
@@ -7,23 +7,54 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from svit_deploy.engines.settings import ProviderSettings
-from svit_deploy.options import IMAGES, MAX_IMAGES, option
+from svit_deploy.inference.settings import InferenceSettings
+from svit_deploy.options import ANNOTATIONS, CLASS_NAMES, IMAGES, MAX_IMAGES, option
 
 if TYPE_CHECKING:
     from svit_deploy.images import ImageSet
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictSettings(ProviderSettings):
-    """What to draw of a detector's results."""
+class PredictSettings(InferenceSettings):
+    """On which images to run a bundle, and what to write of it.
+
+    Attributes:
+        format: by default told by the output's name.
+        top_k, min_score: by default as in `predict.formats`.
+        class_names: by default the bundle's.
+        annotations: for `coco`, which needs the pictures' ids and the categories'.
+        max_images: all by default.
+    """
 
     images: Path | ImageSet = option(
-        MISSING, "Single image, image folder, or .npz.", metavar="IMAGE", kind=Path, positional=True
+        MISSING,
+        "Image folder, single image, list of images (.txt, or - for standard input), or .npz.",
+        metavar="IMAGE",
+        kind=Path,
+        positional=True,
     )
-    min_score: float = option(
-        0.3, "Draw only detections with at least this score.", metavar="SCORE", low=0, high=1
+    format: str | None = option(
+        None,
+        "Form of the output: pictures, csv, jsonl, parquet or coco. By default by its name: "
+        ".csv, .jsonl, .parquet, .json for coco, else a folder of pictures.",
+        metavar="FORMAT",
     )
-    max_images: int = MAX_IMAGES(100)
+    top_k: int | None = option(
+        None, "Classes per image; 5 by default.", metavar="K", kind=int, low=1
+    )
+    min_score: float | None = option(
+        None,
+        "Only detections with at least this score; 0.3 by default, 0 for coco.",
+        metavar="SCORE",
+        kind=float,
+        low=0,
+        high=1,
+    )
+    class_names: Path | None = CLASS_NAMES()
+    annotations: Path | None = ANNOTATIONS(
+        help="COCO annotations that tell the ids of --format coco."
+    )
+    max_images: int | None = MAX_IMAGES(None, kind=int)
 
 
 @dataclass(frozen=True, kw_only=True)

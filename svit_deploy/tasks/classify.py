@@ -14,9 +14,11 @@ from svit_deploy.graph.builder import FLOAT
 from svit_deploy.images.prepared import Prepared, stacked
 from svit_deploy.images.preprocess import normalise, resize_and_crop
 from svit_deploy.methods.families import family_of
+from svit_deploy.model.class_names import ClassNames
 from svit_deploy.model.config import ModelConfig, parse_image_size
 from svit_deploy.model.result import Outputs, Result, stack
 from svit_deploy.model.sizes import SizeRange
+from svit_deploy.tasks.accuracy import Accuracy
 from svit_deploy.tasks.distance import logits_error, rms
 from svit_deploy.tasks.limits import LIMITS
 from svit_deploy.tasks.recorded import (
@@ -28,11 +30,15 @@ from svit_deploy.tasks.recorded import (
     rounded_names,
     wanted_selection,
 )
-from svit_deploy.tasks.runs import Judgement, Part, Runs, StageLimit
+from svit_deploy.tasks.runs import Judgement, Part, Runs, Show, StageLimit
+from svit_deploy.tasks.scores import Scores
 from svit_deploy.tasks.task import Arrays, Task
 
 if TYPE_CHECKING:
     from svit_deploy.backbones.reference import BackboneReference
+
+
+LABELS, PROBABILITIES = "labels", "probabilities"
 
 
 class Classify(Task):
@@ -43,10 +49,8 @@ class Classify(Task):
     together = 16
     engine_batch = "1:1:32"
     limits = LIMITS
-    refuses_predict = (
-        "is a classifier, which finds no objects",
-        "use visualize for its token maps, or export with --task detect",
-    )
+    formats, shown_by = ("csv", "jsonl", "parquet"), ("top_k",)
+    takes_labels = True
     no_results: ClassVar[Mapping[str, Any]] = {
         "logits_error": None,
         "top1_accuracy": None,
@@ -196,25 +200,37 @@ class Classify(Task):
         result.checks.append(("top-1 agreement", holds, detail))
         return result
 
-    def metrics(
-        self,
-        images: Sequence[Prepared],
-        shown: Sequence[Outputs],
-        expected: Sequence[Outputs],
-        truth: Any,
-    ) -> Judgement:
-        """Accuracy, where all images have labels."""
-        if any(image.label is None for image in images):
-            return Judgement()
-        labels = np.array([image.label for image in images])
-        mine, theirs = (
-            float((stack(outputs, names.LOGITS).argmax(1) == labels).mean())
-            for outputs in (shown, expected)
-        )
+    # How good a model is.
+
+    def scores(self, config: ModelConfig, truth: Any = None) -> Scores:
+        return Accuracy(config.num_classes)
+
+    def judge_scores(self, mine: Scores, theirs: Scores) -> Judgement:
+        exported, reference = mine.values(), theirs.values()
+        top1 = exported["top1_accuracy"], reference["top1_accuracy"]
         return Judgement(
-            results={"top1_accuracy": mine, "reference_top1_accuracy": theirs},
-            summary=[f"top-1 accuracy {mine:.2%}, reference {theirs:.2%}"],
+            results=exported | {f"reference_{key}": value for key, value in reference.items()},
+            summary=[f"top-1 accuracy {top1[0]:.2%}, reference {top1[1]:.2%}"],
         )
+
+    # What `predict` shows.
+
+    def shown(self, outputs: Outputs, show: Show) -> Outputs:
+        """The first classes, most probable first, and their probabilities."""
+        logits = outputs[names.LOGITS].astype(np.float64)
+        first = np.argsort(-logits, kind="stable")[: show.top_k]
+        powers = np.exp(logits - logits.max())
+        return {LABELS: first, PROBABILITIES: powers[first] / powers.sum()}
+
+    def describe(self, shown: Outputs, classes: ClassNames) -> dict[str, Any]:
+        return {
+            "classes": [
+                {"label": label, "name": classes.title(label), "probability": round(share, 6)}
+                for label, share in zip(
+                    shown[LABELS].tolist(), shown[PROBABILITIES].tolist(), strict=True
+                )
+            ]
+        }
 
 
 def _error(runs: Runs) -> float:

@@ -82,6 +82,7 @@ class Features(Task):
     limits: ClassVar[Mapping[str, Limits]] = FEATURE_LIMITS
     numbers: ClassVar[type | None] = FeatureNumbers
     foreign_fields: ClassVar[tuple[str, ...]] = HEADS_ALONE
+    formats: ClassVar[tuple[str, ...]] = ("pictures",)
     no_results: ClassVar[Mapping[str, Any]] = {
         "features": {},
         "detections": None,

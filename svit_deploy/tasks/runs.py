@@ -1,4 +1,4 @@
-"""What verify hands a task, and what a task says of it."""
+"""What the pipeline hands a task, and what a task says of it."""
 
 from __future__ import annotations
 
@@ -79,3 +79,16 @@ class StageLimit:
     label: str
     name: str
     limit: float
+
+
+@dataclass(frozen=True)
+class Show:
+    """What of a result `predict` shows.
+
+    Attributes:
+        top_k: so many classes of an image.
+        min_score: detections of at least this score.
+    """
+
+    top_k: int
+    min_score: float

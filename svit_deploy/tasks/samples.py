@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterator
 
+import numpy as np
+
 from svit_deploy.errors import InputError
 from svit_deploy.images import ImageSet, join_images, synthetic_images
 from svit_deploy.images.prepared import Prepared
@@ -39,23 +41,43 @@ def prepare_all(
     Raises:
         InputError: a size that the graph cannot run, or a label that is none of its classes.
     """
-    if images.labels is not None and images.labels.max(initial=-1) >= config.num_classes > 0:
-        raise InputError(
-            f"label {images.labels.max()} is none of the model's {config.num_classes} classes",
-            "give labels that count from 0",
-        )
+    check_labels_fit(images.labels, config)
     labels = [None] * len(images) if images.labels is None else images.labels.tolist()
     for array, name, label in zip(images.arrays, images.names, labels, strict=True):
-        if isinstance(images.arrays, list):
-            image = task.prepare(array, config, sizes)
-            yield dataclasses.replace(image, name=name, label=label)
-            continue
-        size = array.shape[1:]
-        if sizes.fixed and size != sizes.opt:
-            raise InputError(
-                f"the preprocessed images are {size[0]}x{size[1]}, the model expects "
-                f"{sizes.opt[0]}x{sizes.opt[1]}",
-                "preprocess them to that size, or give raw pictures as uint8 [n, H, W, 3]",
-            )
-        sizes.check((size[0], size[1]))
-        yield Prepared.whole(array, name, label)
+        yield prepare(array, name, label, task, config, sizes)
+
+
+def prepare(
+    array: np.ndarray,
+    name: str,
+    label: int | None,
+    task: Task,
+    config: ModelConfig,
+    sizes: SizeRange,
+) -> Prepared:
+    """One image: an RGB picture uint8 `[h, w, 3]`, or one already preprocessed as it is.
+
+    Raises:
+        InputError: a size that the graph cannot run.
+    """
+    if array.dtype == np.uint8:
+        image = task.prepare(array, config, sizes)
+        return dataclasses.replace(image, name=name, label=label)
+    size = array.shape[1:]
+    if sizes.fixed and size != sizes.opt:
+        raise InputError(
+            f"the preprocessed images are {size[0]}x{size[1]}, the model expects "
+            f"{sizes.opt[0]}x{sizes.opt[1]}",
+            "preprocess them to that size, or give raw pictures as uint8 [n, H, W, 3]",
+        )
+    sizes.check((size[0], size[1]))
+    return Prepared.whole(array, name, label)
+
+
+def check_labels_fit(labels: np.ndarray | None, config: ModelConfig) -> None:
+    """Raises InputError for a label that is none of the model's classes."""
+    if labels is not None and labels.max(initial=-1) >= config.num_classes > 0:
+        raise InputError(
+            f"label {labels.max()} is none of the model's {config.num_classes} classes",
+            "give labels that count from 0",
+        )

@@ -21,12 +21,14 @@ from svit_deploy.backbones.writer import GraphWriter
 from svit_deploy.engines.base import Engine
 from svit_deploy.images.prepared import Prepared
 from svit_deploy.model.arch import Arch
+from svit_deploy.model.class_names import ClassNames
 from svit_deploy.model.config import ModelConfig, Preprocess
 from svit_deploy.model.keys import Shape, Tensors
 from svit_deploy.model.result import Outputs
 from svit_deploy.model.sizes import SizeRange
 from svit_deploy.tasks.limits import Limits
-from svit_deploy.tasks.runs import Judgement, Part, Runs, StageLimit
+from svit_deploy.tasks.runs import Judgement, Part, Runs, Show, StageLimit
+from svit_deploy.tasks.scores import Scores, Truth
 
 if TYPE_CHECKING:
     from svit_deploy.backbones.reference import BackboneReference
@@ -57,7 +59,10 @@ class Task:
         inputs: names of the graph's inputs.
         packages: modules beside PyTorch that the reference needs, with what each is for.
         staged: what `stages` are of, in the plural.
-        takes_truth: whether annotations of images tell how good a model is; see `truth`.
+        takes_labels: whether images' classes tell how good a model is.
+        takes_truth: whether annotations of images do; see `truth`.
+        formats: what `predict` writes, the usual one first.
+        shown_by: fields of `Show` that have a meaning.
         shakes: by which share of its size each place of the `inner` values is moved, by precision,
             to see what rounding in front of the heads does to what they find; empty without heads.
         no_results: what a report's results say before the task has judged anything.
@@ -82,8 +87,10 @@ class Task:
     inputs: ClassVar[tuple[str, ...]] = (names.INPUT,)
     packages: ClassVar[tuple[tuple[str, str], ...]] = ()
     draws: ClassVar[bool] = False
-    refuses_predict: ClassVar[tuple[str, str] | None] = None
+    formats: ClassVar[tuple[str, ...]] = ()
+    shown_by: ClassVar[tuple[str, ...]] = ()
     staged: ClassVar[str]
+    takes_labels: ClassVar[bool] = False
     takes_truth: ClassVar[bool] = False
     shakes: ClassVar[Mapping[str, float]] = MappingProxyType({})
     no_results: ClassVar[Mapping[str, Any]]
@@ -213,15 +220,15 @@ class Task:
 
     # What `predict` shows.
 
-    def above(self, outputs: Outputs, min_score: float) -> Outputs:
-        """An image's outputs without what scores less, where anything has a score."""
+    def shown(self, outputs: Outputs, show: Show) -> Outputs:
+        """What of an image's outputs to show."""
         return outputs
 
-    def draw(self, picture: np.ndarray, outputs: Outputs, config: ModelConfig) -> np.ndarray:
+    def draw(self, picture: np.ndarray, shown: Outputs, classes: ClassNames) -> np.ndarray:
         """A picture, uint8 `[h, w, 3]`, with what came out over it."""
         return picture
 
-    def describe(self, outputs: Outputs, config: ModelConfig) -> dict[str, Any]:
+    def describe(self, shown: Outputs, classes: ClassNames) -> dict[str, Any]:
         """What came out for an image, JSON-able."""
         return {}
 
@@ -283,24 +290,27 @@ class Task:
         """
         raise NotImplementedError
 
-    def truth(self, path: Path, config: ModelConfig) -> Any:
-        """Annotations of images, for `metrics`; by default a task takes none.
+    def truth(self, path: Path, config: ModelConfig, *, objects: bool = True) -> Truth:
+        """Annotations of images; by default a task takes none.
+
+        Args:
+            objects: whether to read what is annotated; else ids alone are known.
 
         Raises:
             SvitDeployError: they cannot be read, or do not fit the model.
         """
         raise NotImplementedError
 
-    def metrics(
-        self,
-        images: Sequence[Prepared],
-        shown: Sequence[Outputs],
-        expected: Sequence[Outputs],
-        truth: Any,
-    ) -> Judgement:
-        """How good both sides are, where it is known what is right.
+    # How good a model is.
+
+    def scores(self, config: ModelConfig, truth: Any = None) -> Scores:
+        """What collects how good outputs are.
 
         Args:
-            truth: from `truth`, or None; an image may also bring its own label.
+            truth: from `truth`, where the task takes it; else images bring their labels.
         """
-        return Judgement()
+        raise NotImplementedError
+
+    def judge_scores(self, mine: Scores, theirs: Scores) -> Judgement:
+        """How good the exported model is, and the reference, on the same images."""
+        raise NotImplementedError

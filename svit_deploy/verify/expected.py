@@ -58,6 +58,12 @@ class ExpectedResults(ABC):
         """What is expected when every gate keeps all or none of its tokens, if it is known."""
 
 
+NOT_COMPARED = (
+    "without --against CHECKPOINT these are not compared: configuration and preprocessing, each "
+    "stage by itself, and what comes out with all tokens kept and with none"
+)
+
+
 class StoredReference(ExpectedResults):
     """The bundle's reference.npz: no PyTorch needed, no stages, no extreme runs."""
 
@@ -66,6 +72,7 @@ class StoredReference(ExpectedResults):
     def __init__(self, bundle: Bundle) -> None:
         self.samples = bundle.load_samples()
         self.has_rounded = all(part.rounded is not None for part in self.samples)
+        self.notes = (NOT_COMPARED,)
         self.count = _at_least_one(sum(map(len, self.samples)))
         self.description = f"reference recorded at export ({number_of(self.count, 'image')})"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,6 +14,7 @@ from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.graph.edit import add_outputs
 from svit_deploy.graph.half_precision import emulate_halves, inline_functions, view_in_float32
 from svit_deploy.images.prepared import Prepared
+from svit_deploy.inference.engine import open_bundle_engine, runs_engine
 from svit_deploy.model.result import Outputs, Result, Selected
 from svit_deploy.tasks import Runs
 from svit_deploy.verify.decisions import GateFlips, compare_selections, effective_keep
@@ -78,25 +78,19 @@ class ModelUnderTest:
         """Where edited graphs run."""
         return self.settings.provider or "cpu"
 
-    def engine(self, model: onnx.ModelProto | Path, provider: str | None = None) -> Engine:
+    def engine(self, model: onnx.ModelProto, provider: str | None = None) -> Engine:
         """Runs a graph, where nobody says otherwise on the provider under verification."""
-        content = model if isinstance(model, Path) else model.SerializeToString()
-        provider = provider or self.provider
+        content, provider = model.SerializeToString(), provider or self.provider
         return OnnxRuntimeEngine(content, provider=provider, threads=self.settings.threads)
 
     @property
     def runs_engine(self) -> bool:
         """Whether what the bundle ships is an engine, which cannot be edited."""
-        return self.bundle.engine_path is not None and self.settings.provider is None
+        return runs_engine(self.bundle, self.settings)
 
     def file(self) -> Engine:
         """What the bundle ships, as it is: its engine or its graph."""
-        bundle, settings = self.bundle, self.settings
-        if self.runs_engine:
-            return bundle.load_engine(allow_foreign=settings.allow_foreign)
-        if bundle.precision == "bf16" and self.provider == "cpu":
-            return self.engine(self.model)  # ONNX Runtime has no bfloat16 products there
-        return self.engine(bundle.model_path)
+        return open_bundle_engine(self.bundle, self.settings)
 
     @property
     def shows_gates(self) -> bool:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from svit_deploy import __version__
 from svit_deploy.bundle import Bundle
+from svit_deploy.evaluate.report import Evaluation
 from svit_deploy.machine.environment import describe_environment
 from svit_deploy.model.assumption import in_words
 from svit_deploy.tasks.limits import Limits
@@ -100,6 +101,30 @@ class VerifyReport:
         self.results |= judgement.results
         self.lines += judgement.lines
         self.summary += judgement.summary
+
+    def evaluate(self, evaluation: Evaluation) -> None:
+        """Takes in how good the exported model is on images beside those compared."""
+        images = number_of(evaluation.images, "image")
+        seen = f"NaN or infinity in {evaluation.broken} of {images}"
+        self.check(
+            "finite on the images given",
+            not evaluation.broken,
+            seen if evaluation.broken else f"in {images}",
+        )
+        self.results["evaluation"] = evaluation.results()
+        self.summary.append(f"the exported model on {images} ({evaluation.told}):")
+        self.summary += [f"  {measure}" for measure in evaluation.measures]
+        count, others = 0, images
+        if evaluation.recorded:
+            count, judgement = evaluation.recorded
+            said = "; ".join([*judgement.summary, *judgement.lines])
+            self.summary.append(f"  on {count} of them, recorded at export: {said}")
+            others = number_of(evaluation.images - count, "other image")
+        if count < evaluation.images:
+            self.notes.append(
+                f"what the reference makes of {others} is not known without --against CHECKPOINT"
+            )
+        self.notes += evaluation.notes
 
     @property
     def passed(self) -> bool:

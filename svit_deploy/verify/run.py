@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from svit_deploy.bundle import Bundle
+from svit_deploy.engines.settings import RunSettings
 from svit_deploy.errors import UsageError
+from svit_deploy.evaluate.labelled import open_labelled
+from svit_deploy.evaluate.run import evaluate_labelled
+from svit_deploy.evaluate.settings import EvaluateSettings
 from svit_deploy.images import images_of
 from svit_deploy.machine.packages import require, require_torch
-from svit_deploy.progress import SILENT, Progress
+from svit_deploy.progress import SILENT, Portion, Progress
 from svit_deploy.verify.behaviour import check_behaviour
 from svit_deploy.verify.expected import ExpectedResults, LiveReference, StoredReference
 from svit_deploy.verify.exported import ModelUnderTest
@@ -37,7 +42,7 @@ def verify_bundle(
             "add --images IMAGES, or leave it out",
         )
     if settings.against is None:
-        return verify_against(bundle, StoredReference(bundle), settings, progress)
+        return _verify_against_recorded(bundle, settings, progress)
     require_torch(
         "verify --against",
         "the reference forward pass",
@@ -51,6 +56,8 @@ def verify_bundle(
     if settings.annotations is not None:
         truth = task.truth(settings.annotations, bundle.config)
     images = images_of(settings.images, settings.max_images, progress, settings.labels)
+    if truth is not None and images is not None:
+        truth.check(images.names)
     model = load_reference_model(
         bundle,
         settings.against,
@@ -61,6 +68,28 @@ def verify_bundle(
     )
     reference = LiveReference(bundle, model, images)
     return verify_against(bundle, reference, settings, progress, truth)
+
+
+def _verify_against_recorded(
+    bundle: Bundle, settings: VerifySettings, progress: Progress
+) -> VerifyReport:
+    """Compares the bundle's samples, and evaluates the exported model on labelled images."""
+    reference = StoredReference(bundle)
+    if settings.images is None:
+        return verify_against(bundle, reference, settings, progress)
+    shared = {one.name: getattr(settings, one.name) for one in fields(RunSettings)}
+    asked = EvaluateSettings(
+        **shared,
+        images=settings.images,
+        labels=settings.labels,
+        annotations=settings.annotations,
+        max_images=settings.max_images,
+    )
+    labelled = open_labelled(bundle, asked)  # what cannot be read is told before a long run
+    report = verify_against(bundle, reference, settings, Portion(progress, 0, 0.5))
+    if report.passed:  # else the figures would be those of a broken file
+        report.evaluate(evaluate_labelled(bundle, labelled, asked, Portion(progress, 0.5, 1)))
+    return report
 
 
 def verify_against(

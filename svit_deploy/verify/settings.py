@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from svit_deploy.engines.settings import RunSettings
 from svit_deploy.errors import UsageError
 from svit_deploy.loading.settings import LoadSettings
-from svit_deploy.options import IMAGES, MAX_IMAGES, option
+from svit_deploy.options import ANNOTATIONS, IMAGES, LABELS, MAX_IMAGES, option
 
 if TYPE_CHECKING:
     from svit_deploy.images import ImageSet
@@ -21,6 +21,8 @@ class VerifySettings(RunSettings, LoadSettings):
 
     Attributes:
         against: without it the bundle's reference.npz serves, and no PyTorch is needed.
+        images: without `against` they must be labelled, for the exported model to be evaluated on
+            them; the bundle's own samples are what is compared.
         arch, overrides: what the checkpoint's weights cannot tell, independently of the bundle;
             by default the bundle's manifest is trusted for it.
         provider: an engine cannot be taken apart: what needs edited graphs runs on cpu then.
@@ -32,21 +34,17 @@ class VerifySettings(RunSettings, LoadSettings):
 
     against: Path | None = option(
         None,
-        "Checkpoint to compare with. By default the outputs recorded at export.",
+        "Checkpoint to compare with, a file or an id as `export` takes it. By default the outputs "
+        "recorded at export.",
         metavar="CHECKPOINT",
         kind=Path,
     )
     images: Path | ImageSet | None = IMAGES(None)
-    labels: Path | None = option(
-        None, "Labels of --images, to report the accuracy.", metavar="FILE", kind=Path
+    labels: Path | None = LABELS()
+    annotations: Path | None = ANNOTATIONS()
+    max_images: int = MAX_IMAGES(
+        1000, help="Use only N images: the first ones, without --against evenly spread ones."
     )
-    annotations: Path | None = option(
-        None,
-        "COCO annotations of --images, to report a detector's average precision.",
-        metavar="FILE",
-        kind=Path,
-    )
-    max_images: int = MAX_IMAGES(1000)
     repeats: int = option(
         3,
         "Number of runs that must agree bit for bit.",
@@ -57,11 +55,10 @@ class VerifySettings(RunSettings, LoadSettings):
     companions: int = 8
 
     def __post_init__(self) -> None:
-        pictures = self.images is not None or self.labels is not None
-        if self.against is None and (pictures or self.arch or self.overrides):
+        if self.against is None and (self.arch or self.overrides or self.weights):
             raise UsageError(
-                "--images, --labels, --arch and --set need a checkpoint to compare with",
-                "add --against CHECKPOINT, or leave them out to use the recorded samples",
+                "--arch, --set and --weights need a checkpoint to compare with",
+                "add --against CHECKPOINT, or leave them out to use what the bundle recorded",
             )
         if self.labels is not None and self.images is None:
             raise UsageError("--labels needs images", "add --images IMAGES")

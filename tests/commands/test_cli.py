@@ -93,7 +93,8 @@ def test_version_and_help(cli):
     bare, long, short = cli(), cli("--help"), cli("-h")
     assert bare == long == short
     assert bare.code == 0
-    for command in ("export", "verify", "bench", "inspect", "visualize", "init", "doctor"):
+    commands = ("export", "verify", "evaluate", "bench", "predict", "inspect", "visualize")
+    for command in (*commands, "init", "doctor"):
         assert f"  {command} " in bare.out
         assert cli(command, "--help").code == 0
     assert "..." not in bare.out.partition("Commands:")[2]

@@ -20,6 +20,7 @@ from svit_deploy.cli import main
 from svit_deploy.commands.parameters import with_options
 from svit_deploy.engines.settings import RunSettings
 from svit_deploy.errors import UsageError
+from svit_deploy.evaluate.settings import EvaluateSettings
 from svit_deploy.export.settings import EngineOptions, ExportSettings
 from svit_deploy.loading.settings import LoadSettings
 from svit_deploy.model.config import BatchRange, TokenMode
@@ -29,6 +30,7 @@ from svit_deploy.verify.settings import VerifySettings
 
 ALL = (
     BenchSettings,
+    EvaluateSettings,
     ExportSettings,
     LoadSettings,
     PredictSettings,
@@ -225,7 +227,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Any:
             got.extend(one for one in given if isinstance(one, ALL))
             raise typer.Exit
 
-        names = ("export", "verify", "bench", "predict", "visualize")
+        names = ("export", "verify", "evaluate", "bench", "predict", "visualize")
         api = SimpleNamespace(**dict.fromkeys(names, remember))
         monkeypatch.setitem(sys.modules, "svit_deploy.api", api)
         monkeypatch.setattr(svit_deploy, "api", api, raising=False)
@@ -292,6 +294,11 @@ def test_other_commands_get_theirs(told):
         batches=(1, 8), warmup_s=0.5, noise=True, fail_above={"p99": 12.0, "p50": 8.0}
     )  # fmt: skip
     assert told("predict", "out", "x.png", "-o", "y") == PredictSettings(images=Path("x.png"))
+    assert told("predict", "out", "-", "-o", "y.csv", "--top-k", "3", "--on-error", "skip") == (
+        PredictSettings(images=Path("-"), top_k=3, on_error="skip")
+    )
+    labelled = told("evaluate", "out", "--images", "x", "--labels", "y", "--batch", "8")
+    assert labelled == EvaluateSettings(images=Path("x"), labels=Path("y"), batch=8)
     maps = told("visualize", "out", "--images", "x", "-o", "y", "--threads", "2")
     assert maps == VisualizeSettings(images=Path("x"), threads=2)
 
@@ -315,10 +322,14 @@ def test_other_commands_get_theirs(told):
         (ExportSettings, {"target_keep": (1.5,), "calibrate_gates": "x"}, "a keep ratio of 1.5"),
         (ExportSettings, {"tokens": "dense", "calibrate_gates": "x"}, "no meaning with --tokens"),
         (ExportSettings, {"overrides": ["x"]}, "--set 'x' is not KEY=VALUE"),
-        (VerifySettings, {"labels": "x"}, "add --against CHECKPOINT"),
+        (VerifySettings, {"labels": "x"}, "--labels needs images"),
         (VerifySettings, {"overrides": {"a": "1"}}, "add --against CHECKPOINT"),
+        (VerifySettings, {"weights": "model_ema"}, "add --against CHECKPOINT"),
         (VerifySettings, {"labels": "x", "against": "y"}, "--labels needs images"),
         (VerifySettings, {"repeats": 1}, "--repeats 1 is out of range; give 2 or more"),
+        (EvaluateSettings, {"images": "x", "on_error": "ask"}, "--on-error 'ask' is unknown"),
+        (EvaluateSettings, {"images": "x", "batch": 0}, "--batch 0 is out of range"),
+        (PredictSettings, {"images": "x", "min_score": 1.5}, "--min-score 1.5 is out of range"),
         (BenchSettings, {"cuda_graph": "yes"}, "--cuda-graph 'yes' is unknown"),
         (BenchSettings, {"duration_s": "soon"}, "write, e.g., --duration 5s or 500ms"),
         (BenchSettings, {"batches": "1,x"}, "write, e.g., --batch 1,8"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from dataclasses import replace
@@ -81,6 +82,7 @@ def test_a_bundle_is_built_again_elsewhere(engine_bundle, export, tmp_path):
         ({"target": "onnx"}, "is a bundle already; give a checkpoint, or --target tensorrt or"),
         ({"precision": "fp16"}, "--precision cannot change the graph of a bundle"),
         ({"tokens": "masked"}, "--tokens cannot change the graph of a bundle"),
+        ({"class_names": "x.txt"}, "--class-names cannot change the graph of a bundle"),
     ],
 )
 def test_what_a_bundle_cannot_be_asked(engine_bundle, export, options, words):
@@ -150,6 +152,30 @@ def test_verify_runs_the_engine(engine_bundle, export, golden, monkeypatch, prec
     on_cpu = verify_against(bundle, references[0], replace(VERIFY, provider="cpu"))
     assert on_cpu.passed
     assert on_cpu.engine["runtime"] == "onnxruntime"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [None, 1, 3, 7])
+def test_evaluate_and_predict_run_the_engine(
+    engine_bundle, export, golden, monkeypatch, tmp_path, batch
+):
+    """In batches of any size: the engine takes two to four."""
+    bundle = engine_bundle("out", export("svit_cls", "budget").path, batch="2:2:4")
+    install(monkeypatch, Device())
+    found = golden("svit_cls")
+    inputs = np.concatenate([found.inputs, found.inputs[::-1], found.inputs[:1]])
+    labels = np.tile(found.logits.argmax(axis=1), 3)[:7]
+    np.savez(tmp_path / "images.npz", images=inputs, labels=labels)
+    options = {"images": tmp_path / "images.npz", "batch": batch, "threads": 1}
+    by_engine = api.evaluate(bundle.path, **options)
+    on_cpu = api.evaluate(bundle.path, provider="cpu", **options)
+    assert by_engine.engine["runtime"] == "tensorrt" != on_cpu.engine["runtime"]
+    assert by_engine.measures == on_cpu.measures and by_engine.images == 7
+    assert by_engine.kept.gates == on_cpu.kept.gates
+    assert len(by_engine.kept.gates) == 9
+    (file,) = api.predict(bundle.path, tmp_path / "a.jsonl", **options)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [row["classes"][0]["label"] for row in rows[:3]] == labels[:3].tolist()
 
 
 @pytest.mark.slow

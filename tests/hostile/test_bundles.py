@@ -218,6 +218,10 @@ def set_value(*path: Any) -> Callable[[Manifest], None]:
         (set_value("model", "preprocess", "std", [0.0, 0.0, 0.0]), "std"),
         (set_value("files", MODEL, "size_bytes", "12"), "not a whole number"),
         (set_value("files", MODEL, None), "not an object"),
+        (set_value("class_names", ["a", "b"]), "2 of 20 classes are named"),
+        (set_value("class_names", [1] * 20), "'class_names[0]' is not a string"),
+        (set_value("origin", {"id": "timm:x"}), "'origin.revision' is missing"),
+        (set_value("origin", "timm:x"), "'origin' is not an object"),
     ],
 )  # fmt: skip
 def test_values_that_contradict(

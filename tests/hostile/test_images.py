@@ -115,7 +115,7 @@ def test_pictures_without_a_sensible_meaning(
         ({"images": RAW[:0]}, "is empty [0, 8, 8, 3]"),
         ({"images": RAW[:, :0]}, "is empty [3, 0, 8, 3]"),
         ({"images": np.zeros((1, 2, 900, 3), np.uint8)}, "x-00000 is 2x900, too long and thin"),
-        ({"images": np.where(np.arange(3)[:, None, None, None] == 1, np.nan, READY)}, "float64"),
+        ({"images": np.where(np.arange(3)[:, None, None, None] == 1, np.nan, READY)}, "NaN or"),
         ({"images": RAW, "labels": np.arange(4)}, "holds 4 labels for 3 images"),
         ({"images": RAW, "labels": np.zeros((3, 1), int)}, "labels of shape (3, 1) for 3 images"),
         ({"images": RAW, "labels": np.array([0.0, 1.0, 2.0])}, "not integers (float64)"),

@@ -20,7 +20,8 @@ from svit_deploy.inspection.doctor import Diagnosis, Finding, examine
 GOOD = {
     "numpy": "2.4.6", "onnx": "1.23.2", "onnxruntime": "1.31.1", "pillow": "13.0.0",
     "pyyaml": "6.0.3", "safetensors": "0.8.0", "torch": "2.13.0+cpu", "matplotlib": "3.11.2",
-    "torchvision": "0.28.0+cpu", "pycocotools": "2.0.11",
+    "torchvision": "0.28.0+cpu", "pycocotools": "2.0.11", "pyarrow": "20.0.0",
+    "huggingface-hub": "1.0.0", "timm": "1.0.20",
 }  # fmt: skip
 Machine = Callable[..., Diagnosis]
 
@@ -68,8 +69,10 @@ def test_complete_machine(machine: Machine) -> None:
     assert not any(finding.fix for finding in diagnosis.findings)
     assert broken_commands(diagnosis) == set()
     assert list(diagnosis.commands) == [
-        "export", "export --task detect", "verify", "verify --against", "verify --annotations",
-        "bench", "bench --sweep-tokens", "predict", "visualize", "inspect", "init", "quickstart",
+        "export", "export hf://", "export timm:", "verify", "verify --against",
+        "export --task detect", "verify --against, detect", "evaluate", "verify --annotations",
+        "evaluate --annotations", "predict --format coco", "bench", "bench --sweep-tokens",
+        "predict", "predict --format parquet", "visualize", "inspect", "init", "quickstart",
         "export --target tensorrt", "export --target tensorrt-rtx", "engines: verify, bench",
         "plugins build",
     ]  # fmt: skip
@@ -85,8 +88,11 @@ def test_complete_machine(machine: Machine) -> None:
         ({"torch": None}, "missing", set(doctor.WITH_CHECKPOINT)),
         ({"torch": "2.5.1"}, "too old", set(doctor.WITH_CHECKPOINT)),
         ({"matplotlib": None}, "missing", {"bench --sweep-tokens"}),
-        ({"pycocotools": None}, "missing", {"verify --annotations"}),
-        ({"torchvision": None}, "missing", {"export --task detect", "verify --annotations"}),
+        ({"pycocotools": None}, "missing", set(doctor.ANNOTATED)),
+        ({"torchvision": None}, "missing", set(doctor.DETECTORS)),
+        ({"pyarrow": None}, "missing", {"predict --format parquet"}),
+        ({"timm": "0.9.16"}, "too old", {"export timm:"}),
+        ({"huggingface_hub": None}, "missing", {"export hf://", "export timm:"}),
         ({"onnx": "1.20.9"}, "too old", set(doctor.EVERY)),
         ({"onnxruntime": None}, "missing", set(doctor.RUNNING)),
         ({"onnxruntime": "1.9.0"}, "too old", set(doctor.RUNNING)),
@@ -101,7 +107,7 @@ def test_what_is_missing(
     machine: Machine, changes: dict[str, str | None], state: str, commands: set[str]
 ) -> None:
     diagnosis = machine(**changes)
-    name = next(iter(changes)).removesuffix("_gpu")
+    name = next(iter(changes)).removesuffix("_gpu").replace("_", "-")
     found = find(diagnosis, name)
     assert found.state == state
     assert broken_commands(diagnosis) == commands

@@ -87,6 +87,7 @@ def run_without(packages: str, *lines: tuple[Any, ...]) -> list[Result]:
 @pytest.mark.slow
 def test_without_torch(files, tmp_path):
     report, out = tmp_path / "verify.json", tmp_path / "out"
+    labelled, evaluated = tmp_path / "labelled.json", tmp_path / "evaluated.json"
     works = [
         ("--help",),
         ("verify", files / "dynamic", "--json", report),
@@ -97,6 +98,9 @@ def test_without_torch(files, tmp_path):
         ("inspect", files / "dynamic" / "model.onnx"),
         ("inspect", files / "deit.safetensors"),
         ("visualize", files / "dynamic", *IMAGES, "-o", tmp_path / "maps"),
+        ("verify", files / "dynamic", *IMAGES, "--json", labelled),
+        ("evaluate", files / "dynamic", *IMAGES, "--json", evaluated),
+        ("predict", files / "dynamic", HELDOUT, "--max-images", "4", "-o", tmp_path / "a.csv"),
         ("init", "deit_tiny", "-o", tmp_path / "again.safetensors"),
         ("doctor",),
     ]
@@ -117,8 +121,14 @@ def test_without_torch(files, tmp_path):
     for result in results[len(works) :]:
         result.check_refusal("PyTorch", "not installed", "pip install 'svit-deploy[torch]'")
     assert "leave --against out" in results[len(works) + 2].err
+    results = json.loads(evaluated.read_text())["results"]
+    assert results["measures"]["top1_accuracy"]["value"] == 1
+    found = json.loads(labelled.read_text())["results"]["evaluation"]
+    assert found["measures"] == results["measures"]
     left = sorted(entry.name for entry in tmp_path.iterdir())
-    assert left == ["again.safetensors", "maps", "verify.json"]
+    assert left == [
+        *("a.csv", "again.safetensors", "evaluated.json", "labelled.json", "maps", "verify.json")
+    ]
 
 
 @pytest.mark.slow
@@ -133,13 +143,15 @@ def test_without_onnxruntime(files, tmp_path):
         ("verify", files / "dynamic"),
         ("bench", files / "dense", files / "dynamic", *QUICK),
         ("visualize", files / "dynamic", *IMAGES, "-o", tmp_path / "maps"),
+        ("evaluate", files / "dynamic", *IMAGES),
+        ("predict", files / "dynamic", HELDOUT, "-o", tmp_path / "a.csv"),
     ]
     results = run_without("onnxruntime", *works, *refused)
     for line, result in zip(works, results, strict=False):
         assert (result.code, result.err) == (0, ""), line
     for result in results[len(works) :]:
         result.check_refusal("ONNX Runtime", "pip install onnxruntime")
-    assert not (tmp_path / "maps").exists()
+    assert not (tmp_path / "maps").exists() and not list(tmp_path.glob("a.csv*"))
 
 
 @pytest.mark.slow

@@ -20,9 +20,12 @@ from svit_deploy.engines.base import Engine
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.images.prepared import Prepared, stacked
 from svit_deploy.model.arch import Arch
+from svit_deploy.model.class_names import ClassNames, printable_names
 from svit_deploy.model.config import ModelConfig
 from svit_deploy.model.keys import Shape, Tensors
 from svit_deploy.model.result import Outputs
+from svit_deploy.tasks.detect.average_precision import AveragePrecision
+from svit_deploy.tasks.detect.coco import GroundTruth
 from svit_deploy.tasks.detect.compare import (
     compare_detections,
     describe,
@@ -48,7 +51,8 @@ from svit_deploy.tasks.features import FEATURES, Features
 from svit_deploy.tasks.limits import Limits
 from svit_deploy.tasks.numbers import DetectorNumbers
 from svit_deploy.tasks.recorded import Wanted
-from svit_deploy.tasks.runs import Judgement, Runs
+from svit_deploy.tasks.runs import Judgement, Runs, Show
+from svit_deploy.tasks.scores import Scores
 from svit_deploy.tasks.task import Arrays
 
 if TYPE_CHECKING:
@@ -70,6 +74,7 @@ class Detect(Features):
     packages: ClassVar[tuple[tuple[str, str], ...]] = (("torchvision", "the reference detections"),)
     takes_truth = True
     shakes: ClassVar[Mapping[str, float]] = {"fp32": 1e-5, "fp16": 4e-3}
+    formats, shown_by = ("pictures", "coco", "jsonl"), ("min_score",)
     engine_files: ClassVar[tuple[str, ...]] = (HEADS,)
     draws = True
 
@@ -163,14 +168,14 @@ class Detect(Features):
 
     # What `predict` shows.
 
-    def above(self, outputs: Outputs, min_score: float) -> Outputs:
-        return outputs | Detections.of(outputs).above(min_score).arrays()
+    def shown(self, outputs: Outputs, show: Show) -> Outputs:
+        return outputs | Detections.of(outputs).above(show.min_score).arrays()
 
-    def draw(self, picture: np.ndarray, outputs: Outputs, config: ModelConfig) -> np.ndarray:
-        return draw_detections(picture, Detections.of(outputs), config.task.class_names)
+    def draw(self, picture: np.ndarray, shown: Outputs, classes: ClassNames) -> np.ndarray:
+        return draw_detections(picture, Detections.of(shown), classes)
 
-    def describe(self, outputs: Outputs, config: ModelConfig) -> dict[str, Any]:
-        return describe_detections(Detections.of(outputs), config.task.class_names)
+    def describe(self, shown: Outputs, classes: ClassNames) -> dict[str, Any]:
+        return describe_detections(Detections.of(shown), classes)
 
     # Parity.
 
@@ -213,26 +218,19 @@ class Detect(Features):
         result.lines += describe(found)
         return result
 
-    def truth(self, path: Path, config: ModelConfig) -> Any:
-        from svit_deploy.tasks.detect.coco import GroundTruth
+    def truth(self, path: Path, config: ModelConfig, *, objects: bool = True) -> GroundTruth:
+        return GroundTruth(path, config, objects=objects)
 
-        return GroundTruth(path, config)
+    def scores(self, config: ModelConfig, truth: Any = None) -> Scores:
+        return AveragePrecision(truth)
 
-    def metrics(
-        self,
-        images: Sequence[Prepared],
-        shown: Sequence[Outputs],
-        expected: Sequence[Outputs],
-        truth: Any,
-    ) -> Judgement:
-        """COCO's average precision of boxes and masks."""
-        scores: dict[str, dict[str, float]] = {}
-        for side, outputs in (("exported", shown), ("reference", expected)) if truth else ():
-            found = [Detections.of(one) for one in outputs]
-            sizes = [image.original_size for image in images]
-            precision = truth.average_precision([image.name for image in images], found, sizes)
-            for kind, value in precision.items():
-                scores.setdefault(kind, {})[side] = value
+    def judge_scores(self, mine: Scores, theirs: Scores) -> Judgement:
+        exported, reference = mine.values(), theirs.values()
+        scores = {
+            key.removesuffix("_ap"): {"exported": value, "reference": reference[key]}
+            for key, value in exported.items()
+            if key.endswith("_ap")
+        }
         lines = [
             f"{kind} AP: {', '.join(f'{side} {value:.4f}' for side, value in of.items())}"
             for kind, of in scores.items()
@@ -244,7 +242,7 @@ def _class_names(given: object, classes: int) -> tuple[str, ...]:
     """The checkpoint's own, if it tells as many as it has classes."""
     if not isinstance(given, list | tuple) or len(given) != classes:
         return ()
-    return tuple("".join(c if c.isprintable() else "?" for c in str(name)[:80]) for name in given)
+    return printable_names(given, 80)
 
 
 def _pairs(runs: Runs) -> list[tuple[Detections, Detections]]:

@@ -13,20 +13,23 @@ from svit_deploy.errors import InputError
 FIX = "correct it, or give a file such as instances_val2017.json"
 
 
-def read_annotations(path: Path) -> dict[str, Any]:
+def read_annotations(path: Path, *, objects: bool = True) -> dict[str, Any]:
     """COCO's images, categories and annotations, checked as far as average precision needs them.
 
     An annotation without `iscrowd` is of one object. Their own ids mean nothing here, and counting
     from 0 or twice the same would mislead pycocotools: they are numbered anew.
+
+    Args:
+        objects: whether to read what is annotated; else images and categories are enough, as in
+            image_info_test-dev2017.json.
 
     Raises:
         InputError: not such a file; the sentence names the first entry at fault.
     """
     try:
         content = json.loads(path.read_bytes())
-        images, categories, annotations = (
-            _entries(content, name) for name in ("images", "categories", "annotations")
-        )
+        images, categories = (_entries(content, name) for name in ("images", "categories"))
+        annotations = _entries(content, "annotations") if objects else []
         sizes = _check_images(images)
         known = _ids(categories, "categories")
         for number, entry in enumerate(annotations):

@@ -42,7 +42,14 @@ class Detections:
 
     def above(self, score: float) -> Detections:
         """Those of at least this score."""
-        kept = self.scores >= score
+        return self._where(self.scores >= score)
+
+    def finite(self) -> Detections:
+        """Those whose box, score and mask are numbers."""
+        masks = np.isfinite(self.masks).all(axis=(1, 2))
+        return self._where(np.isfinite(self.boxes).all(axis=1) & np.isfinite(self.scores) & masks)
+
+    def _where(self, kept: np.ndarray) -> Detections:
         return Detections(*(v[kept] for v in (self.boxes, self.scores, self.labels, self.masks)))
 
 

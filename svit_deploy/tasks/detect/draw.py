@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from svit_deploy.model.class_names import ClassNames
 from svit_deploy.tasks.detect.detections import Detections, paste_masks
 
 
-def draw_detections(
-    picture: np.ndarray, found: Detections, class_names: Sequence[str]
-) -> np.ndarray:
-    """Boxes, masks and names over a picture uint8 `[H, W, 3]`, weakest first.
-
-    Args:
-        class_names: of all labels, or empty where they are not known.
-    """
+def draw_detections(picture: np.ndarray, found: Detections, classes: ClassNames) -> np.ndarray:
+    """Boxes, masks and names over a picture uint8 `[H, W, 3]`, weakest first."""
     if not len(found):
         return picture
     height, width = picture.shape[:2]
@@ -33,30 +27,26 @@ def draw_detections(
     for i in reversed(range(len(found))):
         box, colour = found.boxes[i].tolist(), _colour(found.labels[i])
         draw.rectangle(box, outline=colour, width=line)
-        text = f"{_class_name(found.labels[i], class_names)} {found.scores[i]:.2f}"
+        text = f"{classes.title(int(found.labels[i]))} {found.scores[i]:.2f}"
         left, top = box[0], max(box[1] - 12, 0)
         draw.rectangle((left, top, left + draw.textlength(text) + 4, top + 12), fill=colour)
         draw.text((left + 2, top), text, fill="black")
     return np.asarray(image)
 
 
-def describe_detections(found: Detections, class_names: Sequence[str]) -> dict[str, Any]:
+def describe_detections(found: Detections, classes: ClassNames) -> dict[str, Any]:
     """All of them, JSON-able; boxes in pixels."""
     return {
         "detections": [
             {
                 "label": int(label),
-                "name": _class_name(label, class_names),
+                "name": classes.title(int(label)),
                 "score": round(float(score), 6),
                 "box": [round(float(side), 3) for side in box],
             }
             for label, score, box in zip(found.labels, found.scores, found.boxes, strict=True)
         ]
     }
-
-
-def _class_name(label: int, class_names: Sequence[str]) -> str:
-    return class_names[label] if class_names else f"class {label}"
 
 
 def _colour(label: int) -> tuple[int, int, int]:

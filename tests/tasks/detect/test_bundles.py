@@ -218,7 +218,8 @@ from svit_deploy.cli import main
 bundle, photos, output = sys.argv[1:]
 quick = ["--duration", "0", "--warmup", "0", "--min-samples", "2", "--threads", "1"]
 for line in (["verify", bundle, "--threads", "1"], ["bench", bundle, *quick, "--images", photos],
-             ["predict", bundle, photos, "-o", output, "--threads", "1"], ["inspect", bundle]):
+             ["predict", bundle, photos, "-o", output, "--threads", "1"], ["inspect", bundle],
+             ["predict", bundle, photos, "-o", output + ".jsonl", "--threads", "1"]):
     code = main(["-q", "--no-progress", *line])
     assert code == 0, (line, code)
 """

@@ -1,4 +1,4 @@
-"""Average precision through pycocotools."""
+"""COCO's files: annotations, ids, and what is told of bad ones."""
 
 from __future__ import annotations
 
@@ -14,35 +14,15 @@ pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 pytest.importorskip("pycocotools")
 
+from pycocotools import mask as coding
+
 from svit_deploy import api
 from svit_deploy.errors import InputError, UsageError
+from svit_deploy.images.prepared import Prepared
 from svit_deploy.images.synthetic import paint_scene
-from svit_deploy.tasks.detect.coco import GroundTruth
-from svit_deploy.tasks.detect.detections import Detections
-
-
-def annotate(path: Path, found: Detections, name: str, size: tuple[int, int]) -> Path:
-    """Writes annotations in which exactly these detections are true."""
-    boxes = [[x, y, r - x, b - y] for x, y, r, b in found.boxes.tolist()]
-    corners = [[x, y, r, y, r, b, x, b] for x, y, r, b in found.boxes.tolist()]
-    content = {
-        "images": [{"id": 7, "file_name": name, "height": size[0], "width": size[1]}],
-        "categories": [{"id": 10 + i, "name": f"c{i}"} for i in range(80)],
-        "annotations": [
-            {
-                "id": 1 + i,
-                "image_id": 7,
-                "category_id": 10 + int(found.labels[i]),
-                "bbox": box,
-                "area": box[2] * box[3],
-                "segmentation": [corner],
-                "iscrowd": 0,
-            }
-            for i, (box, corner) in enumerate(zip(boxes, corners, strict=True))
-        ],
-    }
-    path.write_text(json.dumps(content))
-    return path
+from svit_deploy.tasks.detect.coco import GroundTruth, run_lengths
+from svit_deploy.tasks.detect.detections import Detections, paste_masks
+from tests.tasks.detect.annotated import annotate
 
 
 @pytest.fixture
@@ -52,46 +32,68 @@ def found() -> Detections:
     return Detections(boxes, np.array([0.9, 0.8], np.float32), np.array([3, 40]), masks)
 
 
-def test_perfect_and_wrong_detections(
-    detection_golden: Any, tmp_path: Path, found: Detections
+def prepared(name: str) -> Prepared:
+    return Prepared(np.zeros((3, 1, 1), np.float32), (1, 1), (1.0,) * 4, (60, 100), name)
+
+
+@pytest.fixture
+def config(detection_golden: Any) -> Any:
+    return detection_golden("svit_mask_rcnn").detector.config
+
+
+def test_results_are_what_the_evaluation_server_takes(
+    config: Any, tmp_path: Path, found: Detections
 ) -> None:
-    config, size = detection_golden("svit_mask_rcnn").detector.config, (60, 100)
-    truth = GroundTruth(annotate(tmp_path / "a.json", found, "x.jpg", size), config)
-    perfect = truth.average_precision(["folder/x.jpg"], [found], [size])
-    assert perfect == pytest.approx({"box": 1.0, "mask": 1.0})
-    wrong = Detections(found.boxes, found.scores, found.labels + 1, found.masks)
-    assert truth.average_precision(["x.jpg"], [wrong], [size]) == {"box": 0, "mask": 0}
-    none = Detections(*(v[:0] for v in (found.boxes, found.scores, found.labels, found.masks)))
-    assert truth.average_precision(["x.jpg"], [none], [size]) == {"box": 0, "mask": 0}
+    size = (60, 100)
+    truth = GroundTruth(annotate(tmp_path / "a.json", [("x.jpg", size, found)]), config)
+    results = json.loads(json.dumps(truth.results(prepared("folder/x.jpg"), found.arrays())))
+    assert [one["image_id"] for one in results] == [1, 1]
+    assert [one["category_id"] for one in results] == [10 + 3, 10 + 40]
+    assert results[0]["bbox"] == [5, 5, 40, 30]
+    assert results[1]["score"] == pytest.approx(0.8)
+    shown = np.stack([coding.decode(one["segmentation"]) for one in results]).astype(bool)
+    assert np.array_equal(shown, paste_masks(found.masks, found.boxes, size))
+    assert run_lengths(found.above(0.85), size) == [results[0]["segmentation"]]
     with pytest.raises(InputError, match=r"y.jpg is not in the annotations"):
-        truth.average_precision(["y.jpg"], [found], [size])
+        truth.image_id("y.jpg")
 
 
-def test_annotations_that_count_from_zero(
-    detection_golden: Any, tmp_path: Path, found: Detections
-) -> None:
-    config, size = detection_golden("svit_mask_rcnn").detector.config, (60, 100)
-    path = annotate(tmp_path / "a.json", found, "x.jpg", size)
+def test_pictures_are_checked(config: Any, tmp_path: Path, found: Detections) -> None:
+    size, none = (60, 100), found.above(2)
+    pictures = [("x.jpg", size, found), ("deep/y.jpg", size, none), ("z.jpg", size, none)]
+    truth = GroundTruth(annotate(tmp_path / "a.json", pictures), config)
+    assert truth.check(["x.jpg", "deep/y.jpg", "z.jpg"]) == ()
+    assert truth.check(["z.jpg", "x.jpg"]) == ("2 of the 3 annotated pictures are given",)
+    for names, words in (
+        (["x.jpg", "a/x.jpg"], "picture x.jpg is there 2 times"),
+        (["z.jpg", "deep/y.jpg"], "has no object in these pictures"),
+        (["x.jpg", "y.jpg"], "picture y.jpg is not in the annotations"),
+    ):
+        with pytest.raises(InputError, match=words):
+            truth.check(names)
+
+
+def test_ids_alone(config: Any, tmp_path: Path, found: Detections) -> None:
+    """As in image_info_test-dev2017.json."""
+    path = annotate(tmp_path / "a.json", [("x.jpg", (60, 100), found)])
     content = json.loads(path.read_text())
-    for number, entry in enumerate(content["annotations"]):
-        entry["id"] = number
+    del content["annotations"]
     path.write_text(json.dumps(content))
-    precision = GroundTruth(path, config).average_precision(["x.jpg"], [found], [size])
-    assert precision == pytest.approx({"box": 1.0, "mask": 1.0})
+    with pytest.raises(InputError, match="it lacks 'annotations'"):
+        GroundTruth(path, config)
+    truth = GroundTruth(path, config, objects=False)
+    assert len(truth.results(prepared("x.jpg"), found.arrays())) == 2
 
 
-def test_other_files_are_refused(detection_golden: Any, tmp_path: Path, found: Detections) -> None:
-    config = detection_golden("svit_mask_rcnn").detector.config
+def test_other_files_are_refused(config: Any, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("[1, 2")
     with pytest.raises(InputError, match="no COCO annotation file"):
         GroundTruth(tmp_path / "bad.json", config)
     with pytest.raises(InputError, match="cannot be read"):
         GroundTruth(tmp_path / "missing.json", config)
-    content = json.loads(annotate(tmp_path / "a.json", found, "x.jpg", (60, 100)).read_text())
-    content |= {"categories": content["categories"][:20], "annotations": []}
-    (tmp_path / "few.json").write_text(json.dumps(content))
+    few = annotate(tmp_path / "few.json", [], classes=20)
     with pytest.raises(InputError, match="has 20 categories, the model 80 classes"):
-        GroundTruth(tmp_path / "few.json", config)
+        GroundTruth(few, config)
 
 
 @pytest.mark.slow
@@ -104,7 +106,7 @@ def test_verify_tells_both_sides(checkpoint: Path, tmp_path: Path) -> None:
     bundle = api.export(checkpoint, tmp_path / "out", calibration=images, **options)
     expected = Detections.of(bundle.load_samples()[0].result.outputs[0])
     assert len(expected) > 0
-    truth = annotate(tmp_path / "a.json", expected, "x.png", (60, 90))
+    truth = annotate(tmp_path / "a.json", [("x.png", (60, 90), expected)])
     report = api.verify(
         bundle.path, against=checkpoint, images=images, annotations=truth, threads=1
     )

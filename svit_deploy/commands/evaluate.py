@@ -1,0 +1,51 @@
+"""`svit-deploy evaluate`"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from svit_deploy.commands.common import (
+    BundleFolder,
+    Invocation,
+    Json,
+    check_json,
+    dated,
+    write_json,
+)
+from svit_deploy.commands.parameters import with_options
+from svit_deploy.errors import UsageError
+from svit_deploy.evaluate.settings import EvaluateSettings
+
+
+@with_options(EvaluateSettings)
+def evaluate(
+    context: typer.Context,
+    bundle: BundleFolder,
+    settings: EvaluateSettings,
+    format: Annotated[
+        str,
+        typer.Option(metavar="FORMAT", help="Form of what is printed: table, markdown, csv, json."),
+    ] = "table",
+    json_file: Json = None,
+) -> None:
+    """Report accuracy or average precision on labelled images.
+
+    Figures have 95 % intervals; beside them stand the keep ratios of the gates and images/s.
+    """
+    from svit_deploy.evaluate import printing
+
+    if format not in printing.FORMATS:
+        raise UsageError(f"--format {format!r} is unknown", f"use {', '.join(printing.FORMATS)}")
+    check_json(json_file)
+    from svit_deploy import api
+
+    invocation: Invocation = context.obj
+    with invocation.progress() as progress:
+        evaluation = api.evaluate(bundle, settings, progress=progress)
+    report = dated(evaluation.to_dict(invocation.command))
+    printing.render(evaluation, format, invocation.console(json_file))
+    write_json(json_file, report)
+    if format == printing.JSON and json_file != "-":
+        write_json("-", report)

@@ -1,0 +1,1 @@
+"""How good an exported model is on labelled images, and how many tokens it computes."""

@@ -1,0 +1,79 @@
+"""An evaluation: images that are labelled, run and scored."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from svit_deploy.bundle import Bundle
+from svit_deploy.errors import InputError
+from svit_deploy.evaluate.labelled import Labelled, open_labelled
+from svit_deploy.evaluate.recorded import RecordedSamples
+from svit_deploy.evaluate.report import Evaluation, KeptTokens
+from svit_deploy.evaluate.settings import EvaluateSettings
+from svit_deploy.inference.engine import is_emulated, open_bundle_engine
+from svit_deploy.inference.stream import Stream
+from svit_deploy.progress import SILENT, Portion, Progress
+
+
+def evaluate_bundle(
+    bundle: Bundle, settings: EvaluateSettings, progress: Progress = SILENT
+) -> Evaluation:
+    """Runs the bundle on labelled images and says how good it is.
+
+    Raises:
+        UsageError: nothing tells what is right, or a batch that the graph does not take.
+        InputError: images, labels or annotations that cannot be read or do not fit.
+        CapabilityError: the model cannot run here, or pycocotools is missing.
+    """
+    return evaluate_labelled(bundle, open_labelled(bundle, settings), settings, progress)
+
+
+def evaluate_labelled(
+    bundle: Bundle, labelled: Labelled, settings: EvaluateSettings, progress: Progress = SILENT
+) -> Evaluation:
+    """The same with images that are opened already."""
+    task, source, samples = bundle.task, labelled.source, RecordedSamples(bundle)
+    scores, ours, theirs = (task.scores(bundle.config, labelled.truth) for _ in range(3))
+    kept, broken, notes = KeptTokens(bundle.config), 0, list(labelled.notes)
+    chosen = None
+    if settings.max_images is not None and settings.max_images < len(source):
+        places = np.linspace(0, len(source) - 1, settings.max_images)
+        chosen = set(places.astype(int).tolist())
+        notes.append(f"{len(chosen)} of {len(source)} images, evenly spread")
+    with open_bundle_engine(bundle, settings) as engine:
+        running = Portion(progress, 0, 0.9)
+        stream = Stream(bundle, engine, source, settings, running, chosen)
+        for seen in stream:
+            scores.add(seen.image, seen.outputs)
+            kept.add(seen)
+            broken += not task.finite(seen.outputs)
+            recorded = samples.find(seen.image)
+            if recorded is not None:
+                ours.add(seen.image, seen.outputs)
+                theirs.add(seen.image, recorded)
+        description = engine.description
+    if not scores.images:
+        raise InputError("none of the images could be read", "give pictures that can be read")
+    if is_emulated(bundle, settings):
+        notes.append("bfloat16 is emulated on the CPU: float32 operators, every result rounded")
+    if bundle.config.num_gates and not bundle.has_gate_outputs:
+        notes.append("the graph was exported without gate outputs and does not show what it keeps")
+    return Evaluation(
+        bundle=bundle,
+        told=labelled.told,
+        engine=description,
+        batch=stream.batch,
+        seed=settings.seed,
+        images=scores.images,
+        measures=scores.measures(
+            settings.seed,
+            lambda done: progress.update("resampling the images", 0.9 + 0.1 * done),
+        ),
+        kept=kept,
+        broken=broken,
+        skipped=stream.skipped,
+        recorded=(ours.images, task.judge_scores(ours, theirs)) if ours.images else None,
+        seconds=stream.seconds,
+        engine_seconds=stream.engine_seconds,
+        notes=notes,
+    )

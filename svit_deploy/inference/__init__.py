@@ -1,0 +1,1 @@
+"""Runs a bundle over many images: what is opened, fed, and seen of each image."""

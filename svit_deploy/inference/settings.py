@@ -1,0 +1,45 @@
+"""How to run a bundle over many images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from svit_deploy.engines.settings import RunSettings
+from svit_deploy.errors import UsageError
+from svit_deploy.model.config import MAX_BATCH
+from svit_deploy.options import option
+
+STOP, SKIP = "stop", "skip"
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceSettings(RunSettings):
+    """How to run a bundle over many images.
+
+    Attributes:
+        batch: by default as many as the task says, as far as the bundle takes them.
+
+    Raises:
+        UsageError: a value that cannot work.
+    """
+
+    batch: int | None = option(
+        None,
+        "Images per run; by default 16 of a classifier, 1 of a detector.",
+        metavar="N",
+        kind=int,
+        low=1,
+        high=MAX_BATCH,
+    )
+    workers: int = option(
+        2, "Threads that read pictures while the model runs.", metavar="N", low=1, high=256
+    )
+    on_error: str = option(
+        STOP,
+        "What to do at a picture that cannot be read: stop, or skip it and go on.",
+        metavar="stop|skip",
+    )
+
+    def __post_init__(self) -> None:
+        if self.on_error not in (STOP, SKIP):
+            raise UsageError(f"--on-error {self.on_error!r} is unknown", f"use {STOP} or {SKIP}")

@@ -1,0 +1,71 @@
+"""What a model found, and which tokens it computed, drawn over the pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from svit_deploy.bundle import Bundle
+from svit_deploy.errors import InputError
+from svit_deploy.images.overlay import beside, overlay, survival_map, with_legend
+from svit_deploy.images.prepared import Prepared
+from svit_deploy.images.preprocess import denormalise
+from svit_deploy.inference.stream import Seen
+from svit_deploy.model.class_names import ClassNames
+from svit_deploy.model.config import ModelConfig
+from svit_deploy.predict.folder import picture_file, write_numbers
+from svit_deploy.predict.formats import kept_tokens
+from svit_deploy.tasks import TASKS
+from svit_deploy.tasks.runs import Show
+
+RESULTS = "predictions.json"
+SCHEMA_VERSION = 1
+
+
+def refuse_nothing(bundle: Bundle) -> None:
+    """Raises InputError where there is nothing to draw."""
+    if not bundle.task.draws and not bundle.has_gate_outputs:
+        others = " or ".join(other.name for other in TASKS.values() if other.draws)
+        raise InputError(
+            f"{bundle.name} is a {bundle.task.name} without gate outputs: there is nothing to draw",
+            f"use a bundle of --task {others}, or one with gate outputs",
+        )
+
+
+def draw_pictures(
+    found: Iterable[Seen], folder: Path, bundle: Bundle, show: Show, classes: ClassNames
+) -> list[str]:
+    """Writes a picture per image and predictions.json into a folder; returns their names.
+
+    A picture shows what the task draws, and beside it how many gated blocks computed each patch.
+    """
+    task, config = bundle.task, bundle.config
+    results: list[dict[str, Any]] = []
+    for seen in found:
+        image, shown = seen.image, task.shown(seen.outputs, show)
+        picture = seen.array if seen.array.dtype == np.uint8 else image.picture(config.preprocess)
+        drawn = Image.fromarray(task.draw(picture, shown, classes))
+        if seen.keep_mask is not None:
+            drawn = beside(drawn, draw_tokens(image, seen.keep_mask, config))
+            drawn = with_legend(drawn, config.num_gates)
+        file = picture_file(seen.number, image.name)
+        drawn.save(folder / file)
+        result = {"name": image.name, "file": file, "size": list(image.original_size)}
+        results.append(result | task.describe(shown, classes) | kept_tokens(seen))
+    content = {"min_score": show.min_score, "images": results}
+    write_numbers(folder / RESULTS, {"schema_version": SCHEMA_VERSION, **content})
+    return [*(result["file"] for result in results), RESULTS]
+
+
+def draw_tokens(image: Prepared, keep: np.ndarray, config: ModelConfig) -> Image.Image:
+    """How many gated blocks computed each patch, over the picture in grey, without the padding."""
+    config = config.at(image.size)
+    counts = survival_map(keep[None], config.prefix_tokens, config.grid)[0]
+    whole = overlay(denormalise(image.pixels, config.preprocess), counts, len(keep))
+    factor = whole.shape[0] // image.size[0]
+    height, width = (side * factor for side in image.image_size)
+    return Image.fromarray(whole[:height, :width])
