@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4
+# ONNX Runtime for GPUs where there is one, or where .venv has it: two of them overwrite each other.
+HAS_GPU := $(shell command -v nvidia-smi)$(wildcard $(VENV)/lib/python*/site-packages/onnxruntime_gpu-*)
+RUNTIME ?= $(if $(HAS_GPU),gpu,cpu)
 
-.PHONY: demo test fast lint format hooks clean
+.PHONY: demo test fast lint format hooks docs clean
 
-demo: $(VENV)/installed  ## checkpoint -> ONNX -> verified -> measured, on the trained digits model
+demo: $(VENV)/demo  ## checkpoint -> ONNX -> verified -> measured, on the trained digits model
 	$(BIN)/svit-deploy quickstart -o quickstart --force
 
 test: $(VENV)/installed lint  ## linters, order of the folders, type checker, all tests, coverage
@@ -28,11 +31,17 @@ format: $(VENV)/installed  ## mends what ruff can mend
 hooks: $(VENV)/installed  ## runs format, lint and the order of the folders before every commit
 	$(BIN)/pre-commit install
 
-$(VENV)/installed: pyproject.toml
+docs: $(VENV)/installed  ## the pages as a site; a broken link fails it
+	$(BIN)/sphinx-build -c docs -q -E -W --keep-going . build/docs
+	@echo "build/docs/index.html; links that lead outside: build/docs/external_links.txt"
+
+$(VENV)/demo: EXTRAS = $(RUNTIME),torch
+$(VENV)/installed: EXTRAS = $(RUNTIME),dev
+$(VENV)/demo $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) quickstart
+	rm -rf $(VENV) build quickstart

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from svit_deploy.backbones.adapter.config import AdapterConfig
 
 from svit_deploy import api
 from svit_deploy.bench.inputs import Inputs
@@ -28,6 +27,7 @@ from svit_deploy.bench.whole import of_images_alone
 from svit_deploy.bundle import open_bundle
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.images import load_images, read_picture
+from svit_deploy.model.config import ModelConfig
 from svit_deploy.progress import show_progress
 
 ARCH, RATIOS = "svit_adapter_s", "0.7,0.49,0.343"
@@ -118,7 +118,6 @@ def rows(
     lines = []
     for target, result in zip(targets, report.results, strict=True):
         config = open_bundle(target).config
-        assert isinstance(config, AdapterConfig)
         ratio = macs(config, (height, width), None) / macs(config, (height, width), result)
         speedup = "1" if result.speedup is None else f"**{result.speedup.ratio:.2f}x**"
         kept = "all" if result.kept is None else f"{result.kept.keep_ratio:.3f}"
@@ -148,9 +147,10 @@ def peak_memory(target: Path, photos: Path, threads: int) -> dict[str, float]:
     return {"gib": int(peak_kib) / 2**20}
 
 
-def macs(config: AdapterConfig, size: tuple[int, int], result: TargetResult | None) -> float:
+def macs(config: ModelConfig, size: tuple[int, int], result: TargetResult | None) -> float:
     """Multiply-adds per image; without a result every token is computed and there are no gates."""
-    width, hidden, conv = config.embed_dim, config.mlp_dim, config.conv_dim
+    adapter, settings = config.backbone, config.settings
+    width, hidden, conv = config.embed_dim, config.mlp_dim, adapter.conv_dim
     cells = size[0] * size[1]
     tokens, pyramid = cells / 256, cells / 256 * 21 / 4
     computed = np.full(config.depth, tokens)
@@ -166,14 +166,14 @@ def macs(config: AdapterConfig, size: tuple[int, int], result: TargetResult | No
     total += cells / 256 * 72 * conv**2 + cells / 1024 * 144 * conv**2
     total += width * conv * cells * (1 / 16 + 2 / 64 + 4 / 256 + 4 / 1024)
     total += cells / 16 * width**2
-    samples = config.deform_heads * config.deform_points
-    interactions = len(config.interaction_blocks)
-    values = config.deform_dim * width
+    samples = settings.deform_heads * adapter.deform_points
+    interactions = len(settings.interaction_blocks)
+    values = adapter.deform_dim * width
     total += interactions * (pyramid * values + tokens * (values + 9 * samples * width))
     extractor = tokens * values + pyramid * (values + 3 * samples * width)
-    extractor += pyramid * config.ffn_dim * (2 * width + 9)
-    total += (interactions + config.extra_extractors) * extractor
-    if config.has_heads:
+    extractor += pyramid * adapter.ffn_dim * (2 * width + 9)
+    total += (interactions + adapter.extra_extractors) * extractor
+    if config.num_classes:
         maps = cells * (1 / 16 + 1 / 64 + 1 / 256 + 1 / 1024)
         total += maps * (256 * width + 2 * 9 * 256**2 + 15 * 256)
         total += 1000 * HEAD_MACS_PER_ROI + 100 * MASK_MACS_PER_ROI

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from naive import trace
 from rich.console import Console
-from svit_deploy.models import load_model, without_gates
 
 from svit_deploy import api
 from svit_deploy.bench.printing import render
@@ -24,7 +23,9 @@ from svit_deploy.bench.settings import BenchSettings
 from svit_deploy.bundle import open_bundle
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.images import load_images, synthetic_images
+from svit_deploy.loading.load import load_model
 from svit_deploy.model.config import ModelConfig
+from svit_deploy.model.model import without_gates
 from svit_deploy.progress import show_progress
 
 RATIOS = "0.7,0.49,0.343"

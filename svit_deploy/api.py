@@ -2,7 +2,7 @@
 
 Paths may be strings. Options are keywords: the fields of a command's settings, as values or as
 text that is read as on the command line. They win over `settings`, in which they may be given
-together. Every failure that a user can fix is a `SvitDeployError`.
+together. Every failure that a user can fix is a `SvitDeployError`. For example::
 
     from svit_deploy import api
 

@@ -11,7 +11,7 @@ from svit_deploy import api
 from svit_deploy.bench.printing import render
 from svit_deploy.bench.settings import BenchSettings
 from svit_deploy.errors import ExportError, InputError, VerificationFailed
-from svit_deploy.machine.packages import require_torch
+from svit_deploy.machine.packages import require_onnxruntime, require_torch
 from svit_deploy.progress import Progress
 
 BENCH = BenchSettings(batches=(1, 32), warmup_s=0.5, duration_s=3.0, threads=1)
@@ -41,6 +41,7 @@ def run_quickstart(
         VerificationFailed: an export is not equal to its checkpoint.
     """
     require_torch("quickstart", "the reference forward pass")
+    require_onnxruntime("quickstart", "the graphs")
     digits = digits_folder()
     if output.exists() and not force and not (output.is_dir() and not any(output.iterdir())):
         raise ExportError(f"{output} exists", "give another folder with -o, or --force")

@@ -17,6 +17,7 @@ import numpy as np
 
 from svit_deploy.engines.base import Engine, TensorSpec, check_feeds, check_outputs
 from svit_deploy.errors import CapabilityError, InputError, SvitDeployError, UsageError
+from svit_deploy.machine.packages import require_onnxruntime
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -236,13 +237,9 @@ def full_provider_name(provider: str) -> str:
 
 
 def _onnxruntime() -> ModuleType:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise CapabilityError(
-            f"ONNX Runtime cannot be imported: {_one_line(str(error))}",
-            "run: pip install onnxruntime (or onnxruntime-gpu for NVIDIA GPUs)",
-        ) from error
+    require_onnxruntime("running a model", "its graph")
+    import onnxruntime
+
     return onnxruntime
 
 

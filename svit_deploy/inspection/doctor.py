@@ -193,15 +193,14 @@ def _runtime() -> Finding:
     """ONNX Runtime comes in several distributions that overwrite each other's files."""
     installed = {name: version for name in RUNTIMES if (version := installed_version(name))}
     found = ", ".join(f"{name} {version}" for name, version in installed.items())
-    is_pc = sys.platform in ("linux", "win32") and platform.machine() in ("x86_64", "AMD64")
-    usual = "onnxruntime-gpu" if is_pc else "onnxruntime"  # what installing this package brings
-    install = f'pip install --upgrade "{next(iter(installed), usual)}>={RUNTIME_MINIMUM}"'
+    install = f'pip install --upgrade "{next(iter(installed), "onnxruntime")}>={RUNTIME_MINIMUM}"'
 
     def finding(state: State, detail: str, fix: str = install) -> Finding:
         return Finding("onnxruntime", state, detail, RUNNING, fix)
 
     if not installed:
-        return finding("missing", "not installed")
+        install = "pip install 'svit-deploy[cpu]', or 'svit-deploy[gpu]' for NVIDIA GPUs"
+        return finding("missing", "not installed", install)
     if len(installed) > 1:
         detail = f"{found}: these overwrite each other, keep one"
         return finding("broken", detail, f"pip uninstall {' '.join(installed)}, then {install}")

@@ -12,6 +12,12 @@ def require_torch(who: str, why: str, otherwise: str = "") -> None:
     require("torch", who, why, extra="torch", called="PyTorch", otherwise=otherwise)
 
 
+def require_onnxruntime(who: str, why: str) -> None:
+    """Raises CapabilityError unless ONNX Runtime can be imported; see `require`."""
+    gpu = "'svit-deploy[gpu]' for NVIDIA GPUs"
+    require("onnxruntime", who, why, extra="cpu", called="ONNX Runtime", otherwise=gpu)
+
+
 def require(
     module: str,
     who: str,

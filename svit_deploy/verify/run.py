@@ -12,7 +12,7 @@ from svit_deploy.evaluate.labelled import open_labelled
 from svit_deploy.evaluate.run import evaluate_labelled
 from svit_deploy.evaluate.settings import EvaluateSettings
 from svit_deploy.images import images_of
-from svit_deploy.machine.packages import require, require_torch
+from svit_deploy.machine.packages import require, require_onnxruntime, require_torch
 from svit_deploy.progress import SILENT, Portion, Progress
 from svit_deploy.verify.behaviour import check_behaviour
 from svit_deploy.verify.expected import ExpectedResults, LiveReference, StoredReference
@@ -32,7 +32,7 @@ def verify_bundle(
 
     Raises:
         UsageError: annotations that the task has no use for.
-        CapabilityError: a package that the checkpoint's reference needs is missing.
+        CapabilityError: ONNX Runtime is missing, or a package that the reference needs.
         InputError: the checkpoint, the images or the graph cannot be read or run.
     """
     settings, task = settings or VerifySettings(), bundle.task
@@ -41,6 +41,7 @@ def verify_bundle(
             "--annotations needs a detector and the images that they are of",
             "add --images IMAGES, or leave it out",
         )
+    require_onnxruntime("verify", "the graph")
     if settings.against is None:
         return _verify_against_recorded(bundle, settings, progress)
     require_torch(

@@ -280,5 +280,5 @@ def test_a_gpu_provider_works_or_says_why_not(provider, images, capfd):
 
 def test_without_onnxruntime(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(CapabilityError, match="pip install onnxruntime"):
+    with pytest.raises(CapabilityError, match=r"pip install 'svit-deploy\[cpu\]'"):
         OnnxRuntimeEngine(linear())

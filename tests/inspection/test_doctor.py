@@ -94,7 +94,6 @@ def test_complete_machine(machine: Machine) -> None:
         ({"timm": "0.9.16"}, "too old", {"export timm:"}),
         ({"huggingface_hub": None}, "missing", {"export hf://", "export timm:"}),
         ({"onnx": "1.20.9"}, "too old", set(doctor.EVERY)),
-        ({"onnxruntime": None}, "missing", set(doctor.RUNNING)),
         ({"onnxruntime": "1.9.0"}, "too old", set(doctor.RUNNING)),
         (
             {"onnxruntime_gpu": "1.31.1"},
@@ -116,6 +115,14 @@ def test_what_is_missing(
     text = shown(diagnosis)
     assert f"no: {name} is {state}" in text
     assert "pip install" in text
+
+
+def test_no_runtime(machine: Machine) -> None:
+    diagnosis = machine(onnxruntime=None)
+    found = find(diagnosis, "onnxruntime")
+    assert found.state == "missing"
+    assert broken_commands(diagnosis) == set(doctor.RUNNING)
+    assert found.fix == "pip install 'svit-deploy[cpu]', or 'svit-deploy[gpu]' for NVIDIA GPUs"
 
 
 def test_old_torch_says_why(machine: Machine) -> None:
@@ -164,7 +171,8 @@ def test_minimum_versions_are_those_of_the_package() -> None:
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
     for requirement in doctor.REQUIREMENTS:
         assert f'"{requirement.name}>={requirement.minimum}"' in text
-    assert f'"onnxruntime>={doctor.RUNTIME_MINIMUM};' in text
+    for runtime in ("onnxruntime", "onnxruntime-gpu"):
+        assert f'"{runtime}>={doctor.RUNTIME_MINIMUM}' in text
 
 
 def test_nothing_heavy_is_imported() -> None:

@@ -145,13 +145,16 @@ def test_without_onnxruntime(files, tmp_path):
         ("visualize", files / "dynamic", *IMAGES, "-o", tmp_path / "maps"),
         ("evaluate", files / "dynamic", *IMAGES),
         ("predict", files / "dynamic", HELDOUT, "-o", tmp_path / "a.csv"),
+        # Told before any work.
+        ("verify", files / "dynamic", "--against", tmp_path / "nobody_reads_this.pth"),
+        ("quickstart", "-o", tmp_path / "quick"),
     ]
     results = run_without("onnxruntime", *works, *refused)
     for line, result in zip(works, results, strict=False):
         assert (result.code, result.err) == (0, ""), line
     for result in results[len(works) :]:
-        result.check_refusal("ONNX Runtime", "pip install onnxruntime")
-    assert not (tmp_path / "maps").exists() and not list(tmp_path.glob("a.csv*"))
+        result.check_refusal("ONNX Runtime", "pip install 'svit-deploy[cpu]'", "[gpu]")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "x.safetensors"]
 
 
 @pytest.mark.slow
