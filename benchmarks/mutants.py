@@ -44,7 +44,7 @@ def main() -> None:
         known = frozenset(results.records)
         groups = [
             Group(case.name, precision, options.seed, options.only, known, options.recorded)
-            for case in CONTROLS.values()
+            for case in reversed(CONTROLS.values())  # those that take longest first
             for precision in case.precisions
             if precision in options.precision
         ]

@@ -174,4 +174,16 @@ def _images(bundle: Bundle, size: tuple[int, int], painted: int, noisy: int) -> 
     rng = np.random.default_rng(3)
     noise = rng.standard_normal((noisy, 3, *size), np.float32)
     noise *= np.linspace(0.5, 2, noisy, dtype=np.float32)[:, None, None, None]
-    return [Prepared.whole(pixels) for pixels in (*pictures, *noise)]
+    images = [Prepared.whole(pixels) for pixels in (*pictures, *noise)]
+    if bundle.sizes.fixed:
+        return images
+    # Of free sizes, every second one is padded, and of a picture that was smaller.
+    return [padded(image) if number % 2 else image for number, image in enumerate(images)]
+
+
+def padded(image: Prepared) -> Prepared:
+    """The image, its last rows and columns blank, of a picture of two thirds and half its size."""
+    height, width = (side - side // 8 for side in image.size)
+    pixels = image.pixels.copy()
+    pixels[:, height:], pixels[:, :, width:] = 0, 0
+    return replace(image, pixels=pixels, image_size=(height, width), scale=(2.0, 1.5, 2.0, 1.5))

@@ -306,14 +306,14 @@ FAULTS = (
     Fault("epsilon of a gate's norm", epsilon("block_5/gate", 0.1), (SVIT, ADAPTER)),
     Fault("epsilon of a predictor's norm", epsilon("block_6/gate", 10), ("dynamicvit/static",)),
     Fault("GELU by tanh in a gate", tanh_gelu("block_9/gate"), (BUDGET, "dynamicvit/static")),
-    Fault("a gate's input in half", gate_in_half(4), (SVIT, "svit_mask_rcnn/dynamic")),
+    Fault("a gate's input in half", gate_in_half(4), (SVIT, "digits/dynamic")),
     Fault("a margin up by 1e-3", margin_shifted(3, 1e-3), (BUDGET, "digits/dynamic", ADAPTER)),
     Fault("a margin up by 1e-4", margin_shifted(2, 1e-4), (SVIT, "svit_cls/hidden")),
     Fault("keep and prune exchanged", margin_turned(1), (MASKED, "dynamicvit_lvvit/static")),
     Fault("noise of training kept", frozen_noise(1, 0.01), (SVIT, "digits/dynamic")),
     Fault("margins sampled", sampled(5), (SVIT, "ats/dynamic")),
     Fault("a threshold up by 0.01", threshold_shifted(4, 0.01), (MASKED, "svit_adapter/budget")),
-    Fault("added behind a threshold", threshold_named_but_not_read(2, 0.01), (SVIT, BUDGET)),
+    Fault("added behind a threshold", threshold_named_but_not_read(2, 0.01), (BUDGET,)),
     Fault(
         "a tie is kept", compared_by(3, "GreaterOrEqual"), (SVIT, BUDGET, ADAPTER, "ats/dynamic")
     ),
@@ -321,8 +321,8 @@ FAULTS = (
     Fault(
         "class token decided", class_token_decided(2, None), (SVIT, "svit_cls_empty_gate/budget")
     ),
-    Fault("class token pruned", class_token_decided(5, -np.inf), (SVIT, BUDGET, "svit_cls/hidden")),
-    Fault("tokens of the gate before", decisions_of_the_gate_before(4), (SVIT, MASKED, ADAPTER)),
+    Fault("class token pruned", class_token_decided(5, -np.inf), (SVIT, "svit_cls/hidden")),
+    Fault("tokens of the gate before", decisions_of_the_gate_before(4), (SVIT, ADAPTER)),
     Fault("the first image's decisions", decisions_of_the_first_image(1), (SVIT, "evovit/static")),
     Fault(
         "the worst tokens kept",
@@ -334,11 +334,11 @@ FAULTS = (
         last_kept_for_the_first_pruned(1),
         ("evit_nofuse/static", "dynamicvit/static"),
     ),
-    Fault("keys not hidden", keys_hidden_by(7, 0.0), (SVIT, MASKED)),
+    Fault("keys not hidden", keys_hidden_by(7, 0.0), (MASKED,)),
     Fault("keys hidden by 9", keys_hidden_by(5, -9.0), (BUDGET, ADAPTER)),
-    Fault("rows of the neighbours", rows_shifted(5), (SVIT, BUDGET)),
+    Fault("rows of the neighbours", rows_shifted(5), (BUDGET,)),
     Fault("rows put back in reverse", rows_put_back_reversed(5), (SVIT, "digits/dynamic")),
-    Fault("pruned rows empty", pruned_rows_empty(8), (SVIT, MASKED, "svit_adapter/budget")),
+    Fault("pruned rows empty", pruned_rows_empty(8), (MASKED, "svit_adapter/budget")),
     Fault("spare rows seen", spare_rows_seen(9), (BUDGET,)),
     Fault("a budget by position", ranked_by_position(4), (BUDGET, "svit_adapter/budget")),
     Fault("overflow never told", overflow("never", 1), (BUDGET,)),

@@ -209,7 +209,7 @@ class Graph:
         own = self.bundle.task.stages(limits, True)
         labels |= {stage.name: stage.label for stage in own}
         outputs = {output.name for output in self.model.graph.output}
-        labels |= {o: HEADS for o in outputs - set(labels) - set(GATE_OUTPUTS)}
+        labels |= dict.fromkeys(outputs - set(labels) - set(GATE_OUTPUTS), HEADS)
         return labels
 
     def _gates_of(self, node: onnx.NodeProto) -> set[str]:

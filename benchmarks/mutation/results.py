@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mutation.cases import ROOT
+import svit_deploy
 from mutation.run import Record
 from svit_deploy.machine.environment import cpu_model, installed_versions
 
@@ -17,9 +17,9 @@ from svit_deploy.machine.environment import cpu_model, installed_versions
 def code_hash() -> str:
     """Of all the code that results depend on: this package's and the benchmark's."""
     digest = hashlib.sha256()
-    for folder in ("svit_deploy", "benchmarks/mutation"):
-        for file in sorted((ROOT / folder).rglob("*.py")):
-            digest.update(file.relative_to(ROOT).as_posix().encode() + file.read_bytes())
+    for folder in (Path(svit_deploy.__file__).parent, Path(__file__).parent):
+        for file in sorted(folder.rglob("*.py")):
+            digest.update(file.relative_to(folder).as_posix().encode() + file.read_bytes())
     return digest.hexdigest()[:12]
 
 
