@@ -84,7 +84,7 @@ def manifest(check: str, **changes: Any) -> Change:
                 entry = entry[parent]
             entry[name] = value
         graph.manifest = told
-        graph.stated = {check}
+        graph.stated, graph.told_only = {check}, True
 
     return change
 
@@ -97,7 +97,7 @@ def properties(name: str, right: str, wrong: str) -> Change:
             if entry.key == METADATA_PREFIX + name:
                 assert right in entry.value
                 entry.value = entry.value.replace(right, wrong, 1)
-        graph.stated = {"manifest"}
+        graph.stated, graph.told_only = {"metadata"}, True
 
     return change
 
@@ -107,13 +107,14 @@ def threshold_told(graph: Graph) -> None:
     told = deepcopy(graph.manifest)
     told["gates"][2]["threshold"] += 0.5
     graph.manifest, graph.stated = told, {"manifest", "gate 2"}
+    graph.told_only = True
 
 
 def output_renamed(graph: Graph) -> None:
     node = graph.producer(names.LOGITS)
     shown = next(output for output in graph.model.graph.output if output.name == names.LOGITS)
     node.output[0] = shown.name = "scores_of_classes"
-    graph.stated = {"outputs"}
+    graph.stated, graph.told_only = {"outputs"}, True
 
 
 SVIT, BUDGET, DEIT = "svit_cls/dynamic", "svit_cls/budget", "deit/dense"

@@ -24,6 +24,7 @@ class Graph:
     Attributes:
         manifest: a copy, too.
         stated: the places, where they do not follow from the nodes changed.
+        told_only: whether the fault is in what is told, not in what is computed.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -31,6 +32,7 @@ class Graph:
         self.manifest = bundle.manifest | {}
         self.model = bundle.load_model()
         self.stated: set[str] = set()
+        self.told_only = False
         self._changed: dict[str, onnx.NodeProto] = {}
         self._made = 0
         graph = self.model.graph

@@ -22,7 +22,7 @@ from mutation.drawn import draw
 from mutation.effect import Effect, Effects
 from mutation.fault import Fault
 from mutation.graph import Graph
-from mutation.judge import verify
+from mutation.judge import Judge, verify
 from svit_deploy.bundle import MANIFEST, MODEL, Bundle, write_manifest
 from svit_deploy.verify.checkpoint import load_reference_model
 
@@ -116,8 +116,9 @@ def run_group(group: Group) -> list[Record]:
         records = [control(group, case, bundle, checkpoint, side) for side in sides]
         if wanted:
             told = {"arch": case.arch, "overrides": dict(case.told)}
-            effects = Effects(bundle, load_reference_model(bundle, checkpoint, **told))
-            runner = Mutants(group, case, bundle, checkpoint, effects)
+            model = load_reference_model(bundle, checkpoint, **told)
+            judge = Judge(bundle, None if group.recorded else model)
+            runner = Mutants(group, case, bundle, checkpoint, Effects(bundle, model), judge)
             records += [runner.run(name, make) for name, make in wanted]
     return records
 
@@ -169,6 +170,7 @@ class Mutants:
     bundle: Bundle
     checkpoint: Path
     effects: Effects
+    judge: Judge
 
     def run(self, name: str, make: Make) -> Record:
         start, kind = time.process_time(), name.split("/")[0]
@@ -179,13 +181,15 @@ class Mutants:
             if not places:  # nothing was changed, or nothing of it reaches an output
                 continue
             write_mutant(self.bundle, graph, folder)
-            effect = None if graph.stated else self.effects.measure(folder)
+            effect = None if graph.told_only else self.effects.measure(folder)
             if kind == "designed" or effect is None or effect.runs:
                 break
         else:
             raise RuntimeError(f"{self.group.id(name)}: no fault gives a graph that runs")
-        against = None if self.group.recorded else self.checkpoint
-        verdict = verify(self.case, folder, against)
+        if effect is not None:
+            verdict = self.judge.verify(folder)
+        else:  # the manifest is another
+            verdict = verify(self.case, folder, None if self.group.recorded else self.checkpoint)
         return Record(
             id=self.group.id(name),
             kind=kind,

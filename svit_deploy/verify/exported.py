@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -118,9 +119,18 @@ class ModelUnderTest:
 
     # What it shows.
 
-    def observe(self, engine: Engine, images: Sequence[Prepared]) -> Result:
-        """Runs images of one size at once, with an engine that has the gates in view."""
-        outputs = engine.run(self.task.feeds(images))
+    def observe(
+        self,
+        engine: Engine,
+        images: Sequence[Prepared],
+        given: Mapping[str, np.ndarray] = MappingProxyType({}),
+    ) -> Result:
+        """Runs images of one size at once, with an engine that has the gates in view.
+
+        Args:
+            given: what the engine's graph takes beside the task's inputs.
+        """
+        outputs = engine.run({**self.task.feeds(images), **given})
         found = self.task.read(outputs, images)
         if names.MARGIN in outputs:
             seen = Selected(

@@ -16,7 +16,7 @@ from svit_deploy.io.onnx_file import random_operators
 from svit_deploy.model.counts import keep_ratios
 from svit_deploy.model.result import Outputs, Result, Selected
 from svit_deploy.progress import Progress
-from svit_deploy.verify.decisions import GateFlips, beyond_budget, effective_keep, margin_drift
+from svit_deploy.verify.decisions import GateFlips, against_rule, beyond_budget, margin_drift
 from svit_deploy.verify.expected import ExpectedResults, refuse_non_finite
 from svit_deploy.verify.exported import ModelUnderTest
 from svit_deploy.verify.forced_decisions import ForcedDecisions
@@ -143,9 +143,7 @@ class Parity:
         drift = np.zeros(len(self.gates))
         for part in self.parts:
             actual, expected = part.selected
-            decision = actual.margin > model.thresholds[None, :, None]
-            honest = actual.keep_mask == effective_keep(decision, actual.margin, part.rows)
-            wrong |= {gate for gate in self.gates if not honest[:, gate].all()}
+            wrong |= set(against_rule(actual, model.thresholds, part.rows))
             flips.append(model.flips(actual, expected, part.rows))
             drift = np.maximum(drift, margin_drift(actual, expected))
         self.check(
