@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from svit_deploy import names
 from svit_deploy.graph.edit import read_scalar
 from svit_deploy.images.prepared import Prepared
-from svit_deploy.io.onnx_file import random_operators
+from svit_deploy.io.onnx_file import random_operators, read_metadata
 from svit_deploy.model.counts import keep_ratios
 from svit_deploy.model.result import Outputs, Result, Selected
 from svit_deploy.progress import Progress
@@ -69,6 +70,14 @@ class Parity:
         shown = {output.name for output in self.model.model.graph.output}
         missing = [name for name in self.model.promised if name not in shown]
         self.check("outputs", not missing, f"no {', '.join(missing)}" if missing else "all there")
+        told = contradictions(read_metadata(self.model.model), self.model.bundle.manifest)
+        self.check(
+            "metadata",
+            not told,
+            f"the graph's own {', '.join(told)} is not the manifest's"
+            if told
+            else "as the manifest",
+        )
         random = random_operators(self.model.model)
         self.check(
             "no random operator",
@@ -231,6 +240,17 @@ class Parity:
         images = [image for part in self.parts for image in part.images]
         self.report.add(task.judge(shown, self.model.runs(forced, expected)))
         self.report.add(task.metrics(images, shown, expected, self.truth))
+
+
+def contradictions(metadata: Mapping[str, str], manifest: Mapping[str, Any]) -> list[str]:
+    """Of what a graph tells of itself (`metadata_props`), what its manifest tells otherwise.
+
+    A file that tells nothing contradicts nothing.
+    """
+    known = {name: manifest[name] for name in ("model", "preprocess", "gates")}
+    told = {name: json.dumps(value, sort_keys=True) for name, value in known.items()}
+    told["mode"] = manifest["tokens"]["mode"]
+    return [name for name, text in told.items() if metadata.get(name, text) != text]
 
 
 def _without_pixels(image: Prepared) -> Prepared:
