@@ -152,7 +152,7 @@ class Graph:
     def _tensor(self, values: ArrayLike, dtype: int) -> str:
         array = np.asarray(values).astype(helper.tensor_dtype_to_np_dtype(dtype))
         self._made += 1
-        tensor = numpy_helper.from_array(np.ascontiguousarray(array), f"fault_{self._made}")
+        tensor = numpy_helper.from_array(np.asarray(array, order="C"), f"fault_{self._made}")
         self.model.graph.initializer.append(tensor)
         self.tensors[tensor.name] = tensor
         return tensor.name
