@@ -15,6 +15,7 @@ import onnx
 from svit_deploy.bundle.manifest import (
     EXPORT_AGAIN,
     MANIFEST,
+    check_twice_told,
     read_manifest,
     sizes_of,
     task_of,
@@ -238,6 +239,7 @@ def _check_contents(bundle: Bundle) -> None:
         budget.fits(config.gated_tokens(gate)) for gate, budget in enumerate(bundle.budgets)
     ):
         raise ValueError(f"the budgets {budgets} do not fit the {config.num_gates} gates")
+    check_twice_told(manifest, config)
     if bundle.sizes.opt != config.image_size:
         raise ValueError("two image sizes are named")
     if len(bundle.class_names) not in (0, config.num_classes):

@@ -96,6 +96,30 @@ def sizes_of(manifest: Mapping[str, Any], config: ModelConfig, task: Task) -> Si
     return SizeRange.parse(text, family_of(config).backbone.step or config.patch_size)
 
 
+def check_twice_told(manifest: Mapping[str, Any], config: ModelConfig) -> None:
+    """Raises ValueError where what other programs read is not what the model's own entry says.
+
+    Args:
+        config: of the model's entry, with as many gates as are described.
+    """
+    if manifest["preprocess"] != manifest["model"]["preprocess"]:
+        raise ValueError("the preprocessing is told twice, and differently")
+    budgets = manifest["tokens"]["budgets"]
+    for gate, told in enumerate(manifest["gates"]):
+        known = {
+            "gate": gate,
+            "block": config.gate_blocks[gate],
+            "sees_class_token": config.gate_class_token[gate],
+            "gated_tokens": config.gated_tokens(gate),
+            "target_keep": config.target_keep[gate] if config.target_keep else None,
+            "threshold": config.thresholds[gate] if config.thresholds else None,
+            "budget": budgets[gate] if budgets else None,
+        }
+        for name, value in known.items():
+            if told[name] != value:
+                raise ValueError(f"gate {gate} has {name} {told[name]} and {value}")
+
+
 def describe_task(task: Task, sizes: SizeRange) -> dict[str, Any]:
     """What a manifest says of task and sizes; nothing of a task that needs no word."""
     named = {} if task.name == UNNAMED else {"task": task.name}

@@ -54,11 +54,24 @@ def set_scalars(model: onnx.ModelProto, values: Mapping[str, float]) -> onnx.Mod
     tensors = {tensor.name: tensor for tensor in edited.graph.initializer}
     for name, value in values.items():
         if name not in tensors:
-            raise InputError(
-                f"the graph has no initializer named {name!r}",
-                "use the file as svit-deploy exported it; optimisers fold thresholds away",
-            )
+            raise InputError(*_no_scalar(name))
         tensors[name].CopyFrom(numpy_helper.from_array(np.array(value, np.float32), name))
+    return edited
+
+
+def feed_scalars(model: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """Turns float32 scalar initializers into inputs of their names.
+
+    Raises:
+        InputError: the graph has no such initializer.
+    """
+    edited = copy_model(model)
+    tensors = {tensor.name: tensor for tensor in edited.graph.initializer}
+    for name in names:
+        if name not in tensors:
+            raise InputError(*_no_scalar(name))
+        edited.graph.initializer.remove(tensors[name])
+        edited.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ()))
     return edited
 
 
@@ -76,7 +89,11 @@ def read_scalar(model: onnx.ModelProto, name: str) -> float:
                 raise InputError(
                     f"the initializer {name!r} is no scalar or is damaged", "export the model again"
                 ) from None
-    raise InputError(
+    raise InputError(*_no_scalar(name))
+
+
+def _no_scalar(name: str) -> tuple[str, str]:
+    return (
         f"the graph has no initializer named {name!r}",
         "use the file as svit-deploy exported it; optimisers fold thresholds away",
     )

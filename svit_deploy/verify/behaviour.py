@@ -1,25 +1,22 @@
-"""What must hold of any exported model: batches, repeats, everything kept, nothing kept."""
+"""What must hold of any exported model: batches, repeats, gates out of view, other thresholds."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import numpy as np
 
-from svit_deploy import names
 from svit_deploy.errors import InputError
-from svit_deploy.graph.edit import set_scalars
 from svit_deploy.images.prepared import Prepared
 from svit_deploy.model.result import Result
 from svit_deploy.progress import Progress
-from svit_deploy.verify.decisions import beyond_budget, decision_distance
+from svit_deploy.verify.decisions import decision_distance
 from svit_deploy.verify.expected import ExpectedResults
 from svit_deploy.verify.exported import ModelUnderTest
+from svit_deploy.verify.thresholds import check_other_thresholds
 from svit_deploy.verify.words import number_of
 
-LARGEST = float(np.finfo(np.float32).max)
 BATCH_PIXELS = 2**21  # of a large batch: 41 images of 224x224, 2 of 800x1216
 
 
@@ -34,7 +31,7 @@ def check_behaviour(
         "batch invariance": lambda: check_batches(model, images),
         "determinism": lambda: check_determinism(model, images),
         "hidden gates": lambda: check_hidden_gates(model, images),
-        "all kept, none kept": lambda: check_extremes(model, images, reference),
+        "other thresholds": lambda: check_other_thresholds(model, images, reference),
     }
     for number, (name, run) in enumerate(checks.items()):
         progress.update(name, 0.7 + 0.3 * number / len(checks))
@@ -121,55 +118,6 @@ def check_hidden_gates(model: ModelUnderTest, images: Sequence[Prepared]) -> Non
         else:
             words = "no image tells; more images may, or an export with its gate outputs does"
     model.report.check("alike without its gates in view", ok, f"{words} (in {of})")
-
-
-def check_extremes(
-    model: ModelUnderTest, images: Sequence[Prepared], reference: ExpectedResults
-) -> None:
-    """Every token kept, then none: thresholds at the ends of the float32 range."""
-    if not model.config.thresholds:
-        return
-    for keep, threshold in EXTREMES:
-        thresholds = {names.threshold_name(gate): threshold for gate in model.gates}
-        with model.engine(set_scalars(model.in_view(), thresholds)) as engine:
-            actual = model.observe(engine, images)
-        expected = reference.extreme(images, keep)
-        if expected is None:
-            ok, detail = _keeps(model, images, actual, keep)
-        else:
-            everywhere = np.full(len(model.gates), threshold, np.float32)
-            ok, detail = model.compare(actual, expected, model.rows(images), everywhere)
-        model.report.check(f"{keep} kept", ok, detail)
-        rows, overflow = model.rows(images), actual.selected.overflow
-        if keep == "all" and rows is not None and overflow is not None:
-            lowest = np.full(len(model.gates), threshold, np.float32)
-            wrong = (overflow != beyond_budget(actual.selected, rows, lowest)).any(axis=0)
-            told = f"gate {wrong.argmax()} miscounts" if wrong.any() else f"{overflow.max()} tokens"
-            model.report.check("overflow with all kept", not wrong.any(), told)
-
-
-EXTREMES: tuple[tuple[Literal["all", "none"], float], ...] = (("all", -LARGEST), ("none", LARGEST))
-
-
-def _keeps(
-    model: ModelUnderTest, images: Sequence[Prepared], actual: Result, keep: str
-) -> tuple[bool, str]:
-    """Whether a run keeps all that its budgets allow, or only what may not be pruned."""
-    config, rows, noun = model.config.at(images[0].size), model.rows(images), model.task.noun
-    tokens = np.full(len(model.gates), config.num_tokens)
-    if keep == "none":
-        tokens = np.array([config.first_gated(gate) for gate in model.gates])
-    elif rows is not None:
-        tokens = rows
-    kept = actual.selected.keep_mask.sum(axis=2)
-    wrong = [gate for gate in model.gates if (kept[:, gate] != tokens[gate]).any()]
-    if wrong:
-        gate = wrong[0]
-        fewest = number_of(int(kept[:, gate].min()), "token")
-        return False, f"gate {gate} keeps {fewest} or more, not {tokens[gate]}"
-    if not all(map(model.task.finite, actual.outputs)):
-        return False, f"{noun} are not finite"
-    return True, f"runs, as many tokens as there should be, {noun} are finite"
 
 
 def _mirrored(image: Prepared) -> Prepared:

@@ -181,3 +181,10 @@ def effective_keep(decision: np.ndarray, margin: np.ndarray, rows: np.ndarray | 
     order = np.argsort(-np.where(decision, margin, -np.inf), axis=2, kind="stable")
     rank = np.argsort(order, axis=2, kind="stable")
     return decision & (rank < np.asarray(rows)[None, :, None])
+
+
+def against_rule(selected: Selected, thresholds: np.ndarray, rows: np.ndarray | None) -> list[int]:
+    """Gates whose keep mask is not margin > threshold, cut to a budget of `rows [G]` by rank."""
+    decision = selected.margin > thresholds[None, :, None]
+    honest = selected.keep_mask == effective_keep(decision, selected.margin, rows)
+    return [gate for gate in range(honest.shape[1]) if not honest[:, gate].all()]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -120,9 +121,18 @@ class ModelUnderTest:
 
     # What it shows.
 
-    def observe(self, engine: Engine, images: Sequence[Prepared]) -> Result:
-        """Runs images of one size at once, with an engine that has the gates in view."""
-        outputs = engine.run(self.task.feeds(images))
+    def observe(
+        self,
+        engine: Engine,
+        images: Sequence[Prepared],
+        given: Mapping[str, np.ndarray] = MappingProxyType({}),
+    ) -> Result:
+        """Runs images of one size at once, with an engine that has the gates in view.
+
+        Args:
+            given: what the engine's graph takes beside the task's inputs.
+        """
+        outputs = engine.run({**self.task.feeds(images), **given})
         found = self.task.read(outputs, images)
         if names.MARGIN in outputs:
             seen = Selected(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -14,16 +15,16 @@ from svit_deploy import names
 from svit_deploy.engines.base import Engine
 from svit_deploy.graph.edit import read_scalar
 from svit_deploy.images.prepared import Prepared
-from svit_deploy.io.onnx_file import random_operators
+from svit_deploy.io.onnx_file import random_operators, read_metadata
 from svit_deploy.model.counts import keep_ratios
 from svit_deploy.model.result import Outputs, Result, Selected
 from svit_deploy.progress import Progress
 from svit_deploy.tasks import Part
 from svit_deploy.verify.decisions import (
     GateFlips,
+    against_rule,
     beyond_budget,
     decision_distance,
-    effective_keep,
     margin_drift,
 )
 from svit_deploy.verify.expected import ExpectedResults, refuse_non_finite
@@ -81,6 +82,14 @@ class Parity:
         shown = {output.name for output in self.model.model.graph.output}
         missing = [name for name in self.model.promised if name not in shown]
         self.check("outputs", not missing, f"no {', '.join(missing)}" if missing else "all there")
+        told = contradictions(read_metadata(self.model.model), self.model.bundle.manifest)
+        self.check(
+            "metadata",
+            not told,
+            f"the graph's own {', '.join(told)} is not the manifest's"
+            if told
+            else "as the manifest",
+        )
         random = random_operators(self.model.model)
         self.check(
             "no random operator",
@@ -191,9 +200,7 @@ class Parity:
         drift, predicted = np.zeros(len(self.gates)), 0.0
         for part in self.parts:
             actual, expected = part.selected
-            decision = actual.margin > model.thresholds[None, :, None]
-            honest = actual.keep_mask == effective_keep(decision, actual.margin, part.rows)
-            wrong |= {gate for gate in self.gates if not honest[:, gate].all()}
+            wrong |= set(against_rule(actual, model.thresholds, part.rows))
             flips.append(model.flips(actual, expected, part.rows))
             drift = np.maximum(drift, margin_drift(actual, expected))
             if part.moved is not None:
@@ -291,6 +298,17 @@ class Parity:
             mine.add(image, own)
             theirs.add(image, wanted)
         self.report.add(task.judge_scores(mine, theirs))
+
+
+def contradictions(metadata: Mapping[str, str], manifest: Mapping[str, Any]) -> list[str]:
+    """Of what a graph tells of itself (`metadata_props`), what its manifest tells otherwise.
+
+    A file that tells nothing contradicts nothing.
+    """
+    known = {name: manifest[name] for name in ("model", "preprocess", "gates")}
+    told = {name: json.dumps(value, sort_keys=True) for name, value in known.items()}
+    told["mode"] = manifest["tokens"]["mode"]
+    return [name for name, text in told.items() if metadata.get(name, text) != text]
 
 
 def _without_pixels(image: Prepared) -> Prepared:

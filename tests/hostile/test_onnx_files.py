@@ -18,7 +18,13 @@ from onnx import TensorProto, helper
 
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.errors import EXIT_INPUT, InputError, SvitDeployError
-from svit_deploy.graph.edit import add_outputs, force_values, read_scalar, set_scalars
+from svit_deploy.graph.edit import (
+    add_outputs,
+    feed_scalars,
+    force_values,
+    read_scalar,
+    set_scalars,
+)
 from svit_deploy.inspection import inspect_path
 from svit_deploy.io.onnx_file import load_onnx
 
@@ -262,6 +268,7 @@ def test_foreign_and_simplified_graphs(tmp_path: Path) -> None:
     for edit in (
         lambda: add_outputs(model, ["gate_0.margin"]),
         lambda: set_scalars(model, {"gate_0.threshold": 0.0}),
+        lambda: feed_scalars(model, ["gate_0.threshold"]),
         lambda: read_scalar(model, "gate_0.threshold"),
         lambda: force_values(model, {"gate_0.decision": ("batch", 5)}),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import onnx
 import pytest
 
 pytest.importorskip("torch")
@@ -32,6 +33,20 @@ def test_preprocessing_of_another_model(golden, broken, verify, changed, words):
     bundle = broken(model=wrong)
     for images in (synthetic_images(3, (64, 80)), None):
         refused(verify(bundle, images=images), "inputs", words)
+
+
+def test_a_graph_that_tells_another_preprocessing_of_itself(broken, verify):
+    """Programs that are given the file alone read it there."""
+    bundle = broken()
+    model = bundle.load_model()
+    (told,) = [p for p in model.metadata_props if p.key.endswith(".preprocess")]
+    told.value = told.value.replace("0.485", "0.5")
+    onnx.save(model, bundle.model_path)
+    report = verify(bundle)
+    refused(report, "metadata", "the graph's own preprocess is not the manifest's")
+    del model.metadata_props[:]
+    onnx.save(model, bundle.model_path)
+    assert verify(bundle).passed
 
 
 @pytest.mark.parametrize(

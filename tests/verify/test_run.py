@@ -38,13 +38,13 @@ def test_checks(export, verify, mode):
     gates, budget = ["thresholds"], ["overflow counts what the budget cuts"]
     batches = ["alone = inside a batch", "alone = inside a large batch"]
     decisions = ["keep mask follows the margins", "gate decisions", "few decisions flip", "margins"]
-    extremes = ["all kept", "none kept"]
+    extremes = ["all kept", "none kept", "ties are pruned"]
     if mode == "budget":
         extremes.insert(1, "overflow with all kept")
     if mode == "dense":
         gates = decisions = extremes = []
     assert [found.name for found in report.checks] == [
-        *("configuration", "inputs", "outputs", "no random operator", *gates),
+        *("configuration", "inputs", "outputs", "metadata", "no random operator", *gates),
         *("every stage by itself", *decisions),
         *(budget if mode == "budget" else []),
         *("logits", "top-1 agreement", *batches, "deterministic"),

@@ -1,0 +1,25 @@
+"""All faults that someone thought of."""
+
+from __future__ import annotations
+
+from mutation import (
+    faults_of_batches,
+    faults_of_blocks,
+    faults_of_detectors,
+    faults_of_gates,
+    faults_of_methods,
+)
+from mutation.fault import Fault
+
+DESIGNED: tuple[Fault, ...] = (
+    *faults_of_blocks.FAULTS,
+    *faults_of_gates.FAULTS,
+    *faults_of_methods.FAULTS,
+    *faults_of_detectors.FAULTS,
+    *faults_of_batches.FAULTS,
+)
+
+
+def designed_for(case: str) -> list[Fault]:
+    """The faults that a case gets, in order."""
+    return [fault for fault in DESIGNED if case in fault.cases]
