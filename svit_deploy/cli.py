@@ -13,9 +13,14 @@ import typer
 
 from svit_deploy import __version__
 from svit_deploy.commands.bench import bench
-from svit_deploy.commands.common import Invocation, configure_logging, restore_logging
+from svit_deploy.commands.common import (
+    Invocation,
+    configure_logging,
+    one_line,
+    restore_logging,
+)
 from svit_deploy.commands.export import export
-from svit_deploy.commands.others import doctor, init, inspect, quickstart
+from svit_deploy.commands.others import doctor, init, inspect, list_, quickstart
 from svit_deploy.commands.plugins import plugins
 from svit_deploy.commands.predict import predict, visualize
 from svit_deploy.commands.verify import verify
@@ -41,7 +46,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (export, verify, bench, predict, inspect, visualize, init, doctor, quickstart):
+for command in (export, verify, bench, predict, inspect, visualize, init):
+    app.command()(command)
+app.command("list")(list_)
+for command in (doctor, quickstart):
     app.command()(command)
 app.add_typer(plugins)
 
@@ -144,7 +152,7 @@ def _usage_sentence(error: Any) -> str:
 
 def _fail(sentence: str, exit_code: int) -> int:
     with contextlib.suppress(OSError, AttributeError):  # nobody may be listening
-        sys.stderr.write(f"error: {' '.join(sentence.split())}\n")
+        sys.stderr.write(f"error: {one_line(sentence)}\n")
         sys.stderr.flush()
     return exit_code
 

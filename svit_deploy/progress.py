@@ -49,7 +49,8 @@ class _Lines(Progress):
         if description == self._printed[0] and now - self._printed[1] < 30:
             return
         self._printed = (description, now)
-        self._console.print(f"{fraction:4.0%} {description}", markup=False, highlight=False)
+        line = f"{fraction:4.0%} {description}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,13 @@
 """The folder that an export writes: complete or absent, every file accounted for."""
 
-from svit_deploy.bundle.bundle import MODEL, REFERENCE, Bundle, open_bundle, write_bundle
+from svit_deploy.bundle.bundle import (
+    MODEL,
+    REFERENCE,
+    Bundle,
+    check_output,
+    open_bundle,
+    write_bundle,
+)
 from svit_deploy.bundle.manifest import MANIFEST, SCHEMA_VERSION, write_manifest
 
 __all__ = [
@@ -9,6 +16,7 @@ __all__ = [
     "REFERENCE",
     "SCHEMA_VERSION",
     "Bundle",
+    "check_output",
     "open_bundle",
     "write_bundle",
     "write_manifest",

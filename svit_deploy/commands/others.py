@@ -1,4 +1,4 @@
-"""`svit-deploy inspect`, `init`, `doctor` and `quickstart`"""
+"""`svit-deploy inspect`, `init`, `list`, `doctor` and `quickstart`"""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from svit_deploy.commands.common import (
+    DryRunFlag,
     Force,
     Invocation,
     Json,
@@ -54,6 +55,7 @@ def init(
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed for the weights.")] = 0,
     force: Force = False,
+    dry_run: DryRunFlag = False,
 ) -> None:
     """Write a checkpoint with random weights, to plan ahead.
 
@@ -61,10 +63,32 @@ def init(
     """
     from svit_deploy import api
 
-    made = api.init(arch, output, keep_ratio=keep_ratio, seed=seed, force=force)
+    invocation: Invocation = context.obj
+    with invocation.plan(dry_run) as plan:
+        made = api.init(arch, output, keep_ratio=keep_ratio, seed=seed, force=force, plan=plan)
     ratios = ", ".join(f"{ratio:.3f}" for ratio in made.keep_ratios)
     gates = f", gates keep {ratios} of synthetic images" if ratios else ""
     typer.echo(f"wrote {output}: random {made.arch}{gates}")
+
+
+def list_(
+    context: typer.Context,
+    kind: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="KIND", help="presets, methods, backbones or tasks; all by default."
+        ),
+    ] = None,
+    json_file: Json = None,
+) -> None:
+    """List presets, methods, backbones and tasks, and what each must be told."""
+    check_json(json_file)
+    from svit_deploy import api
+
+    invocation: Invocation = context.obj
+    catalogue = api.catalogue(kind)
+    catalogue.render(invocation.console(json_file))
+    write_json(json_file, catalogue.to_dict())
 
 
 def doctor(context: typer.Context, json_file: Json = None) -> None:
@@ -82,10 +106,11 @@ def quickstart(
     context: typer.Context,
     output: OutputFolder = Path("quickstart"),
     force: Force = False,
+    dry_run: DryRunFlag = False,
 ) -> None:
     """Run every step once on the digits model in the package."""
     from svit_deploy.commands.quickstart import run_quickstart
 
     invocation: Invocation = context.obj
-    with invocation.progress() as progress:
-        run_quickstart(output, invocation.console(), progress, force=force)
+    with invocation.plan(dry_run) as plan, invocation.progress() as progress:
+        run_quickstart(output, invocation.console(), progress, plan, force=force)

@@ -3,6 +3,7 @@
 from svit_deploy.images.sets import (
     PICTURE_SUFFIXES,
     ImageSet,
+    check_images,
     images_of,
     load_images,
     read_picture,
@@ -12,6 +13,7 @@ from svit_deploy.images.sets import (
 __all__ = [
     "PICTURE_SUFFIXES",
     "ImageSet",
+    "check_images",
     "images_of",
     "load_images",
     "read_picture",

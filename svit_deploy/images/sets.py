@@ -108,10 +108,18 @@ def load_images(path: Path, *, labels: Path | None = None, limit: int | None = N
     """
     if limit is not None and limit < 1:
         raise UsageError(f"a limit of {limit} images leaves none", "give 1 or more")
-    if path.is_dir() or (path.is_file() and path.suffix.lower() in PICTURE_SUFFIXES):
-        return _load_pictures(path, labels, limit)
-    if path.is_file() and path.suffix.lower() == ".npz":
-        return _load_npz(path, labels, limit)
+    check_images(path)
+    load = _load_npz if path.suffix.lower() == ".npz" and path.is_file() else _load_pictures
+    return load(path, labels, limit)
+
+
+def check_images(images: Path | ImageSet | None) -> None:
+    """Raises InputError for a path that holds no images; call it before a long run."""
+    if images is None or not isinstance(images, Path):
+        return
+    path, suffix = images, images.suffix.lower()
+    if path.is_dir() or (path.is_file() and suffix in (*PICTURE_SUFFIXES, ".npz")):
+        return
     if path.exists():
         raise InputError(
             f"{path} is not an image source",

@@ -12,6 +12,7 @@ from PIL import Image
 from svit_deploy.bundle import Bundle
 from svit_deploy.engines.base import Engine
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from svit_deploy.engines.providers import CPU
 from svit_deploy.errors import InputError
 from svit_deploy.images import ImageSet, images_of
 from svit_deploy.images.overlay import beside, overlay, survival_map, with_legend
@@ -20,18 +21,29 @@ from svit_deploy.images.preprocess import denormalise
 from svit_deploy.model.config import ModelConfig
 from svit_deploy.model.result import Outputs
 from svit_deploy.names import KEEP_MASK
-from svit_deploy.predict.folder import picture_file, result_folder, write_numbers
+from svit_deploy.plan import RUN, Plan
+from svit_deploy.predict.folder import (
+    check_result_folder,
+    picture_file,
+    result_folder,
+    tell_run,
+    write_numbers,
+)
 from svit_deploy.predict.settings import PredictSettings
 from svit_deploy.progress import SILENT, Progress
 from svit_deploy.tasks import TASKS
 from svit_deploy.tasks.samples import prepare_all
 
-RESULTS = "predictions.json"
+RESULTS, PREDICTIONS = "predictions.json", "predictions"
 SCHEMA_VERSION = 1
 
 
 def predict_images(
-    bundle: Bundle, output: Path, settings: PredictSettings, progress: Progress = SILENT
+    bundle: Bundle,
+    output: Path,
+    settings: PredictSettings,
+    progress: Progress = SILENT,
+    plan: Plan = RUN,
 ) -> list[Path]:
     """Writes a folder with one picture per image, and predictions.json.
 
@@ -43,13 +55,20 @@ def predict_images(
         InputError: neither results nor gates to draw, a picture that the graph cannot run, or an
             `output` that holds something else.
         ExportError: `output` cannot be written.
+        CapabilityError: what runs the bundle is missing.
     """
     task, config = bundle.task, bundle.config
     _refuse_nothing(bundle)
+    plan.needs(check_result_folder, output, RESULTS, PREDICTIONS)
+    plan.needs(bundle.require, settings.provider)
     images = images_of(settings.images, settings.max_images, progress)
+    tell_run(plan, bundle, settings.provider, images)
+    files = [picture_file(i, name) for i, name in enumerate(images.names)]
+    plan.writes(*(output / file for file in (*files, RESULTS)))
+    plan.begin()
     results: list[dict[str, Any]] = []
     with (
-        result_folder(output, RESULTS, "predictions") as folder,
+        result_folder(output, RESULTS, PREDICTIONS) as folder,
         _open(bundle, settings) as engine,
     ):
         for i, (picture, image) in enumerate(_prepare(images, bundle)):
@@ -60,16 +79,15 @@ def predict_images(
             if keep is not None:
                 drawn = beside(drawn, draw_tokens(image, keep, config))
                 drawn = with_legend(drawn, config.num_gates)
-            file = picture_file(i, image.name)
-            drawn.save(folder / file)
-            result = {"name": image.name, "file": file, "size": list(image.original_size)}
+            drawn.save(folder / files[i])
+            result = {"name": image.name, "file": files[i], "size": list(image.original_size)}
             result |= task.describe(shown, config)
             if keep is not None:
                 result["kept_tokens"] = keep.sum(axis=1).tolist()
             results.append(result)
         content = {"min_score": settings.min_score, "images": results}
         write_numbers(folder / RESULTS, {"schema_version": SCHEMA_VERSION, **content})
-    return [output / result["file"] for result in results] + [output / RESULTS]
+    return [output / file for file in (*files, RESULTS)]
 
 
 def _refuse_nothing(bundle: Bundle) -> None:
@@ -87,9 +105,9 @@ def _refuse_nothing(bundle: Bundle) -> None:
 
 
 def _open(bundle: Bundle, settings: PredictSettings) -> Engine:
-    if settings.provider is None and bundle.engine_path is not None:
+    if bundle.runs_engine(settings.provider):
         return bundle.load_engine()
-    provider = settings.provider or "cpu"
+    provider = settings.provider or CPU
     return OnnxRuntimeEngine(bundle.model_path, provider=provider, threads=settings.threads)
 
 

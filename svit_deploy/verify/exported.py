@@ -12,6 +12,7 @@ from svit_deploy import names
 from svit_deploy.bundle import Bundle
 from svit_deploy.engines.base import Engine
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from svit_deploy.engines.providers import CPU
 from svit_deploy.graph.edit import add_outputs
 from svit_deploy.graph.half_precision import emulate_halves, inline_functions, view_in_float32
 from svit_deploy.images.prepared import Prepared
@@ -59,7 +60,7 @@ class ModelUnderTest:
         """The graph with all that is fed or looked at in float32."""
         if self.bundle.precision == "fp32":
             return model
-        if self.provider == "cpu":
+        if self.provider == CPU:
             self.report.notes.append(
                 f"where its stages are looked at, {self.bundle.precision} is emulated: float32 "
                 "operators, every result rounded"
@@ -70,7 +71,7 @@ class ModelUnderTest:
     @property
     def provider(self) -> str:
         """Where edited graphs run."""
-        return self.settings.provider or "cpu"
+        return self.settings.provider or CPU
 
     def engine(self, model: onnx.ModelProto | Path) -> Engine:
         content = model if isinstance(model, Path) else model.SerializeToString()
@@ -79,14 +80,14 @@ class ModelUnderTest:
     @property
     def runs_engine(self) -> bool:
         """Whether what the bundle ships is an engine, which cannot be edited."""
-        return self.bundle.engine_path is not None and self.settings.provider is None
+        return self.bundle.runs_engine(self.settings.provider)
 
     def file(self) -> Engine:
         """What the bundle ships, as it is: its engine or its graph."""
         bundle, settings = self.bundle, self.settings
         if self.runs_engine:
             return bundle.load_engine(allow_foreign=settings.allow_foreign)
-        if bundle.precision == "bf16" and self.provider == "cpu":
+        if bundle.precision == "bf16" and self.provider == CPU:
             return self.engine(self.model)  # ONNX Runtime has no bfloat16 products there
         return self.engine(bundle.model_path)
 

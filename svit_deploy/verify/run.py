@@ -5,9 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from svit_deploy.bundle import Bundle
+from svit_deploy.engines.onnxruntime import require_provider
+from svit_deploy.engines.providers import CPU
 from svit_deploy.errors import UsageError
-from svit_deploy.images import images_of
+from svit_deploy.images import check_images, images_of
 from svit_deploy.machine.packages import require, require_torch
+from svit_deploy.model.assumption import in_words
+from svit_deploy.plan import RUN, Plan
 from svit_deploy.progress import SILENT, Progress
 from svit_deploy.verify.behaviour import check_behaviour
 from svit_deploy.verify.expected import ExpectedResults, LiveReference, StoredReference
@@ -18,16 +22,23 @@ from svit_deploy.verify.settings import VerifySettings
 
 
 def verify_bundle(
-    bundle: Bundle, settings: VerifySettings | None = None, progress: Progress = SILENT
+    bundle: Bundle,
+    settings: VerifySettings | None = None,
+    progress: Progress = SILENT,
+    plan: Plan = RUN,
 ) -> VerifyReport:
     """Verifies a bundle against its checkpoint, or against what the export recorded of it.
+
+    Args:
+        plan: is asked for what is needed before a checkpoint or an image is read.
 
     Returns:
         The report; `report.passed` says whether the bundle may be used.
 
     Raises:
         UsageError: annotations that the task has no use for.
-        CapabilityError: a package that the checkpoint's reference needs is missing.
+        CapabilityError: a package that the checkpoint's reference needs is missing, or what runs
+            the bundle.
         InputError: the checkpoint, the images or the graph cannot be read or run.
     """
     settings, task = settings or VerifySettings(), bundle.task
@@ -36,20 +47,40 @@ def verify_bundle(
             "--annotations needs a detector and the images that they are of",
             "add --images IMAGES, or leave it out",
         )
+    plan.needs(bundle.require, settings.provider, allow_foreign=settings.allow_foreign)
+    plan.needs(require_provider, settings.provider or CPU)  # of edited graphs, engine or not
+    reference, truth = _expected(bundle, settings, progress, plan)
+    plan.tell("bundle", f"{bundle.name}, token mode {bundle.mode.value}, {bundle.precision}")
+    plan.tell("runs on", bundle.runs_on(settings.provider))
+    plan.tell("against", reference.description)
+    for note in reference.notes:
+        plan.tell("note", note)
+    if bundle.assumed:
+        plan.tell("assumed", in_words(bundle.assumed))
+    plan.begin()
+    return verify_against(bundle, reference, settings, progress, truth)
+
+
+def _expected(
+    bundle: Bundle, settings: VerifySettings, progress: Progress, plan: Plan
+) -> tuple[ExpectedResults, Any]:
+    """What to compare with, and the annotations of its images if there are any."""
     if settings.against is None:
-        return verify_against(bundle, StoredReference(bundle), settings, progress)
-    require_torch(
+        return StoredReference(bundle), None
+    plan.needs(
+        require_torch,
         "verify --against",
         "the reference forward pass",
         "leave --against out to compare with the recorded samples",
     )
-    for package, purpose in task.packages:
-        require(package, "verify --against", purpose)
+    for package, purpose in bundle.task.packages:
+        plan.needs(require, package, "verify --against", purpose)
+    plan.needs(check_images, settings.images)
     from svit_deploy.verify.checkpoint import load_reference_model
 
     truth = None
     if settings.annotations is not None:
-        truth = task.truth(settings.annotations, bundle.config)
+        truth = bundle.task.truth(settings.annotations, bundle.config)
     images = images_of(settings.images, settings.max_images, progress, settings.labels)
     model = load_reference_model(
         bundle,
@@ -59,8 +90,7 @@ def verify_bundle(
         allow_pickle=settings.allow_pickle,
         weights=settings.weights,
     )
-    reference = LiveReference(bundle, model, images)
-    return verify_against(bundle, reference, settings, progress, truth)
+    return LiveReference(bundle, model, images), truth
 
 
 def verify_against(
