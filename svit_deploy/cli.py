@@ -39,10 +39,13 @@ from svit_deploy.errors import (
 # Typer brings its own click or uses the one installed, depending on its version.
 TyperUsageError: Any = typer.BadParameter.__base__
 
+PROGRAM = "svit-deploy"
+COMPLETE = "_SVIT_DEPLOY_COMPLETE"
+"""The variable by which a shell asks what a word may become."""
+
 app = typer.Typer(
-    name="svit-deploy",
+    name=PROGRAM,
     help="Export token-pruned Vision Transformers, prove parity at every gate, measure latency.",
-    add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -105,6 +108,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail(_usage_sentence(error), EXIT_USAGE)
     except KeyboardInterrupt:
         return _fail("interrupted, nothing half-written was left.", EXIT_INTERRUPTED)
+    except SystemExit as end:  # of typer, once the work is done
+        return int(end.code or EXIT_OK)
     except BrokenPipeError:
         _abandon_output()
         return EXIT_PIPE
@@ -127,16 +132,19 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(invocation: Invocation) -> int:
+    if COMPLETE in os.environ:  # a shell asks for words, typer answers and exits
+        app(prog_name=PROGRAM)
     # Not app(): that would turn errors into boxes, and Ctrl-C into an exit code without a word.
     group = typer.main.get_command(app)
     try:
         with group.make_context(
-            "svit-deploy", list(invocation.args) or ["--help"], obj=invocation
+            PROGRAM, list(invocation.args) or ["--help"], obj=invocation
         ) as context:
             group.invoke(context)
         code = EXIT_OK
     except typer.Exit as end:
-        code = end.exit_code
+        # 1 would be a bug: typer refuses so, in words of its own, a shell that it does not know.
+        code = EXIT_USAGE if end.exit_code == EXIT_INTERNAL else end.exit_code
     finally:
         restore_logging()
     if sys.stdout is not None:

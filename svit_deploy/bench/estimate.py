@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 
+from svit_deploy.bench.report import TargetInfo
 from svit_deploy.bench.schedule import Phase, Schedule, in_words
 from svit_deploy.bench.settings import KEEP, QUICK_NOTE, BenchSettings, BenchTarget
 from svit_deploy.bench.timing import Lane, compose_batches, run_seconds
@@ -38,26 +40,29 @@ def outline(targets: Sequence[BenchTarget], settings: BenchSettings) -> Iterator
 
 def make_schedule(
     targets: Sequence[BenchTarget],
-    lanes: Sequence[Lane],
+    opened: Sequence[tuple[Lane, TargetInfo]],
     settings: BenchSettings,
     clock: Callable[[], int],
     start: int,
 ) -> Schedule:
     """The phases that are ahead, from a few runs of each engine; says how long they take."""
+    lanes = [lane for lane, _ in opened]
     phases = []
     for batch in settings.batches:
         index = compose_batches(len(targets[0].inputs), batch, settings.seed)
         runs = [run_seconds(lane, index, clock) for lane in lanes]
         masks = sum(run for run, lane in zip(runs, lanes, strict=True) if lane.keep_output)
-        phases.append(Phase(tuple(runs), masks, len(index)))
-        for target in targets:
+        phases.append(Phase(tuple(runs), len(index), masks))
+        for target, (_, info) in zip(targets, opened, strict=True):
             if names := settings.variants(target):
                 # One that keeps more than its images do takes longer: as long as the slowest.
                 forced = (max(runs),) * len(names)
                 kept = sum(name.startswith(KEEP) for name in names)
-                phases.append(Phase((runs[0], *forced), kept * max(runs), len(index)))
-    limit = None if settings.max_time_s is None else start + settings.max_time_s * 1e9
-    schedule = Schedule(phases, settings.timing, clock, limit)
+                load_s = len(names) * info.cold_start.load_ms / 1e3
+                timed = (runs[0], *forced)
+                phases.append(Phase(timed, len(index), kept * max(runs), load_s))
+    limit_s = math.inf if settings.max_time_s is None else settings.max_time_s
+    schedule = Schedule(phases, settings.timing, clock, start + 1e9 * limit_s)
     how = (
         "; --max-time limits it, --quick gives a first idea" if schedule.planned_s > LONG_S else ""
     )

@@ -63,7 +63,7 @@ def run_bench(
         opened = [cold_start(target, settings, clock, engines) for target in targets]
         lanes = [lane for lane, _ in opened]
         sampler, notes = clock_sampler(lanes, settings.device, engines)
-        schedule = make_schedule(targets, lanes, settings, clock, start)
+        schedule = make_schedule(targets, opened, settings, clock, start)
         timer = Timer(settings.timing, schedule, settings.seed, clock, progress)
         if sampler is not None:
             timer.watch = sampler.watch

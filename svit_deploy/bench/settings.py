@@ -216,6 +216,7 @@ class BenchSettings(RunSettings):
         "CUDA graphs of engines: auto, on, off, or both to compare them.",
         metavar="MODE",
         after=("provider", "threads"),
+        choices=lambda: GRAPH_MODES,
     )
     plugin_library: str | None = option(
         None,

@@ -72,13 +72,13 @@ def compose_batches(count: int, batch: int, seed: int) -> np.ndarray:
 def run_seconds(
     lane: Lane, index: np.ndarray, clock: Callable[[], int] = time.perf_counter_ns
 ) -> float:
-    """Seconds of a run on one batch, the quicker of two: the first makes room for its shapes."""
+    """Seconds of a run on one batch: the mean of two after one that makes room for its shapes."""
     taken = []
-    for number in range(RUNS):
+    for number in range(1 + RUNS):
         feeds, start = lane.feeds(index[number % len(index)]), clock()
         lane.engine.run(feeds, lane.outputs)
         taken.append(clock() - start)
-    return max(min(taken), 1) / 1e9
+    return max(sum(taken[1:]) / RUNS, 1) / 1e9
 
 
 @dataclass
@@ -111,44 +111,36 @@ class Timer:
             optional: whether to time nothing where a limit leaves no room for the fewest rounds;
                 else these are timed all the same.
         """
-        until, warmup_s = self.schedule.until(self._phase), self.timing.warmup_s
-        if until is not None:
-            share_s = WARMING * (until - self.clock()) / 1e9 / len(lanes)
-            warmup_s = min(warmup_s, share_s)
+        until = self.schedule.until(self._phase)
+        share_s = WARMING * (until - self.clock()) / 1e9 / len(lanes)
         run_ns = np.zeros(len(lanes))
         for i, lane in enumerate(lanes):
             self._tell(f"{description}: warming up {lane.label}", 0)
-            run_ns[i] = self._warm_up(lane, index, warmup_s)
+            run_ns[i] = self._warm_up(lane, index, min(self.timing.warmup_s, share_s))
             lane.times.clear()
         wanted, budget_ns = least_rounds(self.timing), self.timing.duration_s * 1e9 * len(lanes)
         rng = np.random.default_rng(self.seed)
         description = f"{description}: timing {', '.join(lane.label for lane in lanes)}"
         masked = np.array([lane.keep_output is not None for lane in lanes])
         taken: list[list[list[int]]] = []
-        spent_ns, left = np.zeros(len(lanes)), 0
+        spent_ns, longest_ns, left = np.zeros(len(lanes)), RUNS * run_ns.sum(), 0
         with self.watch(), _garbage_collector_paused():
-            while len(taken) < wanted or spent_ns.sum() < budget_ns:
-                if until is not None and (ahead := self._ahead(len(taken), optional)):
-                    masks_ns = min(len(taken) + ahead, len(index)) * run_ns[masked].sum()
-                    if self.clock() + ahead * RUNS * run_ns.sum() + masks_ns > until:
-                        planned = max(wanted, math.ceil(budget_ns / (RUNS * run_ns.sum())))
-                        left = planned - len(taken)
-                        break
-                taken.append(self._round(lanes, index[len(taken) % len(index)], rng))
-                spent_ns += np.sum(taken[-1], axis=1)
+            while (rounds := len(taken)) < wanted or spent_ns.sum() < budget_ns:
+                ahead = 1 if rounds >= MIN_BLOCKS else MIN_BLOCKS if optional and not rounds else 0
+                masks_ns = min(rounds + ahead, len(index)) * run_ns[masked].sum()
+                if ahead and self.clock() + ahead * longest_ns + masks_ns > until:
+                    left = max(wanted, math.ceil(budget_ns / (RUNS * run_ns.sum()))) - rounds
+                    break
+                taken.append(self._round(lanes, index[rounds % len(index)], rng))
+                round_ns = np.sum(taken[-1], axis=1)
+                longest_ns = max(longest_ns, round_ns.sum())
+                spent_ns += round_ns
                 run_ns = spent_ns / (RUNS * len(taken))
                 share = spent_ns.sum() / budget_ns if budget_ns else 1
                 self._tell(description, min(len(taken) / wanted, share, 1))
         self._phase += 1
         samples = np.array(taken, np.float64).reshape(len(taken), len(lanes), RUNS)
         return Timed(samples.transpose(1, 0, 2) / 1e6, left)
-
-    @staticmethod
-    def _ahead(rounds: int, optional: bool) -> int:
-        """How many rounds must fit under the limit to go on; 0 where they are timed anyway."""
-        if rounds >= MIN_BLOCKS:
-            return 1
-        return MIN_BLOCKS if optional and not rounds else 0
 
     def _round(
         self, lanes: Sequence[Lane], chosen: np.ndarray, rng: np.random.Generator

@@ -8,7 +8,8 @@ from svit_deploy.bundle.bundle import (
     open_bundle,
     write_bundle,
 )
-from svit_deploy.bundle.manifest import MANIFEST, SCHEMA_VERSION, write_manifest
+from svit_deploy.bundle.manifest import SCHEMA_VERSION, write_manifest
+from svit_deploy.names import MANIFEST
 
 __all__ = [
     "MANIFEST",

@@ -14,7 +14,6 @@ import onnx
 
 from svit_deploy.bundle.manifest import (
     EXPORT_AGAIN,
-    MANIFEST,
     read_manifest,
     sizes_of,
     task_of,
@@ -32,6 +31,7 @@ from svit_deploy.model.budget import Budget, budgets_of, rows_within
 from svit_deploy.model.config import BatchRange, ModelConfig, TokenMode
 from svit_deploy.model.profiles import Profile
 from svit_deploy.model.sizes import SizeRange
+from svit_deploy.names import MANIFEST
 from svit_deploy.tasks import Part, Task
 
 MODEL, REFERENCE = "model.onnx", "reference.npz"

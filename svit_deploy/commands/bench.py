@@ -16,6 +16,7 @@ from svit_deploy.commands.common import (
     dated,
     write_json,
 )
+from svit_deploy.commands.completion import complete_bundle
 from svit_deploy.commands.parameters import with_options
 
 
@@ -24,7 +25,11 @@ def bench(
     context: typer.Context,
     targets: Annotated[
         list[Path],
-        typer.Argument(metavar="TARGET", help="Bundles, .onnx or .engine files."),
+        typer.Argument(
+            metavar="TARGET",
+            help="Bundles, .onnx or .engine files.",
+            autocompletion=complete_bundle,
+        ),
     ],
     settings: BenchSettings,
     json_file: Json = None,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from svit_deploy import __version__
+from svit_deploy.commands.completion import complete_bundle
 from svit_deploy.plan import RUN, DryRun, Plan
 
 if TYPE_CHECKING:
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
 
     from svit_deploy.progress import Progress
 
-BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that export wrote.")]
+BundleFolder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="BUNDLE", help="Folder that export wrote.", autocompletion=complete_bundle
+    ),
+]
 OutputFolder = Annotated[
     Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write.")
 ]
@@ -102,7 +108,7 @@ def plan_lines(plan: DryRun) -> Iterator[tuple[str, str]]:
     code = plan.exit_code
     yield (
         "dry run",
-        f"would end with exit code {code}" if code else "could run; nothing was written",
+        f"would end with exit code {code}" if code else "would run; nothing was written",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,14 @@ from svit_deploy.commands.common import (
     check_json,
     write_json,
 )
+from svit_deploy.commands.completion import one_of
+from svit_deploy.loading.settings import preset_names
+
+
+def _kinds() -> Iterable[str]:
+    from svit_deploy.inspection.catalogue import KINDS
+
+    return KINDS
 
 
 def inspect(
@@ -38,7 +47,9 @@ def init(
     arch: Annotated[
         str,
         typer.Argument(
-            metavar="NAME|YAML", help="Architecture: svit_s, deit_small, ... or a YAML file."
+            metavar="NAME|YAML",
+            help="Architecture: svit_s, deit_small, ... or a YAML file.",
+            autocompletion=one_of(preset_names),
         ),
     ],
     output: Annotated[
@@ -76,12 +87,17 @@ def list_(
     kind: Annotated[
         str | None,
         typer.Argument(
-            metavar="KIND", help="presets, methods, backbones or tasks; all by default."
+            metavar="KIND",
+            help="presets, methods, backbones or tasks; all by default.",
+            autocompletion=one_of(_kinds),
         ),
     ] = None,
     json_file: Json = None,
 ) -> None:
-    """List presets, methods, backbones and tasks, and what each must be told."""
+    """List presets, methods, backbones and tasks.
+
+    For each method it says what must be told, and what is assumed unless somebody tells it.
+    """
     check_json(json_file)
     from svit_deploy import api
 

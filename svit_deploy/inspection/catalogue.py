@@ -19,6 +19,9 @@ from svit_deploy.model.assumption import in_words, typed
 from svit_deploy.tasks import TASKS
 
 SCHEMA_VERSION = 1
+WIDE = 10_000
+FOLDS = 1.5
+"""How often as wide as the console a table may be: its widest columns fold."""
 KINDS = ("presets", "methods", "backbones", "tasks")
 
 
@@ -40,7 +43,9 @@ class Catalogue:
             names = [name.replace("_", " ") for name in rows[0]]
             cells = [tuple(map(_cell, row.values())) for row in rows]
             sections = [Section(tuple(cells), tuple(names))]
-            if console.measure(sections[0].table(console.encoding)).maximum > console.width:
+            wide = console.options.update(max_width=WIDE)
+            table = sections[0].table(console.encoding)
+            if console.measure(table, options=wide).maximum > FOLDS * console.width:
                 sections = [Section(tuple(zip(names, row, strict=True))) for row in cells]
             for section in sections:
                 console.print(section.table(console.encoding))
@@ -67,16 +72,15 @@ def make_catalogue(kind: str | None = None) -> Catalogue:
 
 
 def _preset(name: str, arch: Arch) -> dict[str, Any]:
-    """A preset that is named with --arch tells all that its family must be told or assumes."""
+    """A preset that is named with --arch tells all that its family must be told, or assumes."""
     size = arch.image_size
     return {
         "preset": name,
-        "family": arch.family,
         "blocks": arch.depth,
         "channels": arch.embed_dim,
         "heads": arch.num_heads,
         "pixels": "x".join(map(str, size)) if size else None,
-        "tells": {key: typed(value) for key, value in arch.settings.items()},
+        "tells": {"family": arch.family, **{k: typed(v) for k, v in arch.settings.items()}},
     }
 
 

@@ -6,6 +6,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from svit_deploy.engines.providers import CPU, PROVIDERS
 from svit_deploy.engines.settings import ProviderSettings
 from svit_deploy.options import IMAGES, MAX_IMAGES, option
 
@@ -32,4 +33,9 @@ class VisualizeSettings(ProviderSettings):
 
     images: Path | ImageSet = IMAGES(MISSING)
     max_images: int = MAX_IMAGES(100)
-    provider: str = option("cpu", "ONNX Runtime provider: cpu, cuda, tensorrt, ...", metavar="NAME")
+    provider: str = option(
+        CPU,
+        "ONNX Runtime provider: cpu, cuda, tensorrt, ...",
+        metavar="NAME",
+        choices=lambda: PROVIDERS,
+    )
