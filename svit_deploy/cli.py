@@ -49,11 +49,19 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for command in (export, verify, bench, predict, inspect, visualize, init):
-    app.command()(command)
-app.command("list")(list_)
-for command in (doctor, quickstart):
-    app.command()(command)
+for command in (
+    export,
+    verify,
+    bench,
+    predict,
+    inspect,
+    visualize,
+    init,
+    list_,
+    doctor,
+    quickstart,
+):
+    app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(plugins)
 
 

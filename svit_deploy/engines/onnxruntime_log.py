@@ -34,11 +34,15 @@ def captured_output() -> Iterator[list[str]]:
     part prints to stdout. The list is filled when the block ends.
     """
     lines: list[str] = []
-    if sys.stderr is None:  # closed by who started us: the descriptor may be any other file's
-        yield lines
-        return
-    printed = io.StringIO()
-    with tempfile.TemporaryFile() as sink:
+    with contextlib.ExitStack() as files:
+        sink = None
+        if sys.stderr is not None:  # else the descriptor may be any other file's
+            with contextlib.suppress(OSError):  # no place for a file
+                sink = files.enter_context(tempfile.TemporaryFile())
+        if sink is None:
+            yield lines
+            return
+        printed = io.StringIO()
         sys.stderr.flush()
         saved = os.dup(2)
         os.dup2(sink.fileno(), 2)

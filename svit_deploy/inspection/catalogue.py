@@ -44,11 +44,11 @@ class Catalogue:
             cells = [tuple(map(_cell, row.values())) for row in rows]
             sections = [Section(tuple(cells), tuple(names))]
             wide = console.options.update(max_width=WIDE)
-            table = sections[0].table(console.encoding)
+            table = sections[0].table(console)
             if console.measure(table, options=wide).maximum > FOLDS * console.width:
                 sections = [Section(tuple(zip(names, row, strict=True))) for row in cells]
             for section in sections:
-                console.print(section.table(console.encoding))
+                console.print(section.table(console))
                 console.print()
         how = "export is told with --arch PRESET, or --set NAME=VALUE, such as --set family=ats"
         console.print(how, highlight=False)

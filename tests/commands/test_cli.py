@@ -663,6 +663,7 @@ def test_a_terminal_keeps_its_layout(monkeypatch):
             return True
 
     monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setattr(sys, "stdout", Screen())
     console = make_console()
     headline(console, "summary")

@@ -359,3 +359,12 @@ def test_without_onnxruntime(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(CapabilityError, match="pip install onnxruntime"):
         OnnxRuntimeEngine(linear())
+
+
+def test_without_a_place_for_temporary_files(monkeypatch, images):
+    def refuse() -> None:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with OnnxRuntimeEngine(linear()) as engine:
+        assert engine.run({"x": images})["sum"].ravel().tolist() == [66, 210]
