@@ -8,6 +8,13 @@ together. Every failure that a user can fix is a `SvitDeployError`. For example:
 
     bundle = api.export("svit_s.pth", "out", tokens="dynamic")
     assert api.verify(bundle.path, against="svit_s.pth").passed
+
+What runs long or writes takes a `plan`. Given a `DryRun` it ends before its work begins, and the
+plan tells what would be done, which files would be written and what is missing:
+
+    with api.DryRun() as plan:
+        api.export("svit_s.pth", "out", target="tensorrt", plan=plan)
+    print(plan.exit_code, plan.lines, plan.files, plan.missing)
 """
 
 from __future__ import annotations
@@ -28,9 +35,11 @@ from svit_deploy.evaluate.settings import EvaluateSettings
 from svit_deploy.export.pipeline import export_source
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.inspection import Inspection, inspect_path
+from svit_deploy.inspection.catalogue import Catalogue, make_catalogue
 from svit_deploy.loading.random import RandomCheckpoint, init_checkpoint
 from svit_deploy.model.config import parse_ratios
 from svit_deploy.options import read_options
+from svit_deploy.plan import RUN, DryRun, Plan
 from svit_deploy.predict.predictions import predict_images
 from svit_deploy.predict.settings import PredictSettings, VisualizeSettings
 from svit_deploy.predict.token_maps import draw_token_maps
@@ -38,6 +47,10 @@ from svit_deploy.progress import SILENT, Progress
 from svit_deploy.verify.report import VerifyReport
 from svit_deploy.verify.run import verify_bundle
 from svit_deploy.verify.settings import VerifySettings
+
+__all__ = [
+    "DryRun", "bench", "catalogue", "export", "init", "inspect", "predict", "verify", "visualize",
+]  # fmt: skip
 
 PathLike = str | Path
 
@@ -50,6 +63,7 @@ def export(
     force: bool = False,
     command: Sequence[str] = (),
     progress: Progress = SILENT,
+    plan: Plan = RUN,
     **options: Any,
 ) -> Bundle:
     """Exports a checkpoint to a bundle.
@@ -64,7 +78,13 @@ def export(
     """
     chosen = read_options(ExportSettings, settings, options)
     return export_source(
-        Path(source), Path(output), chosen, force=force, command=command, progress=progress
+        Path(source),
+        Path(output),
+        chosen,
+        force=force,
+        command=command,
+        progress=progress,
+        plan=plan,
     )
 
 
@@ -73,6 +93,7 @@ def verify(
     settings: VerifySettings | None = None,
     *,
     progress: Progress = SILENT,
+    plan: Plan = RUN,
     **options: Any,
 ) -> VerifyReport:
     """Verifies a bundle against its checkpoint, or against what the export recorded of it.
@@ -81,7 +102,7 @@ def verify(
         options: fields of `VerifySettings`; `svit-deploy verify --help` explains them.
     """
     chosen = read_options(VerifySettings, settings, options)
-    return verify_bundle(_open(bundle, "verify"), chosen, progress)
+    return verify_bundle(_open(bundle, "verify"), chosen, progress, plan)
 
 
 def bench(
@@ -89,6 +110,7 @@ def bench(
     settings: BenchSettings | None = None,
     *,
     progress: Progress = SILENT,
+    plan: Plan = RUN,
     **options: Any,
 ) -> BenchReport:
     """Measures bundles, ONNX files or engines against each other; the first is the baseline.
@@ -98,8 +120,9 @@ def bench(
     """
     chosen = read_options(BenchSettings, settings, options)
     if chosen.sweep_tokens is not None:
-        check_plot(chosen.sweep_tokens)
-    report = bench_paths([Path(target) for target in targets], chosen, progress)
+        plan.needs(check_plot, chosen.sweep_tokens)
+        plan.writes(chosen.sweep_tokens)
+    report = bench_paths([Path(target) for target in targets], chosen, progress, plan)
     if chosen.sweep_tokens is not None:
         plot_sweep(report, chosen.sweep_tokens)
     return report
@@ -127,6 +150,7 @@ def predict(
     settings: PredictSettings | None = None,
     *,
     progress: Progress = SILENT,
+    plan: Plan = RUN,
     **options: Any,
 ) -> list[Path]:
     """Runs a bundle on images; writes its classes or detections, or draws them.
@@ -139,7 +163,7 @@ def predict(
         The files written.
     """
     chosen = read_options(PredictSettings, settings, options)
-    return predict_images(_open(bundle, "predict"), Path(output), chosen, progress)
+    return predict_images(_open(bundle, "predict"), Path(output), chosen, progress, plan)
 
 
 def visualize(
@@ -148,6 +172,7 @@ def visualize(
     settings: VisualizeSettings | None = None,
     *,
     progress: Progress = SILENT,
+    plan: Plan = RUN,
     **options: Any,
 ) -> list[Path]:
     """Draws which tokens the exported model keeps (the SViT paper's figures 4 and 6).
@@ -159,12 +184,17 @@ def visualize(
         The files written.
     """
     chosen = read_options(VisualizeSettings, settings, options)
-    return draw_token_maps(_open(bundle, "visualize"), Path(output), chosen, progress)
+    return draw_token_maps(_open(bundle, "visualize"), Path(output), chosen, progress, plan)
 
 
 def inspect(path: PathLike) -> Inspection:
     """What is in a checkpoint, a bundle or an ONNX file; nothing is executed."""
     return inspect_path(Path(path))
+
+
+def catalogue(kind: str | None = None) -> Catalogue:
+    """Presets, methods, backbones and tasks, or those of one kind, and what each must be told."""
+    return make_catalogue(kind)
 
 
 def init(
@@ -174,10 +204,11 @@ def init(
     keep_ratio: str | None = None,
     seed: int = 0,
     force: bool = False,
+    plan: Plan = RUN,
 ) -> RandomCheckpoint:
     """Writes a random-weight checkpoint whose gates keep the given shares of tokens."""
     ratios = () if keep_ratio is None else parse_ratios(keep_ratio, "--keep-ratio")
-    return init_checkpoint(arch, Path(output), keep_ratio=ratios, seed=seed, force=force)
+    return init_checkpoint(arch, Path(output), keep_ratio=ratios, seed=seed, force=force, plan=plan)
 
 
 def _open(path: PathLike, command: str) -> Bundle:

@@ -13,10 +13,15 @@ import typer
 
 from svit_deploy import __version__
 from svit_deploy.commands.bench import bench
-from svit_deploy.commands.common import Invocation, configure_logging, restore_logging
+from svit_deploy.commands.common import (
+    Invocation,
+    configure_logging,
+    one_line,
+    restore_logging,
+)
 from svit_deploy.commands.evaluate import evaluate
 from svit_deploy.commands.export import export
-from svit_deploy.commands.others import doctor, init, inspect, quickstart
+from svit_deploy.commands.others import doctor, init, inspect, list_, quickstart
 from svit_deploy.commands.plugins import plugins
 from svit_deploy.commands.predict import predict, visualize
 from svit_deploy.commands.verify import verify
@@ -35,18 +40,21 @@ from svit_deploy.errors import (
 # Typer brings its own click or uses the one installed, depending on its version.
 TyperUsageError: Any = typer.BadParameter.__base__
 
+PROGRAM = "svit-deploy"
+COMPLETE = "_SVIT_DEPLOY_COMPLETE"
+"""The variable by which a shell asks what a word may become."""
+
 app = typer.Typer(
-    name="svit-deploy",
+    name=PROGRAM,
     help="Export token-pruned Vision Transformers, prove parity at every gate, measure latency.",
-    add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 for command in (
     *(export, verify, evaluate, bench, predict),
-    *(inspect, visualize, init, doctor, quickstart),
+    *(inspect, visualize, init, list_, doctor, quickstart),
 ):
-    app.command()(command)
+    app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(plugins)
 
 
@@ -101,6 +109,8 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail(_usage_sentence(error), EXIT_USAGE)
     except KeyboardInterrupt:
         return _fail("interrupted, nothing half-written was left.", EXIT_INTERRUPTED)
+    except SystemExit as end:  # of typer, once the work is done
+        return int(end.code or EXIT_OK)
     except BrokenPipeError:
         _abandon_output()
         return EXIT_PIPE
@@ -123,16 +133,19 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(invocation: Invocation) -> int:
+    if COMPLETE in os.environ:  # a shell asks for words, typer answers and exits
+        app(prog_name=PROGRAM)
     # Not app(): that would turn errors into boxes, and Ctrl-C into an exit code without a word.
     group = typer.main.get_command(app)
     try:
         with group.make_context(
-            "svit-deploy", list(invocation.args) or ["--help"], obj=invocation
+            PROGRAM, list(invocation.args) or ["--help"], obj=invocation
         ) as context:
             group.invoke(context)
         code = EXIT_OK
     except typer.Exit as end:
-        code = end.exit_code
+        # 1 would be a bug: typer refuses so, in words of its own, a shell that it does not know.
+        code = EXIT_USAGE if end.exit_code == EXIT_INTERNAL else end.exit_code
     finally:
         restore_logging()
     if sys.stdout is not None:
@@ -148,7 +161,7 @@ def _usage_sentence(error: Any) -> str:
 
 def _fail(sentence: str, exit_code: int) -> int:
     with contextlib.suppress(OSError, AttributeError):  # nobody may be listening
-        sys.stderr.write(f"error: {' '.join(sentence.split())}\n")
+        sys.stderr.write(f"error: {one_line(sentence)}\n")
         sys.stderr.flush()
     return exit_code
 

@@ -1,9 +1,12 @@
-"""Names of graph values that `verify`, `bench` and users may rely on."""
+"""Names that others rely on: values of graphs, for `verify`, `bench` and users; the manifest."""
 
 from __future__ import annotations
 
 INPUT, LOGITS, KEEP_MASK, MARGIN, OVERFLOW = "images", "logits", "keep_mask", "margin", "overflow"
 SOURCE, EMBEDDING = "source", "embedding"
+
+MANIFEST = "manifest.json"
+"""By it a folder is a bundle."""
 
 
 def block_name(block: int) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -45,6 +45,7 @@ class Option:
         low, high: limits of a number.
         positional: an argument without a flag.
         after: inherited options, if there are such, that --help lists before this one.
+        choices: gives values that a shell completes; others may be allowed, too.
     """
 
     help: str
@@ -58,6 +59,7 @@ class Option:
     high: float | None = None
     positional: bool = False
     after: tuple[str, ...] = ()
+    choices: Callable[[], Iterable[str]] | None = None
 
 
 def option(default: Any, help: str, **how: Any) -> Any:

@@ -70,7 +70,8 @@ class _Lines(Progress):
             return
         self._printed = (description, now)
         text = _joined(description, detail)
-        self._console.print(f"{fraction:4.0%} {text}", markup=False, highlight=False)
+        line = f"{fraction:4.0%} {text}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _joined(description: str, detail: str) -> str:

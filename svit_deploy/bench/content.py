@@ -11,21 +11,21 @@ from svit_deploy.bench.stats import fit_latency
 from svit_deploy.bench.timing import Lane
 
 
-def keep_masks(lane: Lane, keep_output: str | None, index: np.ndarray) -> np.ndarray | None:
+def keep_masks(lane: Lane, index: np.ndarray) -> np.ndarray | None:
     """Runs the batches once more, untimed, for their keep masks.
 
     Args:
         lane: the engine and its images.
-        keep_output: name of the mask output, `[B, G, S]`.
         index: image numbers `[batches, B]`.
 
     Returns:
         Bool `[batches, B, G, S]`, or None where the graph has no such output, or no gates.
     """
-    if keep_output is None or keep_output not in {spec.name for spec in lane.engine.outputs()}:
+    name = lane.keep_output
+    if name is None:
         return None
-    runs = (lane.engine.run(lane.feeds(chosen), (keep_output,)) for chosen in index)
-    masks = np.stack([run[keep_output].astype(bool) for run in runs])
+    runs = (lane.engine.run(lane.feeds(chosen), (name,)) for chosen in index)
+    masks = np.stack([run[name].astype(bool) for run in runs])
     return masks if masks.size else None
 
 

@@ -6,6 +6,7 @@ import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from svit_deploy import names
 from svit_deploy.bench.inputs import Inputs, bench_size
@@ -13,8 +14,10 @@ from svit_deploy.bench.settings import BenchSettings, BenchTarget
 from svit_deploy.bench.whole import of_images_alone
 from svit_deploy.bundle import MANIFEST, Bundle, open_bundle
 from svit_deploy.engines.base import Engine
+from svit_deploy.engines.onnxruntime import require_provider
+from svit_deploy.engines.providers import CPU
 from svit_deploy.engines.tensorrt.inspector import LayerCounts, attention_note
-from svit_deploy.engines.tensorrt.loading import read_head
+from svit_deploy.engines.tensorrt.loading import check_engine, read_head
 from svit_deploy.engines.tensorrt.runner import TensorRTEngine
 from svit_deploy.engines.tensorrt.sidecar import read_sidecar, sidecar_path
 from svit_deploy.errors import InputError, UsageError
@@ -24,6 +27,13 @@ from svit_deploy.model.profiles import Profile, choose_profile
 from svit_deploy.model.sizes import Size
 
 log = logging.getLogger(__name__)
+
+
+def require_engine(path: Path, bundle: Bundle | None, settings: BenchSettings) -> None:
+    """Raises a SvitDeployError where an engine, alone or of a bundle, cannot run here."""
+    check_engine(path, **_how(settings))
+    if bundle is not None and bundle.split:
+        require_provider(CPU)
 
 
 def engine_targets(
@@ -46,14 +56,7 @@ def engine_targets(
         return of_images_alone(bundle.with_rest(engine), bundle.task)
 
     def open_engine(cuda_graph: str) -> TensorRTEngine:
-        plugins = settings.plugin_library
-        return TensorRTEngine(
-            path,
-            allow_foreign=settings.allow_foreign,
-            cuda_graph=cuda_graph,
-            plugin_library=None if plugins is None else Path(plugins),
-            device=settings.device,
-        )
+        return TensorRTEngine(path, cuda_graph=cuda_graph, **_how(settings))
 
     read_head(path)
     foreign = settings.allow_foreign and not sidecar_path(path).exists()
@@ -97,6 +100,16 @@ def engine_targets(
         )
         for mode in (("on", "off") if both else (settings.cuda_graph,))
     ]
+
+
+def _how(settings: BenchSettings) -> dict[str, Any]:
+    """What an engine needs to be told to run."""
+    plugins = settings.plugin_library
+    return {
+        "allow_foreign": settings.allow_foreign,
+        "plugin_library": None if plugins is None else Path(plugins),
+        "device": settings.device,
+    }
 
 
 def bundle_around(engine: Path) -> Bundle | None:

@@ -15,8 +15,15 @@ def render(report: BenchReport, console: Console) -> None:
     """Prints the report; fits 80 columns and a console that has ASCII only."""
     for batch in dict.fromkeys(result.batch for result in report.results):
         results = [result for result in report.results if result.batch == batch]
-        console.print(_latency_table(batch, results))
+        count = min(result.latency.count for result in results)
+        quick = ", quick: not a figure to publish" if report.settings.get("quick") else ""
+        _say(console, f"batch {batch}, {count} runs each, interleaved{quick}", style="italic")
+        console.print(_latency_table(results))
+        if left := max(result.rounds_left for result in results):
+            rounds = results[0].rounds
+            _say(console, f"--max-time left out {left} of about {rounds + left} rounds")
         if any(result.gpu for result in results):
+            _say(console, "on the GPU; transfers and enqueueing are p50", style="italic")
             console.print(_gpu_table(results))
         for result in results:
             for line in _lines(result, results[0].label):
@@ -25,7 +32,9 @@ def render(report: BenchReport, console: Console) -> None:
             _say(console, f"p99 n/a: it needs {percentile_floor(99)} runs")
         for result in results:
             if result.sweep:
-                console.print(_sweep_table(result.label, result.sweep))
+                _say(console, f"{result.label}: latency by keep ratio", style="italic")
+                console.print(_sweep_table(result.sweep))
+                _say(console, _fit_in_words(result.sweep))
     for target in report.targets:
         cold = target.cold_start
         start = f"{_ms(cold.load_ms)} ms load + {_ms(cold.first_inference_ms)} ms first run"
@@ -43,9 +52,8 @@ def render(report: BenchReport, console: Console) -> None:
         _say(console, f"FAILED: {failure}")
 
 
-def _latency_table(batch: int, results: list[TargetResult]) -> Table:
-    count = min(result.latency.count for result in results)
-    table = Table(title=f"batch {batch}, {count} runs each, interleaved", title_justify="left")
+def _latency_table(results: list[TargetResult]) -> Table:
+    table = Table()
     table.add_column("latency, ms", overflow="fold")
     for header in ("p50", "p90", "p99", "worst case", "img/s", "kept tokens"):
         table.add_column(header, justify="right", overflow="fold")
@@ -64,7 +72,7 @@ def _latency_table(batch: int, results: list[TargetResult]) -> Table:
 
 
 def _gpu_table(results: list[TargetResult]) -> Table:
-    table = Table(title="on the GPU; transfers and enqueueing are p50", title_justify="left")
+    table = Table()
     table.add_column("time, ms", overflow="fold")
     for header in ("p50", "p99", "to GPU", "to host", "enqueue", "graph", "profile"):
         table.add_column(header, justify="right", overflow="fold")
@@ -101,8 +109,8 @@ def _lines(result: TargetResult, baseline: str) -> list[str]:
     return [f"{result.label}: {line}" for line in lines]
 
 
-def _sweep_table(label: str, sweep: Sweep) -> Table:
-    table = Table(title=Text(f"{label}: latency by keep ratio"), title_justify="left")
+def _sweep_table(sweep: Sweep) -> Table:
+    table = Table()
     for header in ("asked for", "kept", "p50, ms", "fit, ms"):
         table.add_column(header, justify="right")
     for point in sweep.points:
@@ -110,12 +118,16 @@ def _sweep_table(label: str, sweep: Sweep) -> Table:
         table.add_row(
             f"{point.requested:.0%}", f"{point.keep_ratio:.0%}", _ms(point.p50_ms), _ms(fit_ms)
         )
-    table.caption = f"p50 = {_ms(sweep.intercept_ms)} + {_ms(sweep.slope_ms)} x keep ratio"
-    if sweep.break_even_keep is not None:
-        table.caption += f"; break-even with the baseline: keep {sweep.break_even_keep:.0%}"
-    elif sweep.baseline_p50_ms is not None:
-        table.caption += f"; no break-even with the baseline ({_ms(sweep.baseline_p50_ms)} ms)"
     return table
+
+
+def _fit_in_words(sweep: Sweep) -> str:
+    text = f"p50 = {_ms(sweep.intercept_ms)} + {_ms(sweep.slope_ms)} x keep ratio"
+    if sweep.break_even_keep is not None:
+        return f"{text}; break-even with the baseline: keep {sweep.break_even_keep:.0%}"
+    if sweep.baseline_p50_ms is not None:
+        return f"{text}; no break-even with the baseline ({_ms(sweep.baseline_p50_ms)} ms)"
+    return text
 
 
 def _speedup(interval: RatioInterval) -> str:
@@ -130,5 +142,5 @@ def _ms(value: float | None) -> str:
     return f"{value:.{decimals}f}"
 
 
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False)
+def _say(console: Console, text: str, style: str | None = None) -> None:
+    console.print(text, markup=False, highlight=False, style=style)

@@ -94,6 +94,7 @@ class TargetResult:
 
     `samples_ms` `[blocks, 2]` and `kept_of_block` `[blocks]` are the raw data, left out of the
     JSON form. `repeat_cv` is the spread between runs on the same images, over the mean.
+    `rounds_left` were planned and left out for a time limit.
     """
 
     label: str
@@ -110,6 +111,8 @@ class TargetResult:
     gpu: GpuTimes | None
     unstable: tuple[str, ...]
     notes: tuple[str, ...]
+    rounds: int
+    rounds_left: int
     samples_ms: np.ndarray = field(repr=False, metadata={"json": False})
     kept_of_block: np.ndarray | None = field(repr=False, metadata={"json": False})
 
@@ -135,6 +138,8 @@ class BenchReport:
         failures: the limits asked for that were not met.
         gpu: what the GPU was like while it was timed, where one was used and tells.
         notes: what goes for all targets.
+        elapsed_s: seconds from the loading of the engines to the last run.
+        planned_s: what the timed phases were expected to take without a limit.
     """
 
     settings: Mapping[str, Any]
@@ -145,6 +150,8 @@ class BenchReport:
     failures: tuple[str, ...]
     gpu: GpuState | None = None
     notes: tuple[str, ...] = ()
+    elapsed_s: float = 0.0
+    planned_s: float = 0.0
 
     def raise_for_failures(self) -> None:
         """Raises BenchmarkFailed (exit code 7) when a limit was not met; call it after writing
@@ -179,6 +186,8 @@ class BenchReport:
             "results": _plain(self.results),
             "peak_rss_mib": self.peak_rss_mib,
             "gpu": _plain(self.gpu),
+            "elapsed_s": round(self.elapsed_s, 3),
+            "planned_s": round(self.planned_s, 3),
             "notes": list(self.notes),
         }
 

@@ -71,6 +71,20 @@ class BenchTarget:
     notes: Callable[[Engine], Sequence[str]] | None = None
 
 
+@dataclass(frozen=True)
+class Timing:
+    """How long to warm up and to measure, per engine and batch size."""
+
+    warmup_s: float = 1.0
+    duration_s: float = 5.0
+    min_samples: int = 64
+
+
+QUICK = Timing(warmup_s=0.2, duration_s=0.0, min_samples=12)
+"""The fewest rounds that give an interval."""
+QUICK_NOTE = "a quick run of a few rounds, for a first idea: not a figure to publish"
+
+
 def parse_whole_numbers(text: str, flag: str) -> tuple[int, ...]:
     """Reads `1,8`.
 
@@ -132,6 +146,7 @@ class BenchSettings(RunSettings):
     Attributes:
         image_size: (height, width).
         min_samples: by default the fewest for a claim about p90, `percentile_floor(90)`.
+        max_time_s: of everything from the loading of the engines on. Whole rounds are left out.
         fail_above: limits in milliseconds by mean, p50, p90, p99 or max, for every target but
             the baseline (or for the only target).
 
@@ -160,7 +175,7 @@ class BenchSettings(RunSettings):
         typed="1",
     )
     warmup_s: float = option(
-        1.0,
+        Timing.warmup_s,
         "Warm-up time per engine and batch size, for example 1s or 500ms.",
         flag="--warmup",
         metavar="TIME",
@@ -168,7 +183,7 @@ class BenchSettings(RunSettings):
         typed="1s",
     )
     duration_s: float = option(
-        5.0,
+        Timing.duration_s,
         "Minimum measuring time per engine and batch size.",
         flag="--duration",
         metavar="TIME",
@@ -176,8 +191,19 @@ class BenchSettings(RunSettings):
         typed="5s",
     )
     min_samples: int = option(
-        64, "Minimum number of timed runs per engine and batch size.", metavar="N", low=1
+        Timing.min_samples,
+        "Minimum number of timed runs per engine and batch size.",
+        metavar="N",
+        low=1,
     )
+    max_time_s: float | None = option(
+        None,
+        "Stop measuring after this time, at a whole round; the report says what was left.",
+        flag="--max-time",
+        metavar="TIME",
+        parse=parse_seconds,
+    )
+    quick: bool = option(False, "A few rounds only, for a first idea: not a figure to publish.")
     worst_case: bool = option(True, "Also time the worst case, in which all tokens are kept.")
     sweep_tokens: Path | None = option(
         None,
@@ -190,6 +216,7 @@ class BenchSettings(RunSettings):
         "CUDA graphs of engines: auto, on, off, or both to compare them.",
         metavar="MODE",
         after=("provider", "threads"),
+        choices=lambda: GRAPH_MODES,
     )
     plugin_library: str | None = option(
         None,
@@ -213,6 +240,13 @@ class BenchSettings(RunSettings):
             raise UsageError(f"batch sizes {list(self.batches)} make no sense", "give 1 or more")
         if self.warmup_s < 0 or self.duration_s < 0 or self.min_samples < 0:
             raise UsageError("a duration or a number of runs is negative", "give 0 or more")
+        if self.max_time_s is not None and not self.max_time_s > 0:
+            raise UsageError("--max-time leaves no time", "give, for example, --max-time 60s")
+        if self.quick and self._own_timing != Timing():
+            raise UsageError(
+                "--quick says how long to measure",
+                "leave it out, or --warmup, --duration and --min-samples",
+            )
         if self.cuda_graph not in GRAPH_MODES:
             raise UsageError(
                 f"--cuda-graph {self.cuda_graph!r} is unknown", f"use {', '.join(GRAPH_MODES)}"
@@ -223,6 +257,15 @@ class BenchSettings(RunSettings):
                     f"the limit {name}={limit} cannot be checked",
                     f"limit one of {', '.join(LIMITS)} to a positive number of milliseconds",
                 )
+
+    @property
+    def timing(self) -> Timing:
+        """How long to measure."""
+        return QUICK if self.quick else self._own_timing
+
+    @property
+    def _own_timing(self) -> Timing:
+        return Timing(self.warmup_s, self.duration_s, self.min_samples)
 
     @property
     def sweep(self) -> bool:

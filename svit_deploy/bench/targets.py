@@ -6,12 +6,15 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import onnx
 
 from svit_deploy import names
-from svit_deploy.bench.engine_targets import bundle_around, engine_targets
+from svit_deploy.bench.engine_targets import bundle_around, engine_targets, require_engine
+from svit_deploy.bench.estimate import outline
 from svit_deploy.bench.inputs import Inputs, bench_size
 from svit_deploy.bench.report import BenchReport
 from svit_deploy.bench.run import run_bench
@@ -21,8 +24,10 @@ from svit_deploy.bench.whole import of_images_alone
 from svit_deploy.bundle import MANIFEST, Bundle, open_bundle
 from svit_deploy.bundle.manifest import UNNAMED
 from svit_deploy.engines.base import Engine
-from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine, require_provider
+from svit_deploy.engines.providers import CPU
 from svit_deploy.errors import InputError, SvitDeployError, UsageError
+from svit_deploy.images import check_images
 from svit_deploy.io.files import hash_file
 from svit_deploy.io.onnx_file import (
     DATA_DEPENDENT,
@@ -34,6 +39,7 @@ from svit_deploy.io.onnx_file import (
 from svit_deploy.loading.serialise import config_from_dict
 from svit_deploy.model.config import ModelConfig, Preprocess, TokenMode
 from svit_deploy.model.sizes import Size, SizeRange
+from svit_deploy.plan import RUN, Plan
 from svit_deploy.progress import SILENT, Progress
 from svit_deploy.tasks import Task, task_named
 
@@ -43,22 +49,45 @@ ENGINES = (".engine", ".plan", ".trt")
 Load = Callable[[Path | bytes], Engine]
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """Something to bench, found and not prepared.
+
+    Attributes:
+        require: raises a SvitDeployError where it cannot run here, before images are read.
+        prepare: makes targets of it for `run_bench`; see `find_candidate`.
+    """
+
+    require: Callable[[], object]
+    prepare: Callable[[Inputs], list[BenchTarget]]
+
+
 def bench_paths(
-    paths: Sequence[Path], settings: BenchSettings, progress: Progress = SILENT
+    paths: Sequence[Path],
+    settings: BenchSettings,
+    progress: Progress = SILENT,
+    plan: Plan = RUN,
 ) -> BenchReport:
     """Measures bundles, ONNX files or engines against the first of them, the baseline.
 
     Raises:
-        SvitDeployError: see `bench_targets`, `check_targets` and `run_bench`.
+        SvitDeployError: see `find_candidate`, `check_targets` and `run_bench`.
     """
+    plan.needs(check_images, settings.images)
+    candidates = [find_candidate(path, settings) for path in paths]
+    for candidate in candidates:
+        plan.needs(candidate.require)
     inputs = Inputs.load(settings, progress)
-    targets = [target for path in paths for target in bench_targets(path, inputs, settings)]
+    targets = relabel([target for found in candidates for target in found.prepare(inputs)])
     check_targets(targets, settings)
-    return run_bench(relabel(targets), settings, progress)
+    for line in outline(targets, settings):
+        plan.tell(*line)
+    plan.begin()
+    return run_bench(targets, settings, progress)
 
 
-def bench_targets(path: Path, inputs: Inputs, settings: BenchSettings) -> list[BenchTarget]:
-    """Prepares a bundle, an ONNX file or an engine for `run_bench`.
+def find_candidate(path: Path, settings: BenchSettings) -> Candidate:
+    """Finds out what a path is: a bundle, an ONNX file or an engine.
 
     A bundle that has an engine is benched on it, unless a provider of ONNX Runtime is asked for.
     Only an engine with `--cuda-graph both` gives more than one target: with and without.
@@ -70,14 +99,22 @@ def bench_targets(path: Path, inputs: Inputs, settings: BenchSettings) -> list[B
             was not exported or built for.
         CapabilityError: a foreign engine that cannot be opened here to see what it takes.
     """
+    provider = partial(require_provider, settings.provider or CPU)
     if path.is_dir() or path.name == MANIFEST:
         bundle = open_bundle(path)
         if bundle.engine_path is None or settings.provider is not None:
-            return [_bundle_target(bundle, inputs, settings)]
-        return engine_targets(bundle.engine_path, bundle, bundle.name, inputs, settings)
+            return Candidate(provider, lambda inputs: [_bundle_target(bundle, inputs, settings)])
+        return _engine(bundle.engine_path, bundle.name, bundle, settings)
     if path.suffix in ENGINES:
-        return engine_targets(path, bundle_around(path), path.stem, inputs, settings)
-    return [_onnx_target(path, inputs, settings)]
+        return _engine(path, path.stem, bundle_around(path), settings)
+    return Candidate(provider, lambda inputs: [_onnx_target(path, inputs, settings)])
+
+
+def _engine(path: Path, label: str, bundle: Bundle | None, settings: BenchSettings) -> Candidate:
+    return Candidate(
+        partial(require_engine, path, bundle, settings),
+        lambda inputs: engine_targets(path, bundle, label, inputs, settings),
+    )
 
 
 def check_targets(targets: Sequence[BenchTarget], settings: BenchSettings) -> None:
@@ -224,5 +261,5 @@ def image_input(model: onnx.ModelProto, path: Path) -> tuple[str, Size]:
 
 def _loader(settings: BenchSettings) -> Load:
     return lambda model: OnnxRuntimeEngine(
-        model, provider=settings.provider or "cpu", threads=settings.threads
+        model, provider=settings.provider or CPU, threads=settings.threads
     )

@@ -14,16 +14,16 @@ import onnx
 
 from svit_deploy.bundle.manifest import (
     EXPORT_AGAIN,
-    MANIFEST,
     check_twice_told,
     read_manifest,
     sizes_of,
     task_of,
 )
 from svit_deploy.engines.base import Engine
+from svit_deploy.engines.providers import CPU
 from svit_deploy.errors import ExportError, InputError, SvitDeployError
 from svit_deploy.io.files import hash_file, reading
-from svit_deploy.io.folder import write_folder
+from svit_deploy.io.folder import check_folder, write_folder
 from svit_deploy.io.npz import read_npz
 from svit_deploy.io.onnx_file import load_onnx
 from svit_deploy.loading.serialise import config_from_dict
@@ -33,6 +33,7 @@ from svit_deploy.model.class_names import ClassNames, printable_names
 from svit_deploy.model.config import BatchRange, ModelConfig, TokenMode
 from svit_deploy.model.profiles import Profile
 from svit_deploy.model.sizes import SizeRange
+from svit_deploy.names import MANIFEST
 from svit_deploy.tasks import Part, Task
 
 MODEL, REFERENCE = "model.onnx", "reference.npz"
@@ -139,6 +140,26 @@ class Bundle:
         """Raises UsageError for an image size that the graph does not run."""
         self.sizes.check_profiles(profiles)
 
+    def runs_engine(self, provider: str | None) -> bool:
+        """Whether its engine runs: it has one, and nobody asks for a provider of ONNX Runtime."""
+        return self.engine_path is not None and provider is None
+
+    def runs_on(self, provider: str | None) -> str:
+        """What runs it, in words."""
+        if self.runs_engine(provider):
+            return f"its engine {self._engine().name}"
+        return f"ONNX Runtime, provider {provider or CPU}"
+
+    def require(self, provider: str | None, *, allow_foreign: bool = False) -> None:
+        """Raises a SvitDeployError where what runs it cannot; call it before any work."""
+        from svit_deploy.engines.onnxruntime import require_provider
+        from svit_deploy.engines.tensorrt.loading import check_engine
+
+        if self.runs_engine(provider):
+            check_engine(self._engine(), allow_foreign=allow_foreign)
+        if self.split or not self.runs_engine(provider):
+            require_provider(provider or CPU)
+
     def load_engine(self, *, allow_foreign: bool = False) -> Engine:
         """The bundle's engine, for batches of any size.
 
@@ -148,11 +169,14 @@ class Bundle:
         from svit_deploy.engines.batches import Batches
         from svit_deploy.engines.tensorrt.runner import TensorRTEngine
 
-        if self.engine_path is None:
-            raise InputError(f"{self.name} has no engine", "export it with --target tensorrt")
-        engine = TensorRTEngine(self.engine_path, allow_foreign=allow_foreign)
+        engine = TensorRTEngine(self._engine(), allow_foreign=allow_foreign)
         batch = self.manifest["batch"]
         return self.with_rest(Batches(engine, batch["min"], batch["max"]))
+
+    def _engine(self) -> Path:
+        if self.engine_path is None:
+            raise InputError(f"{self.name} has no engine", "export it with --target tensorrt")
+        return self.engine_path
 
     @property
     def precision(self) -> str:
@@ -285,6 +309,11 @@ def write_bundle(output: Path, *, force: bool = False) -> AbstractContextManager
         ExportError: `output` is in the way, or the disk is full or not writable.
     """
     return write_folder(output, lambda path: _refuse_to_overwrite(path, force))
+
+
+def check_output(output: Path, *, force: bool = False) -> None:
+    """Raises what `write_bundle` would raise at its start; call it before a long run."""
+    check_folder(output, lambda path: _refuse_to_overwrite(path, force))
 
 
 def _refuse_to_overwrite(output: Path, force: bool) -> None:

@@ -11,10 +11,10 @@ from svit_deploy.io.strict_json import read_json, write_json
 from svit_deploy.methods.families import family_of
 from svit_deploy.model.config import ModelConfig
 from svit_deploy.model.sizes import SizeRange
+from svit_deploy.names import MANIFEST
 from svit_deploy.tasks import TASKS, Task, task_named
 
 SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
 EXPORT_AGAIN = "run the export again"
 
 GATE = {

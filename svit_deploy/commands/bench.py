@@ -8,7 +8,15 @@ from typing import Annotated
 import typer
 
 from svit_deploy.bench.settings import BenchSettings
-from svit_deploy.commands.common import Invocation, Json, check_json, dated, write_json
+from svit_deploy.commands.common import (
+    DryRunFlag,
+    Invocation,
+    Json,
+    check_json,
+    dated,
+    write_json,
+)
+from svit_deploy.commands.completion import complete_bundle
 from svit_deploy.commands.parameters import with_options
 
 
@@ -17,10 +25,15 @@ def bench(
     context: typer.Context,
     targets: Annotated[
         list[Path],
-        typer.Argument(metavar="TARGET", help="Bundles, .onnx or .engine files."),
+        typer.Argument(
+            metavar="TARGET",
+            help="Bundles, .onnx or .engine files.",
+            autocompletion=complete_bundle,
+        ),
     ],
     settings: BenchSettings,
     json_file: Json = None,
+    dry_run: DryRunFlag = False,
 ) -> None:
     """Measure bundles, ONNX files or engines against each other.
 
@@ -32,8 +45,8 @@ def bench(
     from svit_deploy.bench.printing import render
 
     invocation: Invocation = context.obj
-    with invocation.progress() as progress:
-        report = api.bench(targets, settings, progress=progress)
+    with invocation.plan(dry_run, json_file) as plan, invocation.progress() as progress:
+        report = api.bench(targets, settings, progress=progress, plan=plan)
     render(report, invocation.console(json_file))
     write_json(json_file, dated(report.to_dict(invocation.command)))
     report.raise_for_failures()

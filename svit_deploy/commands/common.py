@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -14,16 +14,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from svit_deploy import __version__
+from svit_deploy.commands.completion import complete_bundle
+from svit_deploy.plan import RUN, DryRun, Plan
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from svit_deploy.progress import Progress
 
-BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that export wrote.")]
+BundleFolder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="BUNDLE", help="Folder that export wrote.", autocompletion=complete_bundle
+    ),
+]
 OutputFolder = Annotated[
     Path, typer.Option("-o", "--output", metavar="FOLDER", help="Folder to write.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace existing output.")]
+DryRunFlag = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Show what would be done and what is missing; write nothing."),
+]
 Json = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE", help="Write a JSON report; - means standard output."),
@@ -50,13 +63,53 @@ class Invocation:
 
     def console(self, json_file: str | None = None) -> Console:
         """Standard output, or standard error when the report goes to standard output."""
-        from rich.console import Console
+        from svit_deploy.commands.console import make_console
 
-        class PipeConsole(Console):
-            def on_broken_pipe(self) -> None:  # rich would end the process with exit code 1
-                raise BrokenPipeError
+        return make_console(stderr=json_file == "-")
 
-        return PipeConsole(stderr=json_file == "-")
+    @contextmanager
+    def plan(self, dry_run: bool, json_file: str | None = None) -> Iterator[Plan]:
+        """What the command's run tells its plan; a dry run shows it, and ends the command.
+
+        Raises:
+            typer.Exit: after a dry run of what could run.
+            SvitDeployError: after a dry run, what the run would end with.
+        """
+        if not dry_run:
+            yield RUN
+            return
+        with DryRun() as plan:
+            if json_file not in (None, "-"):
+                plan.writes(Path(json_file))
+            yield plan
+        if json_file == "-":
+            tool = {"schema_version": 1, "tool": {"name": "svit-deploy", "version": __version__}}
+            write_json(json_file, dated({**tool, "command": self.command, **plan.to_dict()}))
+        else:
+            for label, text in plan_lines(plan):
+                typer.echo(line(label, text))
+        if plan.missing:
+            raise plan.missing[0]
+        raise typer.Exit
+
+
+def line(label: str, text: str) -> str:
+    """A line of a summary."""
+    return f"{label:11} {text}"
+
+
+def plan_lines(plan: DryRun) -> Iterator[tuple[str, str]]:
+    """Label and text of the lines that show a dry run."""
+    yield from plan.lines
+    for path in plan.files:
+        yield "writes", str(path)
+    for error in plan.missing:
+        yield "missing", str(error)
+    code = plan.exit_code
+    yield (
+        "dry run",
+        f"would end with exit code {code}" if code else "would run; nothing was written",
+    )
 
 
 def write_json(json_file: str | None, content: Mapping[str, Any]) -> None:
@@ -89,13 +142,18 @@ def check_json(json_file: str | None) -> None:
         check_writable(Path(json_file), "--json")
 
 
+def one_line(text: str) -> str:
+    """Text without line breaks, and without what could steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
+
+
 class LogHandler(logging.Handler):
     """`warning: ...` on whatever standard error is at that time: a progress bar replaces it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         level = "note" if record.levelno == logging.INFO else record.levelname.lower()
         try:
-            sys.stderr.write(f"{level}: {' '.join(record.getMessage().split())}\n")
+            sys.stderr.write(f"{level}: {one_line(record.getMessage())}\n")
         except Exception:
             self.handleError(record)
 

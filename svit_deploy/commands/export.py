@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from svit_deploy.commands.common import Force, Invocation, OutputFolder
+from svit_deploy.commands.common import DryRunFlag, Force, Invocation, OutputFolder, line
 from svit_deploy.commands.parameters import with_options
 from svit_deploy.export.settings import ExportSettings
+
+log = logging.getLogger(__name__)
 
 
 @with_options(ExportSettings)
@@ -25,6 +28,7 @@ def export(
     output: OutputFolder,
     settings: ExportSettings,
     force: Force = False,
+    dry_run: DryRunFlag = False,
 ) -> None:
     """Export a checkpoint to an ONNX model, or a TensorRT engine.
 
@@ -32,11 +36,23 @@ def export(
     """
     from svit_deploy import api
     from svit_deploy.commands.summary import next_steps, summary
+    from svit_deploy.export.outline import assumed_line
 
     invocation: Invocation = context.obj
-    with invocation.progress() as progress:
+    with invocation.plan(dry_run) as plan, invocation.progress() as progress:
         bundle = api.export(
-            source, output, settings, force=force, command=invocation.command, progress=progress
+            source,
+            output,
+            settings,
+            force=force,
+            command=invocation.command,
+            progress=progress,
+            plan=plan,
         )
+    if invocation.quiet:
+        typer.echo(str(bundle.path))
+        for _, assumed in assumed_line(bundle.assumed):
+            log.warning("assumed %s", assumed)
+        return
     for label, text in [*summary(bundle), *next_steps(source, output, settings)]:
-        typer.echo(f"{label:11} {text}")
+        typer.echo(line(label, text))

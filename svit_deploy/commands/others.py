@@ -1,13 +1,15 @@
-"""`svit-deploy inspect`, `init`, `doctor` and `quickstart`"""
+"""`svit-deploy inspect`, `init`, `list`, `doctor` and `quickstart`"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from svit_deploy.commands.common import (
+    DryRunFlag,
     Force,
     Invocation,
     Json,
@@ -15,6 +17,14 @@ from svit_deploy.commands.common import (
     check_json,
     write_json,
 )
+from svit_deploy.commands.completion import one_of
+from svit_deploy.loading.settings import preset_names
+
+
+def _kinds() -> Iterable[str]:
+    from svit_deploy.inspection.catalogue import KINDS
+
+    return KINDS
 
 
 def inspect(
@@ -42,7 +52,9 @@ def init(
     arch: Annotated[
         str,
         typer.Argument(
-            metavar="NAME|YAML", help="Architecture: svit_s, deit_small, ... or a YAML file."
+            metavar="NAME|YAML",
+            help="Architecture: svit_s, deit_small, ... or a YAML file.",
+            autocompletion=one_of(preset_names),
         ),
     ],
     output: Annotated[
@@ -59,6 +71,7 @@ def init(
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", min=0, help="Seed for the weights.")] = 0,
     force: Force = False,
+    dry_run: DryRunFlag = False,
 ) -> None:
     """Write a checkpoint with random weights, to plan ahead.
 
@@ -66,10 +79,37 @@ def init(
     """
     from svit_deploy import api
 
-    made = api.init(arch, output, keep_ratio=keep_ratio, seed=seed, force=force)
+    invocation: Invocation = context.obj
+    with invocation.plan(dry_run) as plan:
+        made = api.init(arch, output, keep_ratio=keep_ratio, seed=seed, force=force, plan=plan)
     ratios = ", ".join(f"{ratio:.3f}" for ratio in made.keep_ratios)
     gates = f", gates keep {ratios} of synthetic images" if ratios else ""
     typer.echo(f"wrote {output}: random {made.arch}{gates}")
+
+
+def list_(
+    context: typer.Context,
+    kind: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="KIND",
+            help="presets, methods, backbones or tasks; all by default.",
+            autocompletion=one_of(_kinds),
+        ),
+    ] = None,
+    json_file: Json = None,
+) -> None:
+    """List presets, methods, backbones and tasks.
+
+    For each method it says what must be told, and what is assumed unless somebody tells it.
+    """
+    check_json(json_file)
+    from svit_deploy import api
+
+    invocation: Invocation = context.obj
+    catalogue = api.catalogue(kind)
+    catalogue.render(invocation.console(json_file))
+    write_json(json_file, catalogue.to_dict())
 
 
 def doctor(context: typer.Context, json_file: Json = None) -> None:
@@ -87,10 +127,11 @@ def quickstart(
     context: typer.Context,
     output: OutputFolder = Path("quickstart"),
     force: Force = False,
+    dry_run: DryRunFlag = False,
 ) -> None:
     """Run every step once on the digits model in the package."""
     from svit_deploy.commands.quickstart import run_quickstart
 
     invocation: Invocation = context.obj
-    with invocation.progress() as progress:
-        run_quickstart(output, invocation.console(), progress, force=force)
+    with invocation.plan(dry_run) as plan, invocation.progress() as progress:
+        run_quickstart(output, invocation.console(), progress, plan, force=force)

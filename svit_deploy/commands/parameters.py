@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from svit_deploy.commands.completion import one_of
 from svit_deploy.options import OptionField, options_of, read_options
 
 
@@ -53,14 +54,17 @@ def _parameter(declared: OptionField) -> inspect.Parameter:
     if default is None:
         kind |= None
     told: Any
+    how: dict[str, Any] = {"metavar": asked.metavar, "help": asked.help}
+    if asked.choices is not None:
+        how["autocompletion"] = one_of(asked.choices)
     if asked.positional:
-        told = typer.Argument(metavar=asked.metavar, help=asked.help)
+        told = typer.Argument(**how)
     else:
         flag = declared.flag
         if default is True:
             flag += f"/--no-{flag.removeprefix('--')}"
         limits: dict[str, Any] = {"min": asked.low, "max": asked.high}
-        told = typer.Option(flag, metavar=asked.metavar, help=asked.help, **limits)
+        told = typer.Option(flag, **how, **limits)
     return inspect.Parameter(
         declared.field.name,
         inspect.Parameter.KEYWORD_ONLY,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from svit_deploy.commands.common import Invocation
+from svit_deploy.commands.common import DryRunFlag, Invocation
 from svit_deploy.errors import UsageError
 
 plugins = typer.Typer(
@@ -43,7 +43,11 @@ def build(
         ),
     ] = None,
     nvcc: Annotated[
-        str | None, typer.Option(metavar="FILE", help="CUDA compiler; by default the one on PATH.")
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="CUDA compiler; by default that on PATH, in CUDA_HOME or /usr/local/cuda.",
+        ),
     ] = None,
     jobs: Annotated[
         int,
@@ -51,12 +55,13 @@ def build(
             metavar="N", min=0, max=1024, help="Parallel compile jobs; 0 means one per core."
         ),
     ] = 0,
+    dry_run: DryRunFlag = False,
 ) -> None:
     """Compile the plugin library, with the CUDA toolkit and CMake."""
     from svit_deploy.plugins.build import build_plugins
 
     invocation: Invocation = context.obj
-    with invocation.progress() as progress:
+    with invocation.plan(dry_run) as plan, invocation.progress() as progress:
         library, made = build_plugins(
             tensorrt_include,
             output,
@@ -64,6 +69,7 @@ def build(
             nvcc=nvcc,
             jobs=jobs,
             progress=progress,
+            plan=plan,
         )
     typer.echo(
         f"built {library} for TensorRT {made.tensorrt}, sm {' '.join(map(str, made.sm))}, "

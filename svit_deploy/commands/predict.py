@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from svit_deploy.commands.common import BundleFolder, Invocation, OutputFolder
+from svit_deploy.commands.common import BundleFolder, DryRunFlag, Invocation, OutputFolder
 from svit_deploy.commands.parameters import with_options
 from svit_deploy.predict.settings import PredictSettings, VisualizeSettings
 
@@ -20,6 +20,7 @@ def predict(
         Path, typer.Option("-o", "--output", metavar="PATH", help="File or folder to write.")
     ],
     settings: PredictSettings,
+    dry_run: DryRunFlag = False,
 ) -> None:
     """Classify images or detect objects, and write or draw what was found.
 
@@ -29,19 +30,23 @@ def predict(
     from svit_deploy import api
 
     invocation: Invocation = context.obj
-    with invocation.progress() as progress:
-        files = api.predict(bundle, output, settings, progress=progress)
+    with invocation.plan(dry_run) as plan, invocation.progress() as progress:
+        files = api.predict(bundle, output, settings, progress=progress, plan=plan)
     typer.echo(f"wrote {output}" if files == [output] else f"wrote {len(files)} files to {output}")
 
 
 @with_options(VisualizeSettings)
 def visualize(
-    context: typer.Context, bundle: BundleFolder, output: OutputFolder, settings: VisualizeSettings
+    context: typer.Context,
+    bundle: BundleFolder,
+    output: OutputFolder,
+    settings: VisualizeSettings,
+    dry_run: DryRunFlag = False,
 ) -> None:
     """Draw the tokens that a bundle keeps over each image."""
     from svit_deploy import api
 
     invocation: Invocation = context.obj
-    with invocation.progress() as progress:
-        files = api.visualize(bundle, output, settings, progress=progress)
+    with invocation.plan(dry_run) as plan, invocation.progress() as progress:
+        files = api.visualize(bundle, output, settings, progress=progress, plan=plan)
     typer.echo(f"wrote {len(files)} files to {output}")

@@ -10,8 +10,13 @@ from rich.console import Console
 from svit_deploy import api
 from svit_deploy.bench.printing import render
 from svit_deploy.bench.settings import BenchSettings
+from svit_deploy.commands.console import headline
+from svit_deploy.engines.onnxruntime import require_provider
+from svit_deploy.engines.providers import CPU
 from svit_deploy.errors import ExportError, InputError, VerificationFailed
+from svit_deploy.io.folder import check_folder
 from svit_deploy.machine.packages import require_onnxruntime, require_torch
+from svit_deploy.plan import RUN, Plan
 from svit_deploy.progress import Progress
 
 BENCH = BenchSettings(batches=(1, 32), warmup_s=0.5, duration_s=3.0, threads=1)
@@ -31,8 +36,13 @@ def digits_folder() -> Path:
     raise InputError("the digits model is not installed", "install svit-deploy again")
 
 
+def _refuse_to_overwrite(output: Path, force: bool) -> None:
+    if output.exists() and not force and not (output.is_dir() and not any(output.iterdir())):
+        raise ExportError(f"{output} exists", "give another folder with -o, or --force")
+
+
 def run_quickstart(
-    output: Path, console: Console, progress: Progress, *, force: bool = False
+    output: Path, console: Console, progress: Progress, plan: Plan = RUN, *, force: bool = False
 ) -> None:
     """Exports the digits model and its dense twin, verifies, benches and draws token maps.
 
@@ -40,16 +50,24 @@ def run_quickstart(
         ExportError: `output` exists; with `force` the bundles and maps in it are replaced.
         VerificationFailed: an export is not equal to its checkpoint.
     """
-    require_torch("quickstart", "the reference forward pass")
-    require_onnxruntime("quickstart", "the graphs")
+    plan.needs(require_torch, "quickstart", "the reference forward pass")
+    plan.needs(require_onnxruntime, "quickstart", "the graphs")
+    plan.needs(require_provider, CPU)
+    plan.needs(check_folder, output, lambda path: _refuse_to_overwrite(path, force))
     digits = digits_folder()
-    if output.exists() and not force and not (output.is_dir() and not any(output.iterdir())):
-        raise ExportError(f"{output} exists", "give another folder with -o, or --force")
+    for step in ("export", "verify"):
+        plan.tell(step, "the digits model, dense and dynamic")
+    plan.tell(
+        "bench", f"both, batch {' and '.join(map(str, BENCH.batches))}; about a minute in all"
+    )
+    plan.tell("visualize", f"the tokens kept of {PICTURES} digits")
+    plan.writes(*(output / name for name in ("dense", "dynamic", "maps")))
+    plan.begin()
     checkpoint, heldout = digits / "svit_digits.pth", digits / "heldout.npz"
     arch = str(digits / "arch.yaml")
     reports = []
     for mode in ("dense", "dynamic"):
-        console.rule(f"{mode}: export and verify", characters="-")
+        headline(console, f"{mode}: export and verify")
         bundle = api.export(
             checkpoint,
             output / mode,
@@ -67,7 +85,7 @@ def run_quickstart(
         if not report.passed:
             raise VerificationFailed(report.verdict, "please report this")
         reports.append((mode, report))
-    console.rule("latency, dense against dynamic", characters="-")
+    headline(console, "latency, dense against dynamic")
     targets = [output / mode for mode, _ in reports]
     render(api.bench(targets, images=heldout, settings=BENCH, progress=progress), console)
     maps = api.visualize(
@@ -77,7 +95,7 @@ def run_quickstart(
         max_images=PICTURES,
         progress=progress,
     )
-    console.rule("summary", characters="-")
+    headline(console, "summary")
     labels = np.load(heldout)["labels"]
     console.print(f"top-1 on {len(labels)} held-out digits", highlight=False)
     for mode, report in reports:

@@ -9,40 +9,37 @@ from typing import Any
 
 from svit_deploy.bundle import MANIFEST, Bundle
 from svit_deploy.engines.tensorrt.sidecar import read_sidecar
-from svit_deploy.export.settings import DEFAULT_TASK, ExportSettings
+from svit_deploy.export.outline import (
+    assumed_line,
+    checkpoint_line,
+    gates_line,
+    graph_line,
+    model_line,
+)
+from svit_deploy.export.settings import ExportSettings
 from svit_deploy.io.hub import spelled
-from svit_deploy.model.assumption import in_words
+from svit_deploy.model.config import BatchRange
 
 
 def summary(bundle: Bundle) -> Iterator[tuple[str, str]]:
     """Label and text of the lines that tell what was made of what."""
-    manifest, config, sizes = bundle.manifest, bundle.config, bundle.sizes
-    source, model = manifest["checkpoint"], manifest["files"][bundle.model_path.name]
+    manifest, source = bundle.manifest, bundle.manifest["checkpoint"]
     if source:
         name = manifest.get("origin", {}).get("id", source["name"])
-        yield "checkpoint", f"{name}, sha256 {source['sha256'][:16]}"
-    task = "" if bundle.task.name == DEFAULT_TASK else f"task {bundle.task.name}, "
-    low, high = ("x".join(map(str, size)) for size in (sizes.min, sizes.max))
-    size = low if sizes.fixed else f"{low} to {high}"
-    yield "model", f"{manifest['arch']} ({config.family}), {task}{size} pixels"
+        yield checkpoint_line(name, source["sha256"])
+    yield model_line(manifest["arch"], bundle.config, bundle.task, bundle.sizes)
+    yield gates_line(bundle.config)
     if manifest["gates"]:
         yield from _gates(manifest)
-    else:
-        yield "gates", "none, the same tokens are computed of every image"
-    yield (
-        "onnx",
-        f"{bundle.model_path.name}, {model['size_bytes'] / 2**20:.1f} MiB, {bundle.precision}, "
-        f"opset {manifest['opset']}, token mode {bundle.mode.value}, batch "
-        f"{manifest['batch']['min']} to {manifest['batch']['max']}, no random operator",
-    )
+    size = f"{manifest['files'][bundle.model_path.name]['size_bytes'] / 2**20:.1f}"
+    batch = BatchRange(**manifest["batch"])
+    yield graph_line(size, bundle.precision, manifest["opset"], bundle.mode, batch)
     if bundle.engine_path is not None:
         yield "engine", _engine(bundle.engine_path)
     if bundle.split:
         yield "heads", "heads.onnx, which runs in ONNX Runtime behind the engine"
     yield "done", str(bundle.path)
-    if bundle.assumed:
-        settings = in_words(bundle.assumed)
-        yield "assumed", f"{settings}; give --set NAME=VALUE for what was trained otherwise"
+    yield from assumed_line(bundle.assumed)
 
 
 def next_steps(source: Path, output: Path, settings: ExportSettings) -> Iterator[tuple[str, str]]:
@@ -76,12 +73,8 @@ def _engine(path: Path) -> str:
 
 
 def _gates(manifest: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What was aimed at and measured of each gate."""
     gates, samples = manifest["gates"], manifest["reference"]
-    blocks = ", ".join(str(gate["block"]) for gate in gates)
-    if gates[0]["threshold"] is None:
-        yield "selections", f"{len(gates)}, at blocks {blocks}; as many tokens as the method keeps"
-    else:
-        yield "gates", f"{len(gates)}, in front of blocks {blocks}; no sampling, a tie prunes"
     rows = {
         "target": [f"{gate['target_keep']:.3f}" for gate in gates if gate["target_keep"]],
         "keep": [f"{gate['measured_keep']:.3f}" for gate in gates],

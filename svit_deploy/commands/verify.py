@@ -6,6 +6,7 @@ import typer
 
 from svit_deploy.commands.common import (
     BundleFolder,
+    DryRunFlag,
     Invocation,
     Json,
     check_json,
@@ -23,6 +24,7 @@ def verify(
     bundle: BundleFolder,
     settings: VerifySettings,
     json_file: Json = None,
+    dry_run: DryRunFlag = False,
 ) -> None:
     """Compare a bundle with its reference, gate by gate.
 
@@ -32,8 +34,8 @@ def verify(
     from svit_deploy import api
 
     invocation: Invocation = context.obj
-    with invocation.progress() as progress:
-        report = api.verify(bundle, settings, progress=progress)
+    with invocation.plan(dry_run, json_file) as plan, invocation.progress() as progress:
+        report = api.verify(bundle, settings, progress=progress, plan=plan)
     report.render(invocation.console(json_file))
     write_json(json_file, dated(report.to_dict(invocation.command)))
     if not report.passed:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
 import re
-import sys
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,27 +11,11 @@ from typing import Any
 import numpy as np
 
 from svit_deploy.engines.base import Engine, TensorSpec, check_feeds, check_outputs
+from svit_deploy.engines.onnxruntime_log import captured_output, first_error, one_line
+from svit_deploy.engines.providers import PROVIDERS, full_provider_name, install_fix
 from svit_deploy.errors import CapabilityError, InputError, SvitDeployError, UsageError
 from svit_deploy.machine.packages import require_onnxruntime
 
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-    "openvino": "OpenVINOExecutionProvider",
-    "coreml": "CoreMLExecutionProvider",
-    "dml": "DmlExecutionProvider",
-    "migraphx": "MIGraphXExecutionProvider",
-    "qnn": "QNNExecutionProvider",
-}
-_INSTALL = {
-    "CUDAExecutionProvider": "pip install 'onnxruntime-gpu[cuda,cudnn]'",
-    "TensorrtExecutionProvider": "pip install onnxruntime-gpu tensorrt",
-    "OpenVINOExecutionProvider": "pip install onnxruntime-openvino",
-    "DmlExecutionProvider": "pip install onnxruntime-directml",
-    "MIGraphXExecutionProvider": "pip install onnxruntime-migraphx",
-    "QNNExecutionProvider": "pip install onnxruntime-qnn",
-}
 _OPTIMIZATIONS = {
     "none": "ORT_DISABLE_ALL",
     "basic": "ORT_ENABLE_BASIC",
@@ -58,13 +37,12 @@ _BAD_MODEL = ("NoSuchFile", "InvalidProtobuf", "InvalidGraph", "InvalidArgument"
 _LOAD_FIX = "check that the file is complete and uses standard ONNX operators"
 _RUN_FIX = "check the shape and the values of the inputs, or export the model again"
 _OUT_OF_MEMORY = re.compile(r"bad_alloc|out of memory|failed to allocate", re.IGNORECASE)
-# In front of the sentence that matters: the error code, and the C++ file, line and signature.
-_NOISE = (
-    re.compile(r"^.*?\[ONNXRuntimeError\] : \d+ : (\w+ : )?"),
-    re.compile(r"^Load model from .*? failed:"),
-    re.compile(r"^\S+\.(cc|h):\d+ [^()]*\(([^()]|\([^()]*\))*\)( const)? "),
-)
 _ERROR, _FATAL = 3, 4  # ONNX Runtime's log severities
+# An ONNX file: y = x + x, float32 [1]. Bytes, for nothing here needs the onnx package.
+_DOUBLE = (
+    b'\x08\n:5\n\x0e\n\x01x\n\x01x\x12\x01y"\x03Add\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04'
+    b"\n\x02\x08\x01b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x14"
+)
 
 
 class OnnxRuntimeEngine(Engine):
@@ -77,6 +55,7 @@ class OnnxRuntimeEngine(Engine):
         provider: a short name of `PROVIDERS`, or a full one such as CUDAExecutionProvider.
         threads: threads of one operator; 0 is ONNX Runtime's default, one per physical core.
         graph_optimization: none, basic, extended or all.
+        name: what sentences call a model that is given as bytes.
 
     Raises:
         InputError: the file is missing, broken, or no model that ONNX Runtime can run.
@@ -91,6 +70,7 @@ class OnnxRuntimeEngine(Engine):
         provider: str = "cpu",
         threads: int = 0,
         graph_optimization: str = "all",
+        name: str = "the model",
     ) -> None:
         if graph_optimization not in _OPTIMIZATIONS:
             raise UsageError(
@@ -102,7 +82,7 @@ class OnnxRuntimeEngine(Engine):
         self._provider = full_provider_name(provider)
         ort = _onnxruntime()
         _check_available(ort, self._provider)
-        self._name = "the model" if isinstance(model, bytes) else str(model)
+        self._name = name if isinstance(model, bytes) else str(model)
         if not isinstance(model, bytes) and not Path(model).is_file():
             raise InputError(f"{model} is not a file", "give the path of an .onnx file")
 
@@ -163,8 +143,8 @@ class OnnxRuntimeEngine(Engine):
     def _open(self, ort: ModuleType, model: Path | bytes, options: Any) -> Any:
         """Creates the session, or says why the model or the provider cannot work."""
         on_cpu = self._provider == PROVIDERS["cpu"]
-        ort.set_default_logger_severity(_ERROR)
-        with contextlib.nullcontext(list[str]()) if on_cpu else _captured_output() as log:
+        with captured_output() as log:
+            ort.set_default_logger_severity(_ERROR)
             if self._provider in (PROVIDERS["cuda"], PROVIDERS["tensorrt"]):
                 ort.preload_dlls()  # finds the CUDA libraries that pip installed
             try:
@@ -178,19 +158,21 @@ class OnnxRuntimeEngine(Engine):
                 bad_model = on_cpu or type(error).__name__ in _BAD_MODEL
                 fix = _LOAD_FIX if bad_model else ""
                 raise self._failure("could not be loaded", error, fix) from error
+            finally:
+                ort.set_default_logger_severity(_FATAL)  # runs are timed, so nothing is captured
         session.disable_fallback()
         if session.get_providers()[0] != self._provider:
-            reason = _reason(log)
+            reason = first_error(log)
             raise CapabilityError(
                 f"{self._provider} could not start and ONNX Runtime fell back to "
                 f"{session.get_providers()[0]}{f': {reason}' if reason else ''}",
-                _install_fix(self._provider),
+                install_fix(self._provider),
             )
         return session
 
     def _failure(self, what: str, error: Exception, fix: str) -> SvitDeployError:
         """The error to raise: the model's fault if there is a fix for it, else the machine's."""
-        reason = _one_line(str(error))
+        reason = one_line(str(error))
         if _OUT_OF_MEMORY.search(str(error)):
             return CapabilityError(
                 f"{self._name} {what}, out of memory: {reason}", "lower the batch size"
@@ -198,7 +180,7 @@ class OnnxRuntimeEngine(Engine):
         if fix:
             return InputError(f"{self._name} {what}: {reason}", fix)
         return CapabilityError(
-            f"{self._name} {what} on {self._provider}: {reason}", _install_fix(self._provider)
+            f"{self._name} {what} on {self._provider}: {reason}", install_fix(self._provider)
         )
 
     def _spec(self, node: Any) -> TensorSpec:
@@ -212,7 +194,7 @@ class OnnxRuntimeEngine(Engine):
 
 
 def available_providers() -> list[str]:
-    """Full names of the providers in the installed ONNX Runtime, best first.
+    """Full names of the providers in the installed ONNX Runtime, best first; some cannot start.
 
     Raises:
         CapabilityError: ONNX Runtime is missing or broken.
@@ -220,26 +202,21 @@ def available_providers() -> list[str]:
     return list(_onnxruntime().get_available_providers())
 
 
-def full_provider_name(provider: str) -> str:
-    """Turns `cuda` into `CUDAExecutionProvider`; full names pass.
+def require_provider(provider: str) -> None:
+    """Runs a graph of one operator with a provider, by its short or full name.
 
     Raises:
-        UsageError: neither.
+        UsageError: an unknown provider.
+        CapabilityError: ONNX Runtime or the provider is missing, or cannot start here.
     """
-    if provider.lower() in PROVIDERS:
-        return PROVIDERS[provider.lower()]
-    if provider.endswith("ExecutionProvider"):
-        return provider
-    raise UsageError(
-        f"provider {provider!r} is unknown",
-        f"use one of {', '.join(PROVIDERS)}, or a full name such as CUDAExecutionProvider",
-    )
+    with OnnxRuntimeEngine(_DOUBLE, provider=provider, name="a graph of one operator") as engine:
+        engine.run({"x": np.ones(1, np.float32)})
 
 
 def _onnxruntime() -> ModuleType:
     require_onnxruntime("running a model", "its graph")
-    import onnxruntime
-
+    with captured_output():  # it looks for devices, and complains of those it cannot read
+        import onnxruntime
     return onnxruntime
 
 
@@ -248,48 +225,5 @@ def _check_available(ort: ModuleType, provider: str) -> None:
     if provider not in here:
         raise CapabilityError(
             f"ONNX Runtime {ort.__version__} has no {provider} here, only {', '.join(here)}",
-            _install_fix(provider),
+            install_fix(provider),
         )
-
-
-def _install_fix(provider: str) -> str:
-    command = _INSTALL.get(provider, "pip install onnxruntime")
-    return f"run: {command} (in place of another onnxruntime package), or use --provider cpu"
-
-
-@contextlib.contextmanager
-def _captured_output() -> Iterator[list[str]]:
-    """Collects what the block prints: a provider that cannot start says why only there.
-
-    ONNX Runtime's C++ logger writes to file descriptor 2 and offers Python no hook; its Python
-    part prints to stdout. The list is filled when the block ends.
-    """
-    lines: list[str] = []
-    printed = io.StringIO()
-    with tempfile.TemporaryFile() as sink:
-        sys.stderr.flush()
-        saved = os.dup(2)
-        os.dup2(sink.fileno(), 2)
-        try:
-            with contextlib.redirect_stdout(printed):
-                yield lines
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            sink.seek(0)
-            lines += sink.read().decode(errors="replace").splitlines()
-            lines += printed.getvalue().splitlines()
-
-
-def _reason(log: Sequence[str]) -> str:
-    """The first error in ONNX Runtime's log, without its time stamp and source lines."""
-    errors = [line for line in log if "[E:onnxruntime" in line]
-    return _one_line(errors[0]) if errors else ""
-
-
-def _one_line(text: str, limit: int = 240) -> str:
-    text = re.sub(r"\x1b\[[\d;]*m", "", " ".join(text.split()))
-    for noise in _NOISE:
-        text = noise.sub("", text)
-    text = text.rstrip(". ")
-    return text if len(text) <= limit else text[: limit - 3] + "..."

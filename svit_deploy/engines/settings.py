@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from svit_deploy.engines.providers import PROVIDERS
 from svit_deploy.options import option
 
 
@@ -16,6 +17,7 @@ class ProviderSettings:
         "ONNX Runtime provider: cpu, cuda, tensorrt, ... By default the bundle's TensorRT "
         "engine runs if it has one, else cpu.",
         metavar="NAME",
+        choices=lambda: PROVIDERS,
     )
     threads: int = option(
         0, "ONNX Runtime threads per operator; 0 means one per core.", metavar="N", low=0, high=1024

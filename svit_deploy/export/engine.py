@@ -12,35 +12,30 @@ from svit_deploy.bundle import (
     MODEL,
     REFERENCE,
     Bundle,
+    check_output,
     open_bundle,
     write_bundle,
     write_manifest,
 )
-from svit_deploy.engines.tensorrt.build import build_engine
+from svit_deploy.engines.tensorrt.build import build_engine, require_builder
 from svit_deploy.engines.tensorrt.inspector import LayerCounts, attention_note
 from svit_deploy.engines.tensorrt.settings import BuildSettings
 from svit_deploy.engines.tensorrt.sidecar import Sidecar
 from svit_deploy.errors import UsageError
+from svit_deploy.export.outline import assumed_line, engine_line, written_files
 from svit_deploy.export.record import command_record
 from svit_deploy.export.settings import EngineOptions, ExportSettings
 from svit_deploy.export.shapes import profile_batches, profiles_for
 from svit_deploy.machine.environment import describe_environment
-from svit_deploy.machine.tensorrt import TARGETS, require_library
+from svit_deploy.machine.tensorrt import TARGETS
 from svit_deploy.model.config import ModelConfig, TokenMode
 from svit_deploy.model.profiles import Profile
-from svit_deploy.model.sizes import SizeRange
+from svit_deploy.plan import RUN, Plan
 from svit_deploy.plugins import library_path
 from svit_deploy.progress import SILENT, Progress
 from svit_deploy.tasks import Task
 
 log = logging.getLogger(__name__)
-
-
-def require_engine(settings: ExportSettings) -> None:
-    """Raises CapabilityError or UsageError, before any work, where no engine can be built here."""
-    if settings.engine is not None:
-        require_library(settings.engine.target)
-        find_plugin_library(settings.engine, settings.plugins)
 
 
 def add_engine(
@@ -117,13 +112,12 @@ def build_beside(
     folder: Path,
     config: ModelConfig,
     task: Task,
-    sizes: SizeRange,
+    profiles: Sequence[Profile],
     settings: ExportSettings,
     progress: Progress,
 ) -> str:
     """Builds the engine of the graph in a folder, and returns its file name."""
     assert settings.engine is not None
-    profiles = profiles_for(settings, task, sizes)
     with task.engine_graph(folder, MODEL) as graph:
         sidecar = add_engine(
             graph,
@@ -146,6 +140,7 @@ def rebuild(
     force: bool = False,
     command: Sequence[str] = (),
     progress: Progress = SILENT,
+    plan: Plan = RUN,
 ) -> Bundle:
     """A copy of a bundle with an engine of its graph for this machine. Needs no PyTorch.
 
@@ -164,8 +159,17 @@ def rebuild(
             f"{given[0]} cannot change the graph of a bundle",
             "leave it out, or give a checkpoint",
         )
+    plan.needs(check_output, output, force=force)
+    plan.needs(require_builder, options.target)
     bundle = open_bundle(source)
+    plugins = bundle.manifest["tokens"]["plugins"]
+    plan.needs(find_plugin_library, options, plugins)
     profiles = profiles_for(settings, bundle.task, bundle.sizes)
+    plan.tell("bundle", f"{bundle.name}, its graph and samples are copied")
+    for line in (engine_line(options.target, profiles), *assumed_line(bundle.assumed)):
+        plan.tell(*line)
+    plan.writes(*written_files(output, bundle.task, bundle.precision, engine=True))
+    plan.begin()
     with write_bundle(output, force=force) as folder:
         for name in (MODEL, REFERENCE):
             shutil.copyfile(bundle.path / name, folder / name)
@@ -177,7 +181,7 @@ def rebuild(
                 bundle.config,
                 bundle.mode,
                 bundle.precision,
-                bundle.manifest["tokens"]["plugins"],
+                plugins,
                 progress,
             )
         batch = profile_batches(profiles)

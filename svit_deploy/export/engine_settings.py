@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from svit_deploy.errors import UsageError
@@ -24,6 +25,12 @@ def parse_bytes(text: str, flag: str) -> int:
     if not found:
         raise UsageError(f"{flag} {text!r} is no size", f"write, e.g., {flag} 4GiB")
     return int(found[1]) * _UNITS[found[2]]
+
+
+def _targets() -> Iterable[str]:
+    from svit_deploy.machine.tensorrt import TARGETS
+
+    return (GRAPH_ONLY, *TARGETS)
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,10 @@ class EngineSettings:
     """
 
     target: str = option(
-        GRAPH_ONLY, "What to build: onnx, tensorrt or tensorrt-rtx.", metavar="NAME"
+        GRAPH_ONLY,
+        "What to build: onnx, tensorrt or tensorrt-rtx.",
+        metavar="NAME",
+        choices=_targets,
     )
     min_shapes: tuple[str, ...] = option(
         (),

@@ -17,19 +17,28 @@ from svit_deploy.bundle import (
     MODEL,
     REFERENCE,
     Bundle,
+    check_output,
     open_bundle,
     write_bundle,
     write_manifest,
 )
 from svit_deploy.bundle.manifest import describe_task
+from svit_deploy.engines.tensorrt.build import require_builder
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.export.budgets import choose_budgets
-from svit_deploy.export.engine import build_beside, engine_notes, rebuild, require_engine
+from svit_deploy.export.engine import (
+    build_beside,
+    engine_notes,
+    find_plugin_library,
+    rebuild,
+)
+from svit_deploy.export.outline import outline, written_files
 from svit_deploy.export.record import describe_gates, manifest, metadata
 from svit_deploy.export.settings import ExportSettings
-from svit_deploy.export.shapes import whole_batch
+from svit_deploy.export.shapes import profiles_for, whole_batch
+from svit_deploy.export.thresholds import calibrated, gate_targets
 from svit_deploy.graph.check import finish
-from svit_deploy.images import ImageSet, images_of
+from svit_deploy.images import ImageSet, check_images, images_of
 from svit_deploy.images.prepared import Prepared, groups
 from svit_deploy.loading.assumptions import refuse_assumptions
 from svit_deploy.loading.load import load_model
@@ -37,10 +46,11 @@ from svit_deploy.machine.packages import require, require_torch
 from svit_deploy.methods.families import family_of
 from svit_deploy.model.budget import Budget, rows_within
 from svit_deploy.model.class_names import read_class_names
-from svit_deploy.model.config import ModelConfig, TokenMode, spread_over_gates
+from svit_deploy.model.config import ModelConfig, TokenMode
 from svit_deploy.model.counts import keep_ratios
 from svit_deploy.model.model import Model, without_gates
 from svit_deploy.model.sizes import SizeRange
+from svit_deploy.plan import RUN, Plan
 from svit_deploy.progress import SILENT, Progress
 from svit_deploy.tasks import Part, Task, task_named
 from svit_deploy.tasks.samples import paint, prepare_all
@@ -56,12 +66,14 @@ def export_source(
     force: bool = False,
     command: Sequence[str] = (),
     progress: Progress = SILENT,
+    plan: Plan = RUN,
 ) -> Bundle:
     """Exports a checkpoint to a bundle (docs/architecture.md), or builds an engine of a bundle.
 
     Args:
         force: replace a bundle at `output`.
         command: the command line, kept in the manifest for the record.
+        plan: is asked for what is needed before anything is read.
 
     Raises:
         SvitDeployError: InputError, UsageError, CapabilityError or ExportError, with its fix.
@@ -72,14 +84,21 @@ def export_source(
             f"{source} is a folder without a {MANIFEST}, so it is no bundle",
             "give a checkpoint (.pth or .safetensors), or the folder of an export",
         )
-    require_engine(settings)
     if source.is_dir() or source.name == MANIFEST:
-        return rebuild(source, output, settings, force=force, command=command, progress=progress)
+        return rebuild(
+            source, output, settings, force=force, command=command, progress=progress, plan=plan
+        )
     task = task_named(settings.task)
     task.check_precision(settings.precision)
-    require_torch("export", "the reference outputs that a bundle is verified with")
+    if settings.engine is not None:
+        plan.needs(require_builder, settings.engine.target)
+        plan.needs(find_plugin_library, settings.engine, settings.plugins)
+    plan.needs(require_torch, "export", "the reference outputs that a bundle is verified with")
     for package, purpose in task.packages:
-        require(package, f"--task {task.name}", f"{purpose} of a bundle")
+        plan.needs(require, package, f"--task {task.name}", f"{purpose} of a bundle")
+    plan.needs(check_output, output, force=force)
+    for images in (settings.calibration, settings.calibrate_gates):
+        plan.needs(check_images, images)
     wanted = task.parse_sizes(settings.image_size)
     progress.update(f"reading {source.name}", 0)
     model = load_model(
@@ -92,7 +111,14 @@ def export_source(
         weights=settings.weights,
     )
     bundle = export_model(
-        model, output, settings, sizes=wanted, force=force, command=command, progress=progress
+        model,
+        output,
+        settings,
+        sizes=wanted,
+        force=force,
+        command=command,
+        progress=progress,
+        plan=plan,
     )
     for note in bundle.manifest["notes"]:
         log.info("%s", note)
@@ -108,6 +134,7 @@ def export_model(
     force: bool = False,
     command: Sequence[str] = (),
     progress: Progress = SILENT,
+    plan: Plan = RUN,
 ) -> Bundle:
     """Exports a loaded model; see `export_source`.
 
@@ -128,9 +155,18 @@ def export_model(
     limit = settings.max_images
     calibration = images_of(settings.calibration, limit, progress)
     gate_images = images_of(settings.calibrate_gates, limit, progress)
+    targets = gate_targets(model, settings)
+    images_decide = settings.budget == "auto" and calibration is not None
+    budgets = () if images_decide else choose_budgets(model, task, settings, None, sizes)
+    profiles = profiles_for(settings, task, sizes) if settings.engine else ()
+    for line in outline(model, task, sizes, settings, budgets, targets, profiles):
+        plan.tell(*line)
+    plan.writes(*written_files(output, task, settings.precision, settings.engine is not None))
+    plan.begin()
     with write_bundle(output, force=force) as folder:
-        model, measured = _calibrated(model, task, settings, gate_images, sizes, progress)
-        budgets = choose_budgets(model, task, settings, calibration, sizes)
+        model, measured = calibrated(model, task, targets, gate_images, sizes, progress)
+        if images_decide:
+            budgets = choose_budgets(model, task, settings, calibration, sizes)
         images, source = _samples(task, model.config, sizes, calibration or gate_images)
         parts: list[Part] = []
         for group in groups(images, task.together):
@@ -146,7 +182,7 @@ def export_model(
         np.savez_compressed(folder / REFERENCE, **arrays)  # type: ignore[arg-type]
         engine, notes = None, []
         if settings.engine is not None:
-            engine = build_beside(folder, model.config, task, sizes, settings, progress)
+            engine = build_beside(folder, model.config, task, profiles, settings, progress)
             notes = engine_notes(settings.mode, model.config.num_gates)
         content = manifest(model, settings, gates, source, budgets, command, engine, notes, classes)
         write_manifest(folder, {**extra, **content})
@@ -235,49 +271,6 @@ def _kept(parts: Sequence[Part], config: ModelConfig) -> tuple[float, ...]:
         for _ in part.images
     ]
     return tuple(np.mean(ratios, axis=0).tolist()) if config.num_gates else ()
-
-
-def _calibrated(
-    model: Model,
-    task: Task,
-    settings: ExportSettings,
-    images: ImageSet | None,
-    sizes: SizeRange,
-    progress: Progress,
-) -> tuple[Model, tuple[float, ...] | None]:
-    """The model with calibrated thresholds and the keep ratios measured, if asked for."""
-    from svit_deploy.loading.calibrate import calibrate_gates
-    from svit_deploy.tasks.reference import Reference
-
-    config, family = model.config, family_of(model.config)
-    if images is None or settings.mode is TokenMode.DENSE:
-        return model, None
-    if not family.method.trained_gates:
-        raise UsageError(
-            f"{family.title} has no trained gates to calibrate", "leave --calibrate-gates out"
-        )
-    targets = settings.target_keep or config.target_keep
-    if not targets:
-        raise UsageError(
-            "the checkpoint does not say which keep ratios its gates were trained for",
-            "add --target-keep 0.7,0.49,0.343",
-        )
-    targets = spread_over_gates(targets, config.num_gates, "--target-keep")
-    most = task.calibration_images
-    if most is not None and len(images) > most:
-        log.info("gates are calibrated on the first %d images", most)
-        images = images[:most]
-    prepared = list(prepare_all(images, task, config, sizes))
-    progress.update("calibrating the gates", 0.1)
-    found = calibrate_gates(
-        Reference(model, task),
-        prepared,
-        targets,
-        lambda done, total: progress.update("calibrating the gates", 0.1 + 0.6 * done / total),
-    )
-    log.info("gate thresholds calibrated on %d images", len(images))
-    config = dataclasses.replace(config, thresholds=found.thresholds, target_keep=targets)
-    return dataclasses.replace(model, config=config), found.measured_keep
 
 
 def _samples(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +32,18 @@ def parse_token_mode(text: str, flag: str) -> TokenMode:
         raise UsageError(f"{flag} {text!r} is unknown", f"use one of {known}") from None
 
 
+def _tasks() -> Iterable[str]:
+    from svit_deploy.tasks import TASKS
+
+    return TASKS
+
+
+def _precisions() -> Iterable[str]:
+    from svit_deploy.graph.builder import PRECISIONS
+
+    return PRECISIONS
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExportSettings(EngineSettings, LoadSettings):
     """What to export and how.
@@ -52,6 +65,7 @@ class ExportSettings(EngineSettings, LoadSettings):
         DEFAULT_TASK,
         "What the graph computes: classify, backbone (of a detector) or detect.",
         metavar="TASK",
+        choices=_tasks,
     )
     tokens: TokenMode | None = option(
         None,
@@ -59,10 +73,16 @@ class ExportSettings(EngineSettings, LoadSettings):
         "the method's own; for SViT dynamic, or budget with TensorRT.",
         metavar="MODE",
         parse=parse_token_mode,
+        choices=lambda: [mode.value for mode in TokenMode],
         after=("arch", "overrides"),
     )
     strict: bool = option(False, "Refuse to assume any setting that the weights do not tell.")
-    precision: str = option("fp32", "fp32, fp16 or bf16; gates stay in fp32.", metavar="TYPE")
+    precision: str = option(
+        "fp32",
+        "fp32, fp16 or bf16; gates stay in fp32.",
+        metavar="TYPE",
+        choices=_precisions,
+    )
     batch: tuple[BatchRange, ...] | None = option(
         None,
         "Range of batch sizes, or one size; 1:1:32 by default, 1 for a detector's engine. "

@@ -3,6 +3,7 @@
 from svit_deploy.images.pictures import PICTURE_SUFFIXES, read_picture
 from svit_deploy.images.sets import (
     ImageSet,
+    check_images,
     images_of,
     join_images,
     load_images,
@@ -15,6 +16,7 @@ __all__ = [
     "PICTURE_SUFFIXES",
     "ImageSet",
     "ImageSource",
+    "check_images",
     "images_of",
     "join_images",
     "load_images",

@@ -120,6 +120,12 @@ def load_images(path: Path, *, labels: Path | None = None, limit: int | None = N
     return _image_set(arrays, source.names, source.labels, source.kind)
 
 
+def check_images(images: Path | ImageSet | None) -> None:
+    """Raises InputError for a path that holds no images; call it before a long run."""
+    if isinstance(images, Path) and str(images) != "-":  # which can be read once
+        open_images(images)
+
+
 @overload
 def images_of(value: None, limit: int, progress: Progress, labels: Path | None = None) -> None: ...
 @overload

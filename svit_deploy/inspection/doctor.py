@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from svit_deploy import __version__
+from svit_deploy.errors import SvitDeployError
 from svit_deploy.inspection.nvidia import COMMANDS, examine_nvidia
 from svit_deploy.machine.environment import (
     cpu_model,
@@ -25,7 +26,7 @@ from svit_deploy.machine.environment import (
 )
 
 SCHEMA_VERSION = 1
-State = Literal["ok", "missing", "too old", "broken"]
+State = Literal["ok", "missing", "too old", "broken", "unusable"]
 
 RUNTIMES = (
     "onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino",
@@ -154,7 +155,7 @@ def examine() -> Diagnosis:
     findings: tuple[Finding, ...] = (
         _python(),
         *map(_package, REQUIREMENTS),
-        _runtime(),
+        *_runtime(),
         *_machine(),
     )
     findings += tuple(Finding(*found) for found in examine_nvidia())
@@ -189,7 +190,7 @@ def _package(wanted: Requirement) -> Finding:
     return Finding(wanted.name, "ok", version + advice, wanted.needed_for)
 
 
-def _runtime() -> Finding:
+def _runtime() -> Iterator[Finding]:
     """ONNX Runtime comes in several distributions that overwrite each other's files."""
     installed = {name: version for name in RUNTIMES if (version := installed_version(name))}
     found = ", ".join(f"{name} {version}" for name, version in installed.items())
@@ -200,19 +201,50 @@ def _runtime() -> Finding:
 
     if not installed:
         install = "pip install 'svit-deploy[cpu]', or 'svit-deploy[gpu]' for NVIDIA GPUs"
-        return finding("missing", "not installed", install)
+        yield finding("missing", "not installed", install)
+        return
     if len(installed) > 1:
         detail = f"{found}: these overwrite each other, keep one"
-        return finding("broken", detail, f"pip uninstall {' '.join(installed)}, then {install}")
+        yield finding("broken", detail, f"pip uninstall {' '.join(installed)}, then {install}")
+        return
     if any(release(version) < release(RUNTIME_MINIMUM) for version in installed.values()):
-        return finding("too old", f"{found}, needs {RUNTIME_MINIMUM}")
+        yield finding("too old", f"{found}, needs {RUNTIME_MINIMUM}")
+        return
     try:
-        from svit_deploy.engines.onnxruntime import available_providers
-
-        providers = [name.removesuffix("ExecutionProvider") for name in available_providers()]
+        refusals = try_providers()
     except Exception as error:  # native libraries fail to load in many ways
-        return finding("broken", f"{found}: {_one_line(error)}")
-    return finding("ok", f"{found}; providers {', '.join(providers)}", "")
+        yield finding("broken", f"{found}: {_one_line(error)}")
+        return
+    usable = ", ".join(name for name, refusal in refusals.items() if refusal is None)
+    if usable:
+        yield finding("ok", f"{found}; providers that start: {usable}", "")
+    else:
+        yield finding("broken", f"{found}: none of its providers starts")
+    for name, refusal in refusals.items():
+        if refusal is not None:
+            fix = refusal.fix.removeprefix("run: ")
+            yield Finding(f"provider {name}", "unusable", refusal.message, (), fix)
+
+
+def try_providers() -> dict[str, SvitDeployError | None]:
+    """Starts each of ONNX Runtime's providers on a tiny graph.
+
+    Returns:
+        By what is typed after --provider: None, or why it does not start.
+    """
+    from svit_deploy.engines.onnxruntime import available_providers, require_provider
+    from svit_deploy.engines.providers import PROVIDERS
+
+    short = {full: name for name, full in PROVIDERS.items()}
+    tried: dict[str, SvitDeployError | None] = {}
+    for provider in available_providers():
+        name = short.get(provider, provider)
+        try:
+            require_provider(provider)
+            tried[name] = None
+        except SvitDeployError as error:
+            tried[name] = error
+    return tried
 
 
 def _machine() -> Iterator[Finding]:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
 from svit_deploy.errors import CapabilityError
 from svit_deploy.machine.environment import installed_version
 from svit_deploy.machine.tensorrt import ENTERPRISE, INSTALL, OLDEST, TARGETS, is_too_old
-from svit_deploy.plugins import find_library
+from svit_deploy.plugins import library_path
 from svit_deploy.plugins.build import find_cmake, find_nvcc
 
 BUILD = {target: f"export --target {target}" for target in TARGETS}
+WITH_PLUGINS = "export --target tensorrt --plugins"
 RUN, COMPILE = "engines: verify, bench", "plugins build"
-COMMANDS = (*BUILD.values(), RUN, COMPILE)
-State = Literal["ok", "missing", "too old"]
+COMMANDS = (*BUILD.values(), WITH_PLUGINS, RUN, COMPILE)
+State = Literal["ok", "missing", "too old", "unusable"]
 Found = tuple[str, State, str, tuple[str, ...], str]
 """Name, state, detail, the commands that need it, and what to type if it is not ok."""
 
@@ -29,7 +30,7 @@ def examine_nvidia() -> Iterator[Found]:
         "nvidia driver",
         "ok" if driver else "missing",
         "found" if driver else "none: CPU only",
-        (BUILD[ENTERPRISE], RUN),
+        (BUILD[ENTERPRISE], WITH_PLUGINS, RUN),
         "" if driver else "run on a machine with an NVIDIA GPU and its driver",
     )
     for target, module in TARGETS.items():
@@ -39,26 +40,27 @@ def examine_nvidia() -> Iterator[Found]:
         if version and is_too_old(target, version):
             state, detail = "too old", f"{version}, needs {OLDEST}"
         fix = "" if state == "ok" else INSTALL[target].removeprefix("run: ")
-        yield module, state, detail, (BUILD[target],), fix
+        plugins = (WITH_PLUGINS,) if target == ENTERPRISE else ()
+        yield module, state, detail, (BUILD[target], *plugins), fix
     bindings = _version("cuda.bindings")
     fix = "pip install cuda-bindings nvidia-ml-py"
     yield (
         "cuda-bindings",
         "ok" if bindings else "missing",
         bindings or "not installed",
-        (BUILD[ENTERPRISE], RUN),
+        (BUILD[ENTERPRISE], WITH_PLUGINS, RUN),
         "" if bindings else fix,
     )
-    for tool, find in (("nvcc", find_nvcc), ("cmake", find_cmake)):
-        fix = ""
+    tools: tuple[tuple[str, Callable[[], str | Path], State, str], ...] = (
+        ("nvcc", find_nvcc, "missing", COMPILE),
+        ("cmake", find_cmake, "missing", COMPILE),
+        ("plugin library", library_path, "unusable", WITH_PLUGINS),
+    )
+    for name, find, otherwise, command in tools:
         try:
-            find()
+            yield name, "ok", str(find()), (command,), ""
         except CapabilityError as error:
-            fix = error.fix.removeprefix("run ")
-        state, detail = ("missing", "not found") if fix else ("ok", "found")
-        yield tool, state, detail, (COMPILE,), fix
-    library = find_library()
-    yield "plugin library", "ok", "built" if library else "not built: see plugins build", (), ""
+            yield name, otherwise, error.message, (command,), error.fix.removeprefix("run ")
 
 
 def _version(module: str) -> str | None:

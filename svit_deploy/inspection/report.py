@@ -14,6 +14,7 @@ from svit_deploy import __version__
 
 SCHEMA_VERSION = 1
 MAX_CELL = 1500
+"""Characters of a cell on a terminal."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,12 @@ class Section:
     rows: tuple[tuple[str, ...], ...]
     headings: tuple[str, ...] = ()
 
-    def table(self, encoding: str) -> Table:
+    def table(self, console: Console) -> Table:
         table = Table(box=None, pad_edge=False, show_header=bool(self.headings))
         for heading in self.headings or ("name", "value"):
             table.add_column(heading, overflow="fold")
         for row in self.rows:
-            table.add_row(*(Text(printable(cell, encoding)) for cell in row))
+            table.add_row(*(Text(printable(cell, console)) for cell in row))
         return table
 
 
@@ -64,20 +65,21 @@ class Inspection:
     def render(self, console: Console) -> None:
         """Prints the sections and notes; fits 80 columns and any console's characters."""
         lines = [f"{self.kind} {self.name}", *(f"note: {note}" for note in self.notes)]
-        title, *notes = (Text(printable(line, console.encoding)) for line in lines)
+        title, *notes = (Text(printable(line, console)) for line in lines)
         console.print(title, style="bold")
         for section in self.sections:
             console.print()
-            console.print(section.table(console.encoding))
+            console.print(section.table(console))
         for note in notes:
             console.print(note)
 
 
-def printable(text: str, encoding: str) -> str:
-    """Text out of a file: cut, without control characters, and encodable."""
-    text = text if len(text) <= MAX_CELL else f"{text[: MAX_CELL - 3]}..."
+def printable(text: str, console: Console) -> str:
+    """Text out of a file: without control characters, encodable, and on a terminal cut."""
+    if len(text) > MAX_CELL and console.file.isatty():
+        text = f"{text[: MAX_CELL - 3]}..."
     text = "".join(c if c.isprintable() else "?" for c in text)
-    return text.encode(encoding, errors="replace").decode(encoding)
+    return text.encode(console.encoding, errors="replace").decode(console.encoding)
 
 
 def listed(values: Sequence[Any] | None) -> str:

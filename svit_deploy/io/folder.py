@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
@@ -29,7 +30,7 @@ def write_folder(output: Path, check: Callable[[Path], None]) -> Iterator[Path]:
     """
     output = Path(output).absolute()
     prefix = f".{output.name}.partial-"
-    try:
+    with _explained(output):
         check(output)
         output.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(output.parent, prefix)
@@ -41,6 +42,29 @@ def write_folder(output: Path, check: Callable[[Path], None]) -> Iterator[Path]:
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
+
+
+def check_folder(output: Path, check: Callable[[Path], None]) -> None:
+    """Raises what `write_folder` would raise at its start; call it before a long run.
+
+    Args:
+        check: as there.
+    """
+    output = Path(output).absolute()
+    with _explained(output):
+        check(output)
+        place = next(folder for folder in output.parents if folder.exists())
+        if not place.is_dir():
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(place, os.W_OK):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+@contextmanager
+def _explained(output: Path) -> Iterator[None]:
+    """Makes an ExportError of what the system says of a folder."""
+    try:
+        yield
     except OSError as error:
         raise ExportError(
             f"cannot write {output} ({error.strerror or error})",

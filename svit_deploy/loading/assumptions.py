@@ -17,19 +17,16 @@ from svit_deploy.tasks import Task
 def find_assumptions(arch: Arch, config: ModelConfig, task: Task) -> tuple[Assumption, ...]:
     """The settings of a configured model that are none of `arch.known`."""
     family, preprocess = family_of(config), config.preprocess
-    method, both = (
-        [entry.name for entry in fields(settings)] if settings else []
-        for settings in (family.method.settings, family.settings)
-    )
-    values: dict[str, Any] = {name: getattr(config.settings, name) for name in both}
-    if family.method.trained_gates:
-        values["gate_blocks"] = config.gate_blocks
-        if family.class_token:
-            values["gate_class_token"] = config.gate_class_token
+    gates = ("gate_blocks", "gate_class_token")
+    values: dict[str, Any] = {
+        name: getattr(config if name in gates else config.settings, name)
+        for name in (*family.needed, *family.assumed)
+    }
     values |= {"mean": preprocess.mean, "std": preprocess.std}
     if not task.many_sizes:  # else nothing is cropped, and how it is scaled is the task's
         values |= {"crop_ratio": preprocess.crop_ratio, "interpolation": preprocess.interpolation}
-    selecting = {*method, "gate_blocks", "gate_class_token"}
+    method = fields(family.method.settings) if family.method.settings else ()
+    selecting = {*(entry.name for entry in method), *gates}
     return tuple(
         Assumption(name, value, name in selecting)
         for name, value in values.items()

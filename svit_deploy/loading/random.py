@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from svit_deploy.methods.families import FAMILIES
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import spread_over_gates
 from svit_deploy.model.model import Model
+from svit_deploy.plan import RUN, Plan
 from svit_deploy.tasks import Task, task_named
 
 
@@ -35,7 +37,13 @@ class RandomCheckpoint:
 
 
 def init_checkpoint(
-    arch: str, output: Path, *, keep_ratio: Sequence[float] = (), seed: int = 0, force: bool = False
+    arch: str,
+    output: Path,
+    *,
+    keep_ratio: Sequence[float] = (),
+    seed: int = 0,
+    force: bool = False,
+    plan: Plan = RUN,
 ) -> RandomCheckpoint:
     """Writes a random-weight checkpoint in the official layout.
 
@@ -57,9 +65,7 @@ def init_checkpoint(
     name, settings = find_arch(arch)
     if output.suffix not in (".pth", ".pt", ".safetensors"):
         raise UsageError(f"-o {output} has no known suffix", "name it *.pth or *.safetensors")
-    if output.exists() and not force:
-        raise ExportError(f"{output} exists", "give another file with -o, or --force")
-    check_writable(output, "-o")
+    plan.needs(_check_place, output, force)
     family = FAMILIES[settings.family]
     task = task_named(family.backbone.tasks[-1])  # that of the whole model
     dims, gated = _dims(name, settings, task), family.method.trained_gates
@@ -72,9 +78,18 @@ def init_checkpoint(
                 f"{name} does not say which share its gates keep", "add --keep-ratio 0.7,0.49,0.343"
             )
         spread_over_gates(tuple(targets), dims.num_gates, "--keep-ratio")
-        require_torch("setting gates", "the reference forward pass", "init a preset without gates")
+        otherwise = "init a preset without gates"
+        plan.needs(require_torch, "setting gates", "the reference forward pass", otherwise)
     elif output.suffix != ".safetensors":
-        require_torch(f"writing {output.suffix}", "its file format", "name the file *.safetensors")
+        otherwise = "name the file *.safetensors"
+        plan.needs(require_torch, f"writing {output.suffix}", "its file format", otherwise)
+    count = sum(math.prod(shape) for shape in expected_shapes(dims, task).values())
+    plan.tell("model", f"{name} ({family.name}), {count} random weights")
+    if targets:
+        plan.tell("gates", f"set to keep {', '.join(map(str, targets))} of synthetic images")
+    plan.tell("size", f"about {4 * count / 2**20:.1f} MiB")
+    plan.writes(output)
+    plan.begin()
     overrides = {"target_keep": ",".join(map(str, targets))} if targets else {}
     weights = random_weights(dims, task, np.random.default_rng(seed))
     official = to_official(weights, dims.family, task)
@@ -82,6 +97,13 @@ def init_checkpoint(
     ratios = _calibrate(model, task) if gated else ()
     _save(to_official(model.weights, dims.family, task), output)
     return RandomCheckpoint(output, name, ratios)
+
+
+def _check_place(output: Path, force: bool) -> None:
+    """Raises ExportError or UsageError for a file that is in the way or cannot be written."""
+    if output.exists() and not force:
+        raise ExportError(f"{output} exists", "give another file with -o, or --force")
+    check_writable(output, "-o")
 
 
 def _dims(name: str, arch: Arch, task: Task) -> Any:

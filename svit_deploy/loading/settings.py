@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from svit_deploy.errors import UsageError
@@ -26,6 +26,13 @@ def parse_overrides(pairs: Sequence[str], flag: str = "--set") -> dict[str, str]
     return parsed
 
 
+def preset_names() -> Iterable[str]:
+    """What `--arch` takes beside files."""
+    from svit_deploy.loading.presets import PRESETS
+
+    return PRESETS
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoadSettings:
     """What a checkpoint's weights cannot tell, and whether its code may run.
@@ -39,6 +46,7 @@ class LoadSettings:
         "Architecture: svit_s, deit_small, ... or a YAML file. By default recognised from "
         "the shapes of the weights.",
         metavar="NAME|YAML",
+        choices=preset_names,
     )
     overrides: Mapping[str, str] = option(
         dict,

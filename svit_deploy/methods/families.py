@@ -6,7 +6,7 @@ A family's name stands in checkpoints' configurations, architecture files and ma
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -73,6 +73,24 @@ class Family:
             return parts[0] if parts else None
         return dataclass(frozen=True)(type(f"{self.name}_settings", tuple(parts), {}))
 
+    @cached_property
+    def needed(self) -> tuple[str, ...]:
+        """Settings that weights, a training's arguments, a preset or the user must tell."""
+        return tuple(entry.name for entry in self._known if entry.default is MISSING)
+
+    @cached_property
+    def assumed(self) -> tuple[str, ...]:
+        """What is assumed unless somebody tells it, beside the preprocessing."""
+        gates = ("gate_blocks", "gate_class_token")[: 1 + self.class_token]
+        return (
+            *(entry.name for entry in self._known if entry.default is not MISSING),
+            *(gates if self.method.trained_gates else ()),
+        )
+
+    @property
+    def _known(self) -> tuple[Field[Any], ...]:
+        return fields(self.settings) if self.settings else ()
+
     # What a checkpoint tells.
 
     def matches(self, keys: Collection[str]) -> bool:
@@ -116,14 +134,14 @@ class Family:
             UsageError: a name that the family does not know.
             InputError: one is missing, or they contradict the weights.
         """
-        known = fields(self.settings) if self.settings else ()
+        known = self._known
         foreign = [name for name in given if name not in {field.name for field in known}]
         if foreign:
             raise UsageError(
                 f"{foreign[0]} is no setting of {self.name}",
                 f"use {', '.join(field.name for field in known)}" if known else "leave it out",
             )
-        missing = [f.name for f in known if f.default is MISSING and f.name not in given]
+        missing = [name for name in self.needed if name not in given]
         if missing:
             examples = " ".join(f"--set {name}=VALUE" for name in missing)
             raise InputError(

@@ -50,14 +50,6 @@ def library_path() -> Path:
     return library.absolute()
 
 
-def find_library() -> Path | None:
-    """`library_path`, or None where that raises."""
-    try:
-        return library_path()
-    except CapabilityError:
-        return None
-
-
 def library_sha256(path: Path) -> str:
     """sha256 of a library, hexadecimal: what an engine that needs it can be tied to."""
     return hash_file(path)

@@ -14,9 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from svit_deploy.errors import CapabilityError, ExportError, UsageError
-from svit_deploy.io.folder import write_folder
+from svit_deploy.io.folder import check_folder, write_folder
 from svit_deploy.machine.environment import usable_cores
 from svit_deploy.machine.tensorrt import ENTERPRISE, OLDEST, is_too_old
+from svit_deploy.plan import RUN, Plan
 from svit_deploy.plugins import (
     AUTOREGISTER,
     LIBRARY,
@@ -63,6 +64,7 @@ def build_plugins(
     nvcc: str | None = None,
     jobs: int = 0,
     progress: Progress = SILENT,
+    plan: Plan = RUN,
 ) -> tuple[Path, Build]:
     """Builds both libraries into a folder that is complete or as it was before.
 
@@ -83,11 +85,14 @@ def build_plugins(
     """
     if sys.platform != "linux":
         raise CapabilityError("TensorRT plugins are built on Linux only", "build them there")
-    tensorrt = read_tensorrt_version(Path(tensorrt_include))
-    cmake = find_cmake()
-    compiler = find_nvcc(nvcc)
+    include, folder = Path(tensorrt_include), Path(output) if output else default_folder()
     host = os.environ.get("CXX", "c++").split() or ["c++"]
-    _find_tool(host[0], "install g++, or set CXX to a C++ compiler")
+    plan.needs(read_tensorrt_version, include)
+    plan.needs(find_cmake)
+    plan.needs(find_nvcc, nvcc)
+    plan.needs(_find_tool, host[0], "install g++, or set CXX to a C++ compiler")
+    plan.needs(check_folder, folder, _check_output)
+    tensorrt, cmake, compiler = read_tensorrt_version(include), find_cmake(), find_nvcc(nvcc)
     known = known_sm(compiler)
     if unknown := sorted(set(sm or ()) - set(known)):
         raise CapabilityError(
@@ -96,11 +101,15 @@ def build_plugins(
         )
     chosen = tuple(sorted(set(sm or (one for one in SM if one in known))))
     made = Build(source_sha256(), tensorrt, chosen, _nvcc_version(compiler))
-    folder = Path(output) if output else default_folder()
+    plan.tell("compiler", f"{compiler}, version {made.nvcc}, through {cmake}")
+    plan.tell("TensorRT", f"headers of {tensorrt} in {include}")
+    plan.tell("sm", f"{' '.join(map(str, chosen))}; takes minutes")
+    plan.writes(*(folder / name for name in (LIBRARY, AUTOREGISTER, RECORD)))
+    plan.begin()
     with write_folder(folder, _check_output) as part, tempfile.TemporaryDirectory() as temporary:
         build = Path(temporary)
         definitions = {
-            "TENSORRT_INCLUDE_DIR": Path(tensorrt_include).absolute(),
+            "TENSORRT_INCLUDE_DIR": include.absolute(),
             "TENSORRT_MAJOR": tensorrt.partition(".")[0],
             "CMAKE_CUDA_COMPILER": compiler,
             # PTX of the oldest: a driver compiles it for any later GPU that has no code in here.

@@ -10,9 +10,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from svit_deploy.bundle import Bundle
 from svit_deploy.errors import InputError
 from svit_deploy.images import PICTURE_SUFFIXES
-from svit_deploy.io.folder import write_folder
+from svit_deploy.io.folder import check_folder, write_folder
+from svit_deploy.plan import Plan
 
 
 def result_folder(output: Path, numbers: str, results: str) -> AbstractContextManager[Path]:
@@ -23,18 +25,19 @@ def result_folder(output: Path, numbers: str, results: str) -> AbstractContextMa
         results: what it holds, in words.
 
     Raises:
-        InputError: see `check_folder`.
+        InputError: `output` is a file, or a folder that holds anything else.
         ExportError: it cannot be written.
     """
-    return write_folder(output.resolve(), lambda path: check_folder(path, numbers, results))
+    return write_folder(output.resolve(), lambda path: _refuse_others(path, numbers, results))
 
 
-def check_folder(output: Path, numbers: str, results: str) -> None:
-    """Lets nothing pass but a free place and an earlier result; asked before a long run.
+def check_result_folder(output: Path, numbers: str, results: str) -> None:
+    """Raises what `result_folder` would raise at its start; call it before a long run."""
+    check_folder(output.resolve(), lambda path: _refuse_others(path, numbers, results))
 
-    Raises:
-        InputError: `output` is a file, or a folder that holds anything else.
-    """
+
+def _refuse_others(output: Path, numbers: str, results: str) -> None:
+    """Lets nothing pass but a free place and an earlier result."""
     if not output.exists():
         return
     if not output.is_dir():
@@ -47,6 +50,13 @@ def check_folder(output: Path, numbers: str, results: str) -> None:
             f"folder {output} holds files that are not {results}",
             "give a new folder or empty this one",
         )
+
+
+def tell_run(plan: Plan, bundle: Bundle, provider: str | None, images: int, source: str) -> None:
+    """What will be run on what."""
+    plan.tell("bundle", f"{bundle.name}, token mode {bundle.mode.value}, {bundle.precision}")
+    plan.tell("runs on", bundle.runs_on(provider))
+    plan.tell("images", f"{images} ({source})")
 
 
 def write_numbers(path: Path, content: Mapping[str, Any]) -> None:

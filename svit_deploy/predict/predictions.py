@@ -15,7 +15,13 @@ from svit_deploy.images import ImageSource, source_of
 from svit_deploy.inference.engine import open_bundle_engine
 from svit_deploy.inference.stream import Seen, Stream
 from svit_deploy.io.files import check_writable, write_file
-from svit_deploy.predict.folder import result_folder
+from svit_deploy.plan import RUN, Plan
+from svit_deploy.predict.folder import (
+    check_result_folder,
+    picture_file,
+    result_folder,
+    tell_run,
+)
 from svit_deploy.predict.formats import (
     PICTURES,
     choose_format,
@@ -31,10 +37,15 @@ from svit_deploy.predict.tables import WRITERS, require_writer
 from svit_deploy.progress import SILENT, Progress
 
 log = logging.getLogger(__name__)
+PREDICTIONS = "predictions"
 
 
 def predict_images(
-    bundle: Bundle, output: Path, settings: PredictSettings, progress: Progress = SILENT
+    bundle: Bundle,
+    output: Path,
+    settings: PredictSettings,
+    progress: Progress = SILENT,
+    plan: Plan = RUN,
 ) -> list[Path]:
     """Writes a file of predictions, or a folder with one picture per image and predictions.json.
 
@@ -54,9 +65,11 @@ def predict_images(
     form = choose_format(bundle, output, settings)
     source = source_of(settings.images)
     limit = min(len(source), settings.max_images or len(source))
+    plan.needs(bundle.require, settings.provider)
+    tell_run(plan, bundle, settings.provider, limit, source.kind)
     if form == PICTURES:
-        return _pictures(bundle, output, source, limit, settings, progress)
-    return _rows(bundle, output, form, source, limit, settings, progress)
+        return _pictures(bundle, output, source, limit, settings, progress, plan)
+    return _rows(bundle, output, form, source, limit, settings, progress, plan)
 
 
 def _pictures(
@@ -66,11 +79,16 @@ def _pictures(
     limit: int,
     settings: PredictSettings,
     progress: Progress,
+    plan: Plan,
 ) -> list[Path]:
     refuse_nothing(bundle)
+    plan.needs(check_result_folder, output, RESULTS, PREDICTIONS)
     show, classes = choose_shown(bundle, PICTURES, settings), choose_names(bundle, settings)
+    names = [picture_file(number, name) for number, name in enumerate(source.names[:limit])]
+    plan.writes(*(output / name for name in (*names, RESULTS)))
+    plan.begin()
     with (
-        result_folder(output, RESULTS, "predictions") as folder,
+        result_folder(output, RESULTS, PREDICTIONS) as folder,
         open_bundle_engine(bundle, settings) as engine,
     ):
         stream = Stream(bundle, engine, source, settings, progress, range(limit))
@@ -87,13 +105,16 @@ def _rows(
     limit: int,
     settings: PredictSettings,
     progress: Progress,
+    plan: Plan,
 ) -> list[Path]:
-    require_writer(form)
-    check_writable(output, "-o")
+    plan.needs(require_writer, form)
+    plan.needs(check_writable, output, "-o")
     show, classes = choose_shown(bundle, form, settings), choose_names(bundle, settings)
     describe = describe_rows(bundle, show, classes)
     if settings.annotations is not None:
         describe = describe_results(bundle, show, settings.annotations)
+    plan.writes(output)
+    plan.begin()
     run = {
         "model_sha256": bundle.model_sha256,
         "provider": settings.provider,

@@ -6,6 +6,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from svit_deploy.engines.providers import CPU, PROVIDERS
 from svit_deploy.engines.settings import ProviderSettings
 from svit_deploy.inference.settings import InferenceSettings
 from svit_deploy.options import ANNOTATIONS, CLASS_NAMES, IMAGES, MAX_IMAGES, option
@@ -63,4 +64,9 @@ class VisualizeSettings(ProviderSettings):
 
     images: Path | ImageSet = IMAGES(MISSING)
     max_images: int = MAX_IMAGES(100)
-    provider: str = option("cpu", "ONNX Runtime provider: cpu, cuda, tensorrt, ...", metavar="NAME")
+    provider: str = option(
+        CPU,
+        "ONNX Runtime provider: cpu, cuda, tensorrt, ...",
+        metavar="NAME",
+        choices=lambda: PROVIDERS,
+    )

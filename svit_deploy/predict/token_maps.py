@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from svit_deploy.bundle import Bundle
-from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
-from svit_deploy.errors import ExportError, InputError
+from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine, require_provider
+from svit_deploy.errors import InputError
 from svit_deploy.images import images_of
 from svit_deploy.images.overlay import (
     beside,
@@ -26,7 +26,14 @@ from svit_deploy.images.prepared import groups
 from svit_deploy.images.preprocess import denormalise
 from svit_deploy.model.config import TokenMode
 from svit_deploy.names import KEEP_MASK
-from svit_deploy.predict.folder import check_folder, picture_file, result_folder, write_numbers
+from svit_deploy.plan import RUN, Plan
+from svit_deploy.predict.folder import (
+    check_result_folder,
+    picture_file,
+    result_folder,
+    tell_run,
+    write_numbers,
+)
 from svit_deploy.predict.settings import VisualizeSettings
 from svit_deploy.progress import SILENT, Progress
 from svit_deploy.tasks.samples import prepare_all
@@ -38,18 +45,28 @@ SHEET_IMAGES = 24
 
 
 def draw_token_maps(
-    bundle: Bundle, output: Path, settings: VisualizeSettings, progress: Progress = SILENT
+    bundle: Bundle,
+    output: Path,
+    settings: VisualizeSettings,
+    progress: Progress = SILENT,
+    plan: Plan = RUN,
 ) -> list[Path]:
     """Runs the images and writes a folder of maps (see `write_token_maps`).
 
     Raises:
         InputError: the images have several sizes, the graph has no keep masks, or `output` cannot
             be used.
+        ExportError: `output` cannot be written.
+        CapabilityError: ONNX Runtime or its provider is missing.
     """
     _refuse_without_masks(bundle)
     task, config = bundle.task, bundle.config
+    plan.needs(check_result_folder, output, USAGE, MAPS)
+    plan.needs(require_provider, settings.provider)
     images = images_of(settings.images, settings.max_images, progress)
-    check_folder(output, USAGE, MAPS)
+    tell_run(plan, bundle, settings.provider, len(images), images.source)
+    plan.writes(*map_files(output, images.names))
+    plan.begin()
     prepared = list(prepare_all(images, task, config, bundle.sizes))
     masks: list[np.ndarray] = []
     with OnnxRuntimeEngine(
@@ -114,7 +131,8 @@ def write_token_maps(
         The files written, per-image pictures first.
 
     Raises:
-        InputError: no image, no gate, `output` holds files of others or cannot be written.
+        InputError: no image, no gate, or `output` holds files of others.
+        ExportError: `output` cannot be written.
     """
     num_gates = keep_mask.shape[1]
     if num_gates == 0 or len(names) == 0:
@@ -135,19 +153,22 @@ def write_token_maps(
         ],
         "mean_map": mean_map.round(4).tolist(),
     }
-    try:
-        with result_folder(output, USAGE, MAPS) as folder:
-            thumbnails: list[Image.Image] = []
-            for file, picture, image_counts in zip(files, pictures, counts, strict=True):
-                shown = Image.fromarray(overlay(picture, image_counts, num_gates))
-                pair = beside(Image.fromarray(enlarge(picture)), shown)
-                with_legend(pair, num_gates).save(folder / file)
-                if len(thumbnails) < SHEET_IMAGES:
-                    thumbnails.append(thumbnail(pair))
-            mean = draw_map(mean_map, num_gates, enlarge(pictures[0]).shape[:2])
-            with_legend(Image.fromarray(mean), num_gates).save(folder / MEAN_MAP)
-            with_legend(contact_sheet(thumbnails), num_gates).save(folder / CONTACT_SHEET)
-            write_numbers(folder / USAGE, usage)
-    except ExportError as error:
-        raise InputError(error.message, error.fix) from error
+    with result_folder(output, USAGE, MAPS) as folder:
+        thumbnails: list[Image.Image] = []
+        for file, picture, image_counts in zip(files, pictures, counts, strict=True):
+            shown = Image.fromarray(overlay(picture, image_counts, num_gates))
+            pair = beside(Image.fromarray(enlarge(picture)), shown)
+            with_legend(pair, num_gates).save(folder / file)
+            if len(thumbnails) < SHEET_IMAGES:
+                thumbnails.append(thumbnail(pair))
+        mean = draw_map(mean_map, num_gates, enlarge(pictures[0]).shape[:2])
+        with_legend(Image.fromarray(mean), num_gates).save(folder / MEAN_MAP)
+        with_legend(contact_sheet(thumbnails), num_gates).save(folder / CONTACT_SHEET)
+        write_numbers(folder / USAGE, usage)
+    return map_files(output, names)
+
+
+def map_files(output: Path, names: Sequence[str]) -> list[Path]:
+    """The files that are written of images with these names, their own first."""
+    files = [picture_file(i, name) for i, name in enumerate(names)]
     return [output / file for file in (*files, MEAN_MAP, CONTACT_SHEET, USAGE)]

@@ -12,6 +12,7 @@ from svit_deploy import names
 from svit_deploy.bundle import Bundle
 from svit_deploy.engines.base import Engine
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from svit_deploy.engines.providers import CPU
 from svit_deploy.graph.edit import add_outputs
 from svit_deploy.graph.half_precision import emulate_halves, inline_functions, view_in_float32
 from svit_deploy.images.prepared import Prepared
@@ -62,7 +63,7 @@ class ModelUnderTest:
         """The graph with all that is fed or looked at in float32."""
         if self.bundle.precision == "fp32":
             return model
-        if self.provider == "cpu":
+        if self.provider == CPU:
             self.report.notes.append(
                 f"where its stages are looked at, {self.bundle.precision} is emulated: float32 "
                 "operators, every result rounded"
@@ -77,7 +78,7 @@ class ModelUnderTest:
     @property
     def provider(self) -> str:
         """Where edited graphs run."""
-        return self.settings.provider or "cpu"
+        return self.settings.provider or CPU
 
     def engine(self, model: onnx.ModelProto, provider: str | None = None) -> Engine:
         """Runs a graph, where nobody says otherwise on the provider under verification."""

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from svit_deploy.bundle import Bundle
+from svit_deploy.engines.onnxruntime import require_provider
+from svit_deploy.engines.providers import CPU
 from svit_deploy.engines.settings import RunSettings
 from svit_deploy.errors import UsageError
 from svit_deploy.evaluate.labelled import open_labelled
 from svit_deploy.evaluate.run import evaluate_labelled
 from svit_deploy.evaluate.settings import EvaluateSettings
-from svit_deploy.images import images_of
+from svit_deploy.images import ImageSet, check_images, images_of
 from svit_deploy.machine.packages import require, require_onnxruntime, require_torch
+from svit_deploy.model.assumption import in_words
+from svit_deploy.plan import RUN, Plan
 from svit_deploy.progress import SILENT, Portion, Progress
 from svit_deploy.verify.behaviour import check_behaviour
 from svit_deploy.verify.expected import ExpectedResults, LiveReference, StoredReference
@@ -23,16 +28,23 @@ from svit_deploy.verify.settings import VerifySettings
 
 
 def verify_bundle(
-    bundle: Bundle, settings: VerifySettings | None = None, progress: Progress = SILENT
+    bundle: Bundle,
+    settings: VerifySettings | None = None,
+    progress: Progress = SILENT,
+    plan: Plan = RUN,
 ) -> VerifyReport:
     """Verifies a bundle against its checkpoint, or against what the export recorded of it.
+
+    Args:
+        plan: is asked for what is needed before a checkpoint or an image is read.
 
     Returns:
         The report; `report.passed` says whether the bundle may be used.
 
     Raises:
         UsageError: annotations that the task has no use for.
-        CapabilityError: ONNX Runtime is missing, or a package that the reference needs.
+        CapabilityError: ONNX Runtime is missing, a package that the reference needs, or what runs
+            the bundle.
         InputError: the checkpoint, the images or the graph cannot be read or run.
     """
     settings, task = settings or VerifySettings(), bundle.task
@@ -41,21 +53,50 @@ def verify_bundle(
             "--annotations needs a detector and the images that they are of",
             "add --images IMAGES, or leave it out",
         )
-    require_onnxruntime("verify", "the graph")
+    plan.needs(require_onnxruntime, "verify", "the graph")
+    plan.needs(require_provider, settings.provider or CPU)  # of edited graphs, engine or not
+    if bundle.runs_engine(settings.provider):
+        plan.needs(bundle.require, None, allow_foreign=settings.allow_foreign)
+    reference, truth = _expected(bundle, settings, progress, plan)
+    plan.tell("bundle", f"{bundle.name}, token mode {bundle.mode.value}, {bundle.precision}")
+    plan.tell("runs on", bundle.runs_on(settings.provider))
+    plan.tell("against", reference.description)
+    for note in reference.notes:
+        plan.tell("note", note)
+    if bundle.assumed:
+        plan.tell("assumed", in_words(bundle.assumed))
+    if settings.against is not None or settings.images is None:
+        plan.begin()
+        return verify_against(bundle, reference, settings, progress, truth)
+    asked = _asked(settings, settings.images)
+    labelled = open_labelled(bundle, asked)  # what cannot be read is told before a long run
+    plan.begin()
+    report = verify_against(bundle, reference, settings, Portion(progress, 0, 0.5))
+    if report.passed:  # else the figures would be those of a broken file
+        report.evaluate(evaluate_labelled(bundle, labelled, asked, Portion(progress, 0.5, 1)))
+    return report
+
+
+def _expected(
+    bundle: Bundle, settings: VerifySettings, progress: Progress, plan: Plan
+) -> tuple[ExpectedResults, Any]:
+    """What to compare with, and the annotations of its images if there are any."""
     if settings.against is None:
-        return _verify_against_recorded(bundle, settings, progress)
-    require_torch(
+        return StoredReference(bundle), None
+    plan.needs(
+        require_torch,
         "verify --against",
         "the reference forward pass",
         "leave --against out to compare with the recorded samples",
     )
-    for package, purpose in task.packages:
-        require(package, "verify --against", purpose)
+    for package, purpose in bundle.task.packages:
+        plan.needs(require, package, "verify --against", purpose)
+    plan.needs(check_images, settings.images)
     from svit_deploy.verify.checkpoint import load_reference_model
 
     truth = None
     if settings.annotations is not None:
-        truth = task.truth(settings.annotations, bundle.config)
+        truth = bundle.task.truth(settings.annotations, bundle.config)
     images = images_of(settings.images, settings.max_images, progress, settings.labels)
     if truth is not None and images is not None:
         truth.check(images.names)
@@ -67,30 +108,19 @@ def verify_bundle(
         allow_pickle=settings.allow_pickle,
         weights=settings.weights,
     )
-    reference = LiveReference(bundle, model, images)
-    return verify_against(bundle, reference, settings, progress, truth)
+    return LiveReference(bundle, model, images), truth
 
 
-def _verify_against_recorded(
-    bundle: Bundle, settings: VerifySettings, progress: Progress
-) -> VerifyReport:
-    """Compares the bundle's samples, and evaluates the exported model on labelled images."""
-    reference = StoredReference(bundle)
-    if settings.images is None:
-        return verify_against(bundle, reference, settings, progress)
+def _asked(settings: VerifySettings, images: Path | ImageSet) -> EvaluateSettings:
+    """What evaluates the exported model on the images of a verification without a checkpoint."""
     shared = {one.name: getattr(settings, one.name) for one in fields(RunSettings)}
-    asked = EvaluateSettings(
+    return EvaluateSettings(
         **shared,
-        images=settings.images,
+        images=images,
         labels=settings.labels,
         annotations=settings.annotations,
         max_images=settings.max_images,
     )
-    labelled = open_labelled(bundle, asked)  # what cannot be read is told before a long run
-    report = verify_against(bundle, reference, settings, Portion(progress, 0, 0.5))
-    if report.passed:  # else the figures would be those of a broken file
-        report.evaluate(evaluate_labelled(bundle, labelled, asked, Portion(progress, 0.5, 1)))
-    return report
 
 
 def verify_against(

@@ -18,7 +18,7 @@ from svit_deploy import api
 from svit_deploy.bench.inputs import Inputs
 from svit_deploy.bench.printing import render
 from svit_deploy.bench.settings import BenchSettings
-from svit_deploy.bench.targets import bench_targets, check_targets
+from svit_deploy.bench.targets import check_targets, find_candidate
 from svit_deploy.bundle.bundle import open_bundle
 from svit_deploy.bundle.manifest import write_manifest
 from svit_deploy.cli import main
@@ -94,7 +94,7 @@ def pictures() -> Inputs:
 
 
 def prepare(path: Path, inputs: Inputs | None = None, **settings: Any):
-    return bench_targets(path, inputs or Inputs(), BenchSettings(**QUICK | settings))
+    return find_candidate(path, BenchSettings(**QUICK | settings)).prepare(inputs or Inputs())
 
 
 def test_a_bundle_runs_on_its_engine_unless_a_provider_is_asked_for(device, bundle, pictures):

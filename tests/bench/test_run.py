@@ -15,7 +15,8 @@ from svit_deploy.progress import Progress
 
 def test_blocks_are_interleaved_forwards_and_backwards_on_the_same_images(world):
     world.bench(world.dense(), world.pruned(), batches=(4,))
-    timed = world.runs[2 + 2 * 2 : 2 + 2 * 2 + 80]  # after two cold starts and two warm-ups
+    before = 2 * (1 + 3 + 2)  # two cold starts, estimates and warm-ups
+    timed = world.runs[before : before + 80]
     blocks = [timed[i : i + 4] for i in range(0, 80, 4)]
     orders = set()
     for number, block in enumerate(blocks):
@@ -32,7 +33,7 @@ def test_blocks_are_interleaved_forwards_and_backwards_on_the_same_images(world)
 def test_timed_runs_ask_for_the_task_outputs_only(world):
     world.bench(world.pruned(), batches=(4,))
     asked = [outputs for _, _, outputs in world.runs]
-    assert asked == [("logits",)] * (1 + 2 + 40) + [("keep_mask",)] * 5
+    assert asked == [("logits",)] * (1 + 3 + 2 + 40) + [("keep_mask",)] * 5
 
 
 def test_task_outputs_can_be_named(world):
@@ -71,7 +72,7 @@ def test_runs_until_both_the_duration_and_the_samples_are_reached(world, setting
 
 def test_warm_up_lasts_as_asked_and_is_not_counted(world):
     report = world.bench(world.dense(), warmup_s=0.5)
-    assert len(world.runs) == 1 + 50 + 40
+    assert len(world.runs) == 1 + 3 + 50 + 40
     assert report.results[0].latency.count == 40
 
 
@@ -80,13 +81,13 @@ def test_garbage_collector_rests_while_timing_and_comes_back(world):
 
     def cost_ms(kept: float) -> float:
         seen.append(gc.isenabled())
-        if len(seen) == 20:
+        if len(seen) == 23:
             raise KeyboardInterrupt
         return 1
 
     with pytest.raises(KeyboardInterrupt):
         world.bench(world.dense(cost_ms))
-    assert seen == [True] * 3 + [False] * 17
+    assert seen == [True] * 6 + [False] * 17
     assert gc.isenabled()
     assert not world.open
 

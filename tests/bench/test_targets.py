@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from svit_deploy import api
 from svit_deploy.bench.inputs import Inputs
 from svit_deploy.bench.settings import KEEP, WORST_CASE, BenchSettings, BenchTarget
-from svit_deploy.bench.targets import bench_targets, check_targets, image_input, relabel
+from svit_deploy.bench.targets import check_targets, find_candidate, image_input, relabel
 from svit_deploy.bench.variants import SWEEP, ForcedKeep
 from svit_deploy.bundle.bundle import open_bundle
 from svit_deploy.errors import InputError, UsageError
@@ -42,7 +42,7 @@ def pictures() -> Inputs:
 
 
 def bench_target(path: Path, inputs: Inputs, settings: BenchSettings) -> BenchTarget:
-    (target,) = bench_targets(path, inputs, settings)
+    (target,) = find_candidate(path, settings).prepare(inputs)
     return target
 
 

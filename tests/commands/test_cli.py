@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,10 +25,14 @@ from PIL import Image
 from svit_deploy import __version__, api
 from svit_deploy.bundle import MANIFEST, MODEL
 from svit_deploy.cli import main
+from svit_deploy.commands.console import headline, make_console
+from svit_deploy.errors import UsageError
 from svit_deploy.graph.edit import set_scalars
 from svit_deploy.images import load_images
 from svit_deploy.inspection import doctor
 from svit_deploy.io.files import hash_file
+from svit_deploy.loading.presets import PRESETS
+from svit_deploy.methods.families import FAMILIES
 
 pytest.importorskip("torch")
 
@@ -562,3 +568,148 @@ def test_init_then_export(cli, tmp_path, suffix):
     kept = [gate["measured_keep"] for gate in manifest_of(output)["gates"]]
     assert kept == pytest.approx([0.8, 0.6, 0.4], abs=0.1)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["arch.yaml", "out", weights.name]
+
+
+# --- list ---------------------------------------------------------------------------------------
+
+
+def test_list_says_what_each_method_must_be_told(cli):
+    shown = cli("list", "--json", "-")
+    told = only_json(shown)
+    assert list(told) == ["schema_version", "tool", "presets", "methods", "backbones", "tasks"]
+    methods = {row["family"]: row for row in told["methods"]}
+    assert list(methods) == list(FAMILIES)
+    for name, row in methods.items():
+        family = FAMILIES[name]
+        needed = [*row["must_be_told"], *row["told_by_the_weights"]]
+        assert sorted(needed) == sorted((*(["family"] if family.keys_of else []), *family.needed))
+        assert row["assumed_unless_told"] == list(family.assumed)
+    assert methods["evit"]["must_be_told"] == ["family", "keep_rate", "fuse"]
+    assert methods["stvitr"]["told_by_the_weights"] == ["depths", "stage_heads", "window"]
+    assert [row["preset"] for row in told["presets"]] == list(PRESETS)
+    evit = next(row for row in told["presets"] if row["preset"] == "evit_s")
+    assert evit["tells"] == {"family": "evit", "keep_rate": "0.7", "fuse": "true"}
+    assert {row["backbone"]: row["tasks"] for row in told["backbones"]}["ViT-Adapter"] == [
+        "backbone",
+        "detect",
+    ]
+    assert {row["task"]: row["export_needs"] for row in told["tasks"]}["detect"] == [
+        "torch",
+        "torchvision",
+    ]
+    for name in (*PRESETS, *FAMILIES):
+        assert name in shown.err
+
+
+def test_what_a_preset_tells_is_enough_for_its_method():
+    """A row of `list presets` leaves nothing that its method must be told."""
+    rows = api.catalogue().to_dict()
+    methods = {row["family"]: row for row in rows["methods"]}
+    for row in rows["presets"]:
+        assert set(methods[row["tells"]["family"]]["must_be_told"]) <= set(row["tells"])
+
+
+def test_list_of_one_kind(cli, tmp_path):
+    result = cli("list", "tasks", "--json", tmp_path / "tasks.json")
+    assert result.code == 0
+    assert result.out.splitlines()[0] == "tasks"
+    assert "detect" in result.out and "svit_s" not in result.out
+    told = json.loads((tmp_path / "tasks.json").read_text())
+    assert list(told) == ["schema_version", "tool", "tasks"]
+    refused = cli("list", "cats")
+    assert refused.code == 2
+    assert "use presets, methods, backbones, tasks" in refused.err
+    assert api.catalogue("tasks").to_dict() == told
+    with pytest.raises(UsageError):
+        api.catalogue("cats")
+
+
+# --- what is printed where ----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_piped_output_is_neither_wrapped_nor_cut_nor_padded(cli, bundles, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    name = "a-name-of-a-bundle-that-is-far-longer-than-the-forty-columns-of-this-console"
+    shutil.copytree(bundles / "dynamic", tmp_path / name)
+    shown = cli("bench", tmp_path / name, bundles / "dense", *QUICK)
+    label = f"{name}: cold start "
+    assert any(line.startswith(label) and line.endswith("run") for line in shown.out.splitlines())
+    assert any(line.startswith(f"│ {name} ") for line in shown.out.splitlines())
+    assert any(line.endswith("of images are not included") for line in shown.out.splitlines())
+    assert any(f"timing {name}, dense" in line for line in shown.err.splitlines())
+    lines = cli("inspect", tmp_path / name).out.splitlines()
+    assert lines[0] == f"bundle {name}"
+    sha256 = hash_file(CHECKPOINT)
+    assert f"its sha256     {sha256}" in lines
+    verdict = cli("verify", tmp_path / name).out.splitlines()[-1]
+    assert verdict.startswith(f"PASS {name}: 8 images") and verdict.endswith("(8 images)")
+    for text in (shown.out, "\n".join(lines), cli("doctor").out, cli("list").out):
+        assert not any(line.endswith(" ") for line in text.splitlines())
+    findings = only_json(cli("doctor", "--json", "-"))["findings"]
+    told = cli("doctor").out.splitlines()
+    for finding in findings:
+        assert sum(line.startswith(f"{finding['name']} ") for line in told) == 1
+
+
+def test_forced_colours_do_not_bring_widths_back(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert any(len(line) > 100 for line in cli("list", "methods").out.splitlines())
+
+
+def test_a_terminal_keeps_its_layout(monkeypatch):
+    class Screen(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(sys, "stdout", Screen())
+    console = make_console()
+    headline(console, "summary")
+    console.print("word " * 40)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 60 and len(lines) > 3
+
+
+@pytest.mark.slow
+def test_a_quiet_export_prints_its_folder_and_what_is_assumed(cli, tmp_path):
+    told = cli("-q", "export", CHECKPOINT, "--arch", ARCH, "-o", tmp_path / "a")
+    assert told == Result(0, f"{tmp_path / 'a'}\n", "")
+    assumed = cli("-q", "export", CHECKPOINT, "--set", "num_heads=4", "-o", tmp_path / "b")
+    assert (assumed.code, assumed.out) == (0, f"{tmp_path / 'b'}\n")
+    assert assumed.err.startswith("warning: assumed gate_blocks=2,3,4,5 gate_class_token=")
+    assert assumed.err.endswith("; give --set NAME=VALUE for what was trained otherwise\n")
+    assert assumed.err.count("\n") == 1
+
+
+# --- how long a benchmark takes -----------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_bench_tells_its_time_and_keeps_to_a_limit(cli, bundles):
+    start = time.monotonic()
+    line = ("bench", bundles / "dense", bundles / "dynamic", "--threads", "1", "--batch", "1,4")
+    result = cli(*line, "--max-time", "15", "--json", "-")
+    assert result.code == 0, result.err
+    content = only_json(result)
+    assert "note: measuring takes about " in result.err
+    assert "limited to 15 s in all" in result.err
+    assert time.monotonic() - start < 30  # the statistics and the first import are not measured
+    assert content["settings"]["max_time_s"] == 15
+    left = [row["rounds_left"] for row in content["results"]]
+    assert max(left) > 0
+    assert f"--max-time left out {left[0]} of about " in result.err
+    assert all(row["rounds"] * 2 == row["latency"]["count"] for row in content["results"])
+
+
+@pytest.mark.slow
+def test_a_quick_bench_says_what_it_is(cli, bundles):
+    result = cli("bench", bundles / "dense", bundles / "dynamic", "--quick", "--threads", "1")
+    assert result.code == 0, result.err
+    assert "batch 1, 12 runs each, interleaved, quick: not a figure to publish" in result.out
+    assert "note: a quick run of a few rounds" in result.out
+    refused = cli("bench", bundles / "dense", "--quick", "--duration", "9s")
+    assert refused.code == 2
+    assert "--quick says how long to measure" in refused.err

@@ -10,12 +10,15 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from svit_deploy.engines import onnxruntime as runtime
 from svit_deploy.engines.base import TensorSpec
 from svit_deploy.engines.onnxruntime import (
     OnnxRuntimeEngine,
     available_providers,
-    full_provider_name,
+    require_provider,
 )
+from svit_deploy.engines.onnxruntime_log import one_line
+from svit_deploy.engines.providers import full_provider_name
 from svit_deploy.errors import CapabilityError, InputError, UsageError
 
 
@@ -205,6 +208,80 @@ def test_a_graph_that_fails_while_running(capfd):
     assert capfd.readouterr() == ("", "")
 
 
+LOGGED = b"\x1b[1;31m2026-01-01 [E:onnxruntime:Default, env.cc:1 Run()] affinity\x1b[m\n"
+
+
+@pytest.mark.parametrize("provider", ["cpu", "cuda"])
+def test_what_the_library_logs_of_a_bad_graph_stays_off_the_terminal(monkeypatch, capfd, provider):
+    def fail(*args, **options):
+        os.write(2, LOGGED)
+        print("python's part")
+        raise RuntimeError("[ONNXRuntimeError] : 1 : FAIL : the graph is odd")
+
+    severities = []
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+    monkeypatch.setattr(onnxruntime, "set_default_logger_severity", severities.append)
+    with pytest.raises((InputError, CapabilityError), match="the graph is odd"):
+        OnnxRuntimeEngine(linear(), provider=provider)
+    assert capfd.readouterr() == ("", "")
+    assert severities[-1] == 4  # fatal: runs are timed, and what they print is not captured
+
+
+def test_what_the_import_of_the_library_prints_stays_off_the_terminal(monkeypatch, capfd, tmp_path):
+    source = f"import os; os.write(2, {LOGGED!r}); raise ImportError('no libfoo.so')"
+    (tmp_path / "onnxruntime.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "onnxruntime")
+    with pytest.raises(CapabilityError, match="no libfoo"):
+        available_providers()
+    assert capfd.readouterr() == ("", "")
+
+
+PLACE = "/onnxruntime_src/onnxruntime/core/providers/cpu/tensor/reshape_helper.h:84 "
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        (
+            "[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : Non-zero status code returned while "
+            f"running If node. Name:'' Status Message: Non-zero status code returned while running "
+            f"Reshape node. Name:'block_2/Reshape' Status Message: {PLACE}"
+            "onnxruntime::ReshapeHelper::ReshapeHelper(const onnxruntime::TensorShape&, bool) "
+            "size == 7 was false. Shapes do not fit.\n",
+            "If: Reshape 'block_2/Reshape': size == 7 was false. Shapes do not fit",
+        ),
+        (
+            f"[ONNXRuntimeError] : 1 : FAIL : Exception during initialization: {PLACE}"
+            "onnxruntime::Div<T>::Div(const onnxruntime::OpKernelInfo&) [with T = long int] "
+            "Integer division by zero",
+            "Integer division by zero",
+        ),
+        ("\x1b[1;31mred " + "x" * 999, "red " + "x" * 233 + "..."),
+    ],
+)  # fmt: skip
+def test_the_reason_is_kept_and_short(message, reason):
+    assert one_line(message) == reason
+
+
+def test_a_provider_is_required_by_running_it(monkeypatch):
+    require_provider("cpu")
+    onnx.checker.check_model(onnx.ModelProto.FromString(runtime._DOUBLE), full_check=True)
+    with pytest.raises(UsageError, match="provider 'gpu' is unknown"):
+        require_provider("gpu")
+
+    class Broken(OnnxRuntimeEngine):
+        def run(self, feeds, outputs=None):
+            raise CapabilityError("no kernel image for this device", "")
+
+    monkeypatch.setattr(runtime, "OnnxRuntimeEngine", Broken)
+    with pytest.raises(CapabilityError, match="no kernel image"):
+        require_provider("cpu")
+
+
 def test_out_of_memory_is_no_fault_of_the_model(images):
     class Full:
         def run(self, names, feeds):
@@ -282,3 +359,12 @@ def test_without_onnxruntime(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(CapabilityError, match=r"pip install 'svit-deploy\[cpu\]'"):
         OnnxRuntimeEngine(linear())
+
+
+def test_without_a_place_for_temporary_files(monkeypatch, images):
+    def refuse() -> None:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with OnnxRuntimeEngine(linear()) as engine:
+        assert engine.run({"x": images})["sum"].ravel().tolist() == [66, 210]

@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from svit_deploy import names
 from svit_deploy.backbones.rules import keep_above, keep_all, keep_none
 from svit_deploy.bundle.bundle import MODEL, REFERENCE
-from svit_deploy.bundle.manifest import MANIFEST
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.export.pipeline import build_graph, export_model, export_source
@@ -27,6 +26,7 @@ from svit_deploy.graph.edit import set_scalars
 from svit_deploy.io.onnx_file import custom_domains, random_operators, read_metadata
 from svit_deploy.model.config import TokenMode
 from svit_deploy.model.sizes import SizeRange
+from svit_deploy.names import MANIFEST
 from tests.export.running import LOGITS, PRUNING, assert_as_recorded, reference, run
 
 EXPORTS = [

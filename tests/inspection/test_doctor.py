@@ -5,15 +5,19 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import json
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import onnxruntime
 import pytest
 from rich.console import Console
 
+from svit_deploy.errors import CapabilityError
 from svit_deploy.inspection import doctor
 from svit_deploy.inspection.doctor import Diagnosis, Finding, examine
 
@@ -24,6 +28,7 @@ GOOD = {
     "huggingface-hub": "1.0.0", "timm": "1.0.20",
 }  # fmt: skip
 Machine = Callable[..., Diagnosis]
+CPU = "CPUExecutionProvider"
 
 
 @pytest.fixture
@@ -40,6 +45,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
         monkeypatch.setattr(importlib.metadata, "version", version)
         monkeypatch.setattr(doctor, "examine_nvidia", lambda: iter(()))
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU])
         return examine()
 
     return with_versions
@@ -73,10 +79,10 @@ def test_complete_machine(machine: Machine) -> None:
         "export --task detect", "verify --against, detect", "evaluate", "verify --annotations",
         "evaluate --annotations", "predict --format coco", "bench", "bench --sweep-tokens",
         "predict", "predict --format parquet", "visualize", "inspect", "init", "quickstart",
-        "export --target tensorrt", "export --target tensorrt-rtx", "engines: verify, bench",
-        "plugins build",
+        "export --target tensorrt", "export --target tensorrt-rtx",
+        "export --target tensorrt --plugins", "engines: verify, bench", "plugins build",
     ]  # fmt: skip
-    assert "CPU" in find(diagnosis, "onnxruntime").detail
+    assert find(diagnosis, "onnxruntime").detail.endswith("; providers that start: cpu")
     text = shown(diagnosis)
     assert re.search(r"quickstart +yes", text)
     assert "pip" not in text
@@ -146,6 +152,43 @@ def test_runtime_that_cannot_be_loaded(machine: Machine, monkeypatch: pytest.Mon
     found = find(machine(), "onnxruntime")
     assert found.state == "broken"
     assert "libfoo.so: undefined symbol" in found.detail
+
+
+def test_only_providers_that_start_are_usable(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU package lists CUDA everywhere; here its session falls back, as without a GPU."""
+    start = onnxruntime.InferenceSession
+
+    def fall_back(*args: Any, providers: list[str], **options: Any) -> Any:
+        if providers != [CPU]:
+            os.write(2, b"2026 [E:onnxruntime:Default, x.cc:1 Get()] no libcublas.so here\n")
+        return start(*args, providers=[CPU], **options)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fall_back)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    diagnosis = machine()
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", CPU]
+    )
+    diagnosis = examine()
+    assert find(diagnosis, "onnxruntime").detail.endswith("; providers that start: cpu")
+    found = find(diagnosis, "provider cuda")
+    assert (found.state, found.needed_for) == ("unusable", ())
+    assert "could not start" in found.detail and "no libcublas.so here" in found.detail
+    assert "\n" not in found.detail
+    assert found.fix.startswith("pip install 'onnxruntime-gpu[cuda,cudnn]'")
+    assert broken_commands(diagnosis) == set()
+
+
+def test_no_provider_starts(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(provider: str) -> None:
+        raise CapabilityError(f"{provider} could not start", "run: pip install it")
+
+    monkeypatch.setattr("svit_deploy.engines.onnxruntime.require_provider", refuse)
+    diagnosis = machine()
+    assert find(diagnosis, "onnxruntime").state == "broken"
+    assert broken_commands(diagnosis) == set(doctor.RUNNING)
 
 
 def test_record(machine: Machine) -> None:

@@ -34,10 +34,15 @@ GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 ROOT = Path(__file__).parents[2]
 
 
+class Terminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
 def shown(found: Inspection, encoding: str = "cp1252") -> str:
-    """The rendering, on a console of 80 columns that knows few characters."""
-    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="strict", newline="")
-    found.render(Console(file=stream, width=80))
+    """The rendering, on a terminal of 80 columns that knows few characters."""
+    stream = Terminal(io.BytesIO(), encoding=encoding, errors="strict", newline="")
+    found.render(Console(file=stream, width=80, no_color=True, force_terminal=False))
     stream.flush()
     text = stream.buffer.getvalue().decode(encoding)
     assert all(len(line) <= 80 for line in text.splitlines())
@@ -313,6 +318,9 @@ def test_long_lists_are_cut_on_the_terminal_only(tmp_path: Path) -> None:
     found = inspect_path(save(tmp_path / "m.onnx", foreign_model(*nodes)))
     assert len(record(found)["operators"]) == 2000
     assert len(shown(found).splitlines()) < 50
+    piped = io.StringIO()
+    found.render(Console(file=piped, width=100_000))
+    assert "Operator1999" in piped.getvalue()
 
 
 def test_weights_that_old_files_list_as_inputs(tmp_path: Path) -> None:

@@ -8,11 +8,18 @@ from importlib import metadata
 
 import pytest
 
+from svit_deploy.errors import CapabilityError
 from svit_deploy.inspection import nvidia
 from svit_deploy.inspection.doctor import examine
 from svit_deploy.inspection.nvidia import COMMANDS, examine_nvidia
 
 MODULES = {"tensorrt": "10.16.1.11", "tensorrt_rtx": "1.7.1.116", "cuda.bindings": "13.0.1"}
+
+
+def find_library(there):
+    if not there:
+        raise CapabilityError("no TensorRT plugin library in ~", "run svit-deploy plugins build")
+    return "libsvit_trt.so"
 
 
 @pytest.fixture
@@ -34,7 +41,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(
             shutil, "which", lambda tool, path=None: tool if tool in tools else None
         )
-        monkeypatch.setattr(nvidia, "find_library", lambda: "libsvit_trt.so" if library else None)
+        monkeypatch.setattr(nvidia, "library_path", lambda: find_library(library))
         return {
             name: (state, detail, needed, fix)
             for name, state, detail, needed, fix in examine_nvidia()
@@ -53,7 +60,12 @@ def test_all_there(machine):
 
 def test_nothing_there(machine):
     found = machine(tools=(), library=False, **dict.fromkeys(MODULES))
-    assert found.pop("plugin library")[:2] == ("ok", "not built: see plugins build")
+    assert found.pop("plugin library") == (
+        "unusable",
+        "no TensorRT plugin library in ~",
+        ("export --target tensorrt --plugins",),
+        "svit-deploy plugins build",
+    )
     assert found.pop("nvidia driver")[0] in ("ok", "missing")  # /proc tells it, too
     assert {state for state, *_ in found.values()} == {"missing"}
     assert all(fix for *_, fix in found.values())
@@ -63,15 +75,18 @@ def test_nothing_there(machine):
 def test_old_and_unknown_versions(machine):
     state, detail, needed, _ = machine(tensorrt="10.2.0")["tensorrt"]
     assert (state, detail) == ("too old", "10.2.0, needs 10.3")
-    assert needed == ("export --target tensorrt",)
+    assert needed == ("export --target tensorrt", "export --target tensorrt --plugins")
     assert machine(tensorrt="unknown")["tensorrt"][:2] == ("ok", "installed, version unknown")
 
 
 def test_cuda_compiler_of_a_toolkit_that_is_not_on_the_path(machine, monkeypatch):
     monkeypatch.setenv("CUDA_HOME", "/opt/cuda")
-    assert machine(tools=("/opt/cuda/bin/nvcc",))["nvcc"][:2] == ("ok", "found")
+    assert machine(tools=("/opt/cuda/bin/nvcc",))["nvcc"][:2] == ("ok", "/opt/cuda/bin/nvcc")
+    usual = "/usr/local/cuda/bin/nvcc"
+    assert machine(tools=(usual,))["nvcc"][:2] == ("ok", usual)
     state, detail, needed, fix = machine(tools=())["nvcc"]
-    assert (state, detail, needed) == ("missing", "not found", ("plugins build",))
+    assert (state, detail) == ("missing", "no CUDA compiler (nvcc) found")
+    assert needed == ("plugins build",)
     assert fix == "install the CUDA toolkit, or name its nvcc with --nvcc"
 
 

@@ -53,10 +53,16 @@ def test_a_preset_and_a_file_tell(tmp_path, golden):
 def test_an_export_lists_records_and_repeats_them(tmp_path, golden, capsys):
     path, out = golden("evovit").model.checkpoint.path, tmp_path / "out"
     command = ["export", str(path), "-o", str(out), "--set", "num_heads=6"]
-    main(["-q", *command, "--set", "mean=0.5,0.5,0.5", "--set", "prune_blocks=4,8"])
-    line = next(x for x in capsys.readouterr().out.splitlines() if x.startswith("assumed "))
+    command += ["--set", "mean=0.5,0.5,0.5", "--set", "prune_blocks=4,8"]
+    main(["-q", *command])
+    quiet = capsys.readouterr()
+    main([*command, "--force"])
+    loud = capsys.readouterr().out.splitlines()
+    line = next(x for x in loud if x.startswith("assumed "))
     assert "prune_ratio=0.5,0.5 tradeoff=0.5 std=0.229,0.224,0.225" in line
     assert "mean" not in line
+    assert quiet.out == f"{out}\n"
+    assert quiet.err == f"warning: assumed {line.removeprefix('assumed').strip()}\n"
     recorded = json.loads((out / "manifest.json").read_text())["assumed"]
     assert list(recorded) == ["prune_ratio", "tradeoff", "std", "crop_ratio", "interpolation"]
     assert api.inspect(out).facts["assumed"] == recorded

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
@@ -24,11 +23,6 @@ def named(cell: str) -> list[str]:
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
 def test_the_table_tells_what_must_be_told_and_what_is_assumed(family):
     _, _, _, modes, needed, assumed = TABLE[family.title]
-    settings = fields(family.settings) if family.settings else ()
-    gates = ["gate_blocks", "gate_class_token"][: 1 + family.class_token]
     assert modes.split(", ") == [mode.value for mode in family.modes]
-    assert named(needed) == [entry.name for entry in settings if entry.default is MISSING]
-    assert named(assumed) == [
-        *(entry.name for entry in settings if entry.default is not MISSING),
-        *(gates if family.method.trained_gates else ()),
-    ]
+    assert named(needed) == list(family.needed)
+    assert named(assumed) == list(family.assumed)

@@ -102,10 +102,9 @@ def test_path_of_a_library(cli: Cli, cache: Path):
         f"error: no TensorRT plugin library in {cache}; "
         "run svit-deploy plugins build --tensorrt-include DIR.\n"
     )
-    assert plugins.find_library() is None
     library = put_library(cache, plugins.source_sha256())
     assert cli("path") == (0, f"{library}\n", "")
-    assert plugins.find_library() == library
+    assert plugins.library_path() == library
     assert len(plugins.library_sha256(library)) == 64
 
 
@@ -117,7 +116,6 @@ def test_library_of_another_source_is_not_used(cli: Cli, cache: Path, record: st
     code, _, err = cli("path")
     assert code == 4
     assert f"{library} was built from the source of another release" in err
-    assert plugins.find_library() is None
 
 
 def test_default_folder(monkeypatch: pytest.MonkeyPatch):
@@ -138,7 +136,6 @@ def test_no_home_folder(cli: Cli, headers: Path, tools: Path, monkeypatch: pytes
     for name in ("SVIT_DEPLOY_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", fail)
-    assert plugins.find_library() is None
     words = "there is no home folder to keep plugins in; set SVIT_DEPLOY_CACHE to a folder."
     for command in (["path"], ["build", "--tensorrt-include", headers]):
         assert cli(*command) == (4, "", f"error: {words}\n")

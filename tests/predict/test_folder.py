@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from svit_deploy.errors import InputError
-from svit_deploy.predict.folder import check_folder, picture_file, safe_name
+from svit_deploy.predict.folder import check_result_folder, picture_file, safe_name
 
 
 @pytest.mark.parametrize(
@@ -44,5 +44,5 @@ def test_pictures_are_called_by_their_number_and_name() -> None:
 def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
     (tmp_path / "maps").write_text("mine")
     with pytest.raises(InputError, match=r"is a file.*give a folder for the token maps"):
-        check_folder(tmp_path / "maps", "token_usage.json", "token maps")
-    check_folder(tmp_path / "elsewhere", "token_usage.json", "token maps")
+        check_result_folder(tmp_path / "maps", "token_usage.json", "token maps")
+    check_result_folder(tmp_path / "elsewhere", "token_usage.json", "token maps")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from svit_deploy.errors import InputError
+from svit_deploy.errors import ExportError, InputError
 from svit_deploy.images.overlay import overlay, survival_map
 from svit_deploy.predict import token_maps
 from svit_deploy.predict.token_maps import write_token_maps
@@ -112,7 +112,7 @@ def test_nothing_is_left_behind_after_a_failure(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(token_maps, "write_numbers", no_space)
-    with pytest.raises(InputError, match=r"cannot write .*maps \(No space left on device\)"):
+    with pytest.raises(ExportError, match=r"cannot write .*maps \(No space left on device\)"):
         write_token_maps(output, names, pictures, keep_mask, 1, (2, 3))
     assert sorted(output.iterdir()) == sorted(earlier)
     assert list(tmp_path.iterdir()) == [output]

@@ -11,12 +11,12 @@ import pytest
 pytest.importorskip("torch")
 
 from svit_deploy.bundle.bundle import MODEL, open_bundle
-from svit_deploy.bundle.manifest import MANIFEST
 from svit_deploy.errors import ExportError
 from svit_deploy.graph import tokens
 from svit_deploy.io.files import hash_file
 from svit_deploy.methods import svit
 from svit_deploy.methods.svit import SvitGraph
+from svit_deploy.names import MANIFEST
 from svit_deploy.verify.expected import LiveReference, StoredReference
 from svit_deploy.verify.run import verify_against
 from tests.verify.checks import SETTINGS, first_stage, refused

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,12 +22,23 @@ from svit_deploy.engines.tensorrt.settings import BuildSettings
 from svit_deploy.engines.tensorrt.sidecar import Sidecar, read_sidecar, sidecar_path
 from svit_deploy.errors import ExportError
 from svit_deploy.io.onnx_file import load_onnx
-from svit_deploy.machine.tensorrt import NAMES, RTX
+from svit_deploy.machine.tensorrt import NAMES, RTX, require_library
 from svit_deploy.progress import SILENT, Progress
 
 WORKER = "svit_deploy.engines.tensorrt.worker"
 
 log = logging.getLogger(__name__)
+
+
+def require_builder(target: str) -> None:
+    """Starts a build process that looks around and ends; call it before a long run.
+
+    Raises:
+        CapabilityError: the library is missing, broken or too old, or there is no GPU to build on.
+    """
+    require_library(target)
+    with tempfile.TemporaryDirectory() as scratch:
+        _run_worker((), Path(scratch), BuildSettings(target, (), "", ""), SILENT)
 
 
 def build_engine(
@@ -47,7 +59,8 @@ def build_engine(
     try:
         with tempfile.TemporaryDirectory(prefix=".building-", dir=folder) as name:
             scratch = Path(name).absolute()
-            engine = scratch / _run_worker(onnx.absolute(), scratch, settings, progress)
+            files = (onnx.absolute(), scratch)
+            engine = scratch / _run_worker(files, scratch, settings, progress)
             sidecar = read_sidecar(engine)
             for file in (engine, sidecar_path(engine)):  # an engine without sidecar is not loaded
                 file.replace(folder / file.name)
@@ -59,18 +72,23 @@ def build_engine(
         ) from error
 
 
-def _run_worker(onnx: Path, scratch: Path, settings: BuildSettings, progress: Progress) -> str:
+def _run_worker(
+    files: Sequence[Path], scratch: Path, settings: BuildSettings, progress: Progress
+) -> str:
     """Runs the build process to its end, and ends it if we are interrupted.
 
     Its working folder is the scratch folder, for Python would import from the user's.
 
+    Args:
+        files: the graph, and the folder to write to; none to look around only.
+
     Returns:
-        The name of the engine it wrote there.
+        The name of the engine it wrote.
     """
     answer: dict[str, Any] = {}
     tail: deque[str] = deque(maxlen=20)
     with (scratch / "log").open("w+b") as printed:
-        process = _start(onnx, scratch, settings, printed)
+        process = _start(files, scratch, settings, printed)
         assert process.stdin and process.stdout
         try:
             with contextlib.suppress(BrokenPipeError):  # it died at once: its exit code tells
@@ -95,12 +113,12 @@ def _run_worker(onnx: Path, scratch: Path, settings: BuildSettings, progress: Pr
 
 
 def _start(
-    onnx: Path, scratch: Path, settings: BuildSettings, printed: IO[bytes]
+    files: Sequence[Path], scratch: Path, settings: BuildSettings, printed: IO[bytes]
 ) -> subprocess.Popen[bytes]:
     environment = _environment(settings, scratch)
     try:
         return subprocess.Popen(
-            [sys.executable, "-m", WORKER, onnx, scratch],
+            [sys.executable, "-m", WORKER, *files],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=printed,

@@ -27,6 +27,22 @@ _SOURCE_PLACE = re.compile(r"\s*(In \w+ at|at) /\S+:\d+")
 
 
 @dataclass(frozen=True)
+class Runnable:
+    """An engine file that fits this machine, and what it needs.
+
+    Attributes:
+        sidecar: what was recorded of it; None for a foreign engine.
+        plugins: the library to load before it, if it needs one.
+    """
+
+    path: Path
+    library: Library
+    cuda: Cuda
+    sidecar: Sidecar | None
+    plugins: Path | None
+
+
+@dataclass(frozen=True)
 class Loaded:
     """A deserialised engine and what it lives on.
 
@@ -48,10 +64,14 @@ class Loaded:
         return failure(self.library, f"{self.path.name} {what}", fix)
 
 
-def load_engine(
-    path: Path, *, allow_foreign: bool, plugin_library: Path | None, device: int
-) -> Loaded:
-    """Checks and loads an engine.
+def check_engine(
+    path: Path,
+    *,
+    allow_foreign: bool = False,
+    plugin_library: Path | None = None,
+    device: int = 0,
+) -> Runnable:
+    """Checks an engine without loading it.
 
     Args:
         allow_foreign: go on without a sidecar; one that is there must fit all the same.
@@ -60,20 +80,30 @@ def load_engine(
 
     Raises:
         InputError: no engine, not the one its sidecar tells, or built for something else.
-        CapabilityError: TensorRT, the GPU or the plugin library is missing, or out of memory.
+        CapabilityError: TensorRT, the GPU or the plugin library is missing.
     """
     head = read_head(path)
     foreign = allow_foreign and not sidecar_path(path).exists()
     sidecar = None if foreign else read_sidecar(path)
     library = load_library(_MAGIC.get(head, ENTERPRISE) if sidecar is None else sidecar.target)
-    if sidecar is None:
-        log.warning("%s has no sidecar: nothing says where its native code is from", path)
-    else:
+    if sidecar is not None:
         _check_version(path, sidecar, library)
     cuda = Cuda(device)
     if sidecar is not None:
         _check_gpu(path, sidecar, cuda)
-    plugins = _find_plugins(path, sidecar, plugin_library)
+    return Runnable(path, library, cuda, sidecar, _find_plugins(path, sidecar, plugin_library))
+
+
+def load_engine(found: Runnable) -> Loaded:
+    """Loads an engine that was checked.
+
+    Raises:
+        InputError: it cannot be loaded.
+        CapabilityError: out of memory, or the plugin library is of another TensorRT.
+    """
+    path, library, plugins = found.path, found.library, found.plugins
+    if found.sidecar is None:
+        log.warning("%s has no sidecar: nothing says where its native code is from", path)
     logger_of(library).take()  # what earlier failures left
     runtime = library.trt.Runtime(logger_of(library))
     if plugins is not None and runtime.get_plugin_registry().load_library(str(plugins)) is None:
@@ -85,7 +115,7 @@ def load_engine(
     engine = runtime.deserialize_cuda_engine(path.read_bytes())
     if engine is None:
         raise failure(library, f"{path} could not be loaded", _again(library.target))
-    return Loaded(path, library, cuda, sidecar, engine, runtime)
+    return Loaded(path, library, found.cuda, found.sidecar, engine, runtime)
 
 
 def failure(library: Library, what: str, fix: str) -> SvitDeployError:

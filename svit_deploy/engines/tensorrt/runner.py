@@ -16,7 +16,7 @@ from svit_deploy.engines.tensorrt.binding import Binding
 from svit_deploy.engines.tensorrt.cuda import Buffer, Event, PinnedBuffer, Stream
 from svit_deploy.engines.tensorrt.graphs import DYNAMIC, CudaGraphs
 from svit_deploy.engines.tensorrt.inspector import LayerCounts, read_layers
-from svit_deploy.engines.tensorrt.loading import Loaded, load_engine
+from svit_deploy.engines.tensorrt.loading import Loaded, check_engine, load_engine
 from svit_deploy.errors import InputError
 from svit_deploy.model.profiles import Profile, Shape, choose_profile
 
@@ -55,9 +55,10 @@ class TensorRTEngine(Engine):
         plugin_library: Path | None = None,
         device: int = 0,
     ) -> None:
-        loaded = load_engine(
+        found = check_engine(
             path, allow_foreign=allow_foreign, plugin_library=plugin_library, device=device
         )
+        loaded = load_engine(found)
         self._loaded: Loaded | None = loaded
         self._inputs, self._outputs = _tensors(loaded)
         self.profiles = _profiles(loaded, self._inputs[0].name)

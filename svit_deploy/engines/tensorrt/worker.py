@@ -43,13 +43,18 @@ _OLD_DRIVER = re.compile(r"insufficient ?driver|error:? ?35\b|driver version", r
 def main() -> None:
     """Builds the engine of a graph (first argument) with its sidecar in a folder (second).
 
-    Standard input has the settings; the answer is the engine's file name, or an error.
+    Standard input has the settings; the answer is the engine's file name, or an error. Without
+    arguments it only looks whether it could build here.
     """
     channel = Channel()
     logging.basicConfig(level=logging.INFO, handlers=[_Forward(channel)])
-    onnx, folder = map(Path, sys.argv[1:])
     try:
         settings = BuildSettings.from_json(sys.stdin.read())
+        if not sys.argv[1:]:
+            look_around(settings.target)
+            channel.send(RESULT, "")
+            return
+        onnx, folder = map(Path, sys.argv[1:])
         channel.send(RESULT, build(onnx, folder, settings, channel))
     except SvitDeployError as error:
         channel.error(error)
@@ -75,8 +80,7 @@ def build(onnx: Path, folder: Path, settings: BuildSettings, channel: Channel) -
     """
     start = time.monotonic()
     channel.progress("starting the builder", 0.0)
-    library = load_library(settings.target)
-    gpu, versions = require_gpu() if settings.target == ENTERPRISE else (None, None)
+    library, gpu, versions = look_around(settings.target)
     plugins, onnx_sha256 = _plugin_hashes(settings), hash_file(onnx)
     cache = _choose_cache(library, settings, onnx_sha256, plugins, gpu, versions)
     place = gpu.sm if gpu else "portable"
@@ -111,6 +115,16 @@ def build(onnx: Path, folder: Path, settings: BuildSettings, channel: Channel) -
             build_s=time.monotonic() - start,
         ).write(folder)
     return engine.name
+
+
+def look_around(target: str) -> tuple[Library, Gpu | None, Versions | None]:
+    """The library of a target, and the GPU with its versions where a build needs one.
+
+    Raises:
+        CapabilityError: something of it is missing, broken or too old.
+    """
+    library = load_library(target)
+    return (library, *(require_gpu() if target == ENTERPRISE else (None, None)))
 
 
 def _plugin_hashes(settings: BuildSettings) -> list[tuple[str, str]]:
