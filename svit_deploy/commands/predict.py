@@ -22,7 +22,7 @@ def predict(
     settings: PredictSettings,
     dry_run: DryRunFlag = False,
 ) -> None:
-    """Classify images or detect objects, and write or draw what was found.
+    """Classify images or detect objects, in files or pictures.
 
     Classes go to a .csv, .jsonl or .parquet file, detections to a folder of pictures, a .jsonl file
     or COCO's results. A file's run that was interrupted goes on where it was.

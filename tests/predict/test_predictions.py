@@ -233,7 +233,8 @@ def test_outputs_that_are_not_finite_are_told(
 
     def poisoned(self: Any, feeds: Any, outputs: Any = None) -> Any:
         found = run(self, feeds, outputs)
-        found["logits"][3] = np.nan
+        if "logits" in found:
+            found["logits"][3] = np.nan
         return found
 
     monkeypatch.setattr(OnnxRuntimeEngine, "run", poisoned)
