@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4
 HAS_GPU := $(shell command -v nvidia-smi)$(wildcard $(VENV)/lib/python*/site-packages/onnxruntime_gpu-*)
 RUNTIME ?= $(if $(HAS_GPU),gpu,cpu)
 
-.PHONY: demo test fast lint format hooks docs clean
+.PHONY: demo test fast lint format hooks docs mutants clean
 
 demo: $(VENV)/demo  ## checkpoint -> ONNX -> verified -> measured, on the trained digits model
 	$(BIN)/svit-deploy quickstart -o quickstart --force
@@ -34,6 +34,9 @@ hooks: $(VENV)/installed  ## runs format, lint and the order of the folders befo
 docs: $(VENV)/installed  ## the pages as a site; a broken link fails it
 	$(BIN)/sphinx-build -c docs -q -E -W --keep-going . build/docs
 	@echo "build/docs/index.html; links that lead outside: build/docs/external_links.txt"
+
+mutants: $(VENV)/installed  ## faults put into exported graphs, and which of them verify refuses; takes long
+	$(BIN)/python benchmarks/mutants.py --json build/mutants.json
 
 $(VENV)/demo: EXTRAS = $(RUNTIME),torch
 $(VENV)/installed: EXTRAS = $(RUNTIME),dev

@@ -214,8 +214,8 @@ def require_provider(provider: str) -> None:
 
 
 def _onnxruntime() -> ModuleType:
-    require_onnxruntime("running a model", "its graph")
     with captured_output():  # it looks for devices, and complains of those it cannot read
+        require_onnxruntime("running a model", "its graph")
         import onnxruntime
     return onnxruntime
 

@@ -353,7 +353,7 @@ def test_labels_that_do_not_fit(refused, bundles, tmp_path, count):
 
 
 def test_options_of_verify_that_need_a_checkpoint(refused, bundles):
-    for option in (["--images", HELDOUT], ["--labels", "x"], ["--arch", ARCH], ["--set", "a=1"]):
+    for option in (["--arch", ARCH], ["--set", "a=1"]):
         assert "add --against CHECKPOINT" in refused(2, "verify", bundles / "dense", *option)
     message = refused(2, "verify", bundles / "dense", "--against", CHECKPOINT, "--labels", "x")
     assert "add --images" in message

@@ -56,7 +56,7 @@ def test_detectors_tell_what_their_export_chose_and_what_their_budgets_cut(
     assert cut.startswith("the budgets cut tokens in 1 of 1 image (gate")
     assert cut.endswith("the reference was given the same budgets")
     stored = verify_against(bundle, StoredReference(bundle), SETTINGS)
-    assert stored.passed and stored.notes == [cut]
+    assert stored.passed and stored.notes[-1] == cut
 
 
 @pytest.mark.parametrize("budget", ["1", "100"])

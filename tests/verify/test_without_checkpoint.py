@@ -68,7 +68,7 @@ def test_what_is_not_finite_on_the_images_given_is_refused(
 
     def poisoned(self: Any, feeds: Any, outputs: Any = None) -> Any:
         found = run(self, feeds, outputs)
-        if len(feeds["images"]) == 12:  # of the images given, and of no check
+        if len(feeds.get("images", ())) == 12:  # of the images given, and of no check
             found["logits"][3] = np.inf
         return found
 

@@ -261,7 +261,7 @@ def test_command_line(checkpoint: Path, photos: Path, tmp_path: Path, capsys: An
     path, out = str(checkpoint), str(tmp_path / "out")
     heads = ["--set", "num_heads=6"]
     small = ["--image-size", "64x64:64x64:256x256"]
-    assert main(["-q", "export", path, "-o", out, "--task", "detect", *heads, *small]) == 0
+    assert main(["export", path, "-o", out, "--task", "detect", *heads, *small]) == 0
     assert "task detect, 64x64 to 256x256" in capsys.readouterr().out
     found = str(tmp_path / "found")
     assert (
