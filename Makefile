@@ -36,6 +36,7 @@ docs: $(VENV)/installed  ## the pages as a site; a broken link fails it
 	@echo "build/docs/index.html; links that lead outside: build/docs/external_links.txt"
 
 mutants: $(VENV)/installed  ## faults put into exported graphs, and which of them verify refuses; takes long
+	mkdir -p build
 	$(BIN)/python benchmarks/mutants.py --json build/mutants.json
 
 $(VENV)/demo: EXTRAS = $(RUNTIME),torch
