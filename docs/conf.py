@@ -36,6 +36,8 @@ contents = {
         "docs/methods",
         "docs/detection",
         "docs/verify",
+        "docs/evaluate",
+        "docs/command_line",
         "docs/tensorrt",
         "docs/plugins",
         "docs/troubleshooting",

@@ -10,7 +10,7 @@ together. Every failure that a user can fix is a `SvitDeployError`. For example:
     assert api.verify(bundle.path, against="svit_s.pth").passed
 
 What runs long or writes takes a `plan`. Given a `DryRun` it ends before its work begins, and the
-plan tells what would be done, which files would be written and what is missing:
+plan tells what would be done, which files would be written and what is missing::
 
     with api.DryRun() as plan:
         api.export("svit_s.pth", "out", target="tensorrt", plan=plan)

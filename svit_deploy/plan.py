@@ -37,6 +37,8 @@ RUN = Plan()
 class DryRun(Plan):
     """Notes what a run would do, and all that is missing; the run ends where its work begins.
 
+    ::
+
         with DryRun() as plan:
             api.export("svit_s.pth", "out", plan=plan)
         print(plan.exit_code, plan.lines, plan.files, plan.missing)
