@@ -49,7 +49,16 @@ from svit_deploy.verify.run import verify_bundle
 from svit_deploy.verify.settings import VerifySettings
 
 __all__ = [
-    "DryRun", "bench", "catalogue", "export", "init", "inspect", "predict", "verify", "visualize",
+    "DryRun",
+    "bench",
+    "catalogue",
+    "evaluate",
+    "export",
+    "init",
+    "inspect",
+    "predict",
+    "verify",
+    "visualize",
 ]  # fmt: skip
 
 PathLike = str | Path

@@ -71,7 +71,7 @@ def test_the_references_are_whole(site):
     from svit_deploy.cli import app
 
     for command in app.registered_commands:
-        assert f'id="svit-deploy-{command.callback.__name__}"' in commands
+        assert f'id="svit-deploy-{command.name}"' in commands
     assert "--calibrate-gates" in commands
     reference = (site / "docs/reference/api.html").read_text()
     verbs = [n for n, v in vars(api).items() if getattr(v, "__module__", "") == api.__name__]
