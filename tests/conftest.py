@@ -26,9 +26,9 @@ from svit_deploy.images.prepared import Prepared
 from svit_deploy.loading.load import load_model
 from svit_deploy.model.config import TokenMode
 from svit_deploy.model.model import Model, without_gates
+from tests.told import GOLDEN, SETTINGS
 
 TESTS = Path(__file__).parent
-GOLDEN = TESTS / "data" / "golden"
 DIGITS = TESTS.parent / "examples" / "digits"
 
 
@@ -74,7 +74,6 @@ def load_golden(name: str) -> Golden:
     pytest.importorskip("torch")
     folder = GOLDEN / name
     meta = json.loads((folder / "meta.json").read_text())
-    heads = {"num_heads": str(meta["config"]["num_heads"])}
     with np.load(folder / "io.npz") as io:
         arrays = {key: io[key] for key in io.files}
     inputs = arrays["input"]
@@ -82,7 +81,7 @@ def load_golden(name: str) -> Golden:
     margin = arrays.get("gate_logits", no_gates).transpose(1, 0, 2)
     return Golden(
         name,
-        load_model(folder / "checkpoint.pth", overrides=heads),
+        load_model(folder / "checkpoint.pth", overrides=SETTINGS[name]),
         meta,
         inputs,
         arrays["logits"],
@@ -119,7 +118,7 @@ class DetectionGolden:
 @cache
 def load_detection_golden(name: str) -> DetectionGolden:
     pytest.importorskip("torch")
-    folder, heads = GOLDEN / name, {"num_heads": "6"}
+    folder, told = GOLDEN / name, SETTINGS[name]
     path, whole = folder / "checkpoint.pth", name == "svit_mask_rcnn"
     with np.load(folder / "io.npz") as io:
         arrays = {key: io[key] for key in io.files}
@@ -127,8 +126,8 @@ def load_detection_golden(name: str) -> DetectionGolden:
         name,
         json.loads((folder / "meta.json").read_text()),
         arrays,
-        load_model(path, task="backbone", overrides=heads),
-        load_model(path, task="detect", overrides=heads) if whole else None,
+        load_model(path, task="backbone", overrides=told),
+        load_model(path, task="detect", overrides=told) if whole else None,
     )
 
 

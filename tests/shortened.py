@@ -12,6 +12,14 @@ from dataclasses import replace
 from svit_deploy.model.model import Model
 from svit_deploy.tasks.numbers import FeatureNumbers
 
+SETTINGS = {
+    "num_heads": "6",
+    "deform_heads": "6",
+    "interaction_blocks": "3",
+    "gate_blocks": "0,1,2",
+}
+"""What the weights of the golden detector do not tell, cut down."""
+
 
 def shortened(model: Model) -> Model:
     """A ViT-Adapter's last interaction with its blocks, their gates and all that is behind it."""

@@ -17,6 +17,7 @@ from svit_deploy.engines.tensorrt.gpu import find_gpu
 from svit_deploy.errors import CapabilityError
 from svit_deploy.machine.tensorrt import TARGETS, load_library
 from tests.conftest import GOLDEN
+from tests.told import SETTINGS
 
 pytestmark = [
     pytest.mark.gpu,
@@ -38,7 +39,7 @@ def export(tmp_path: Path) -> Callable[..., Bundle]:
         if mode == "budget":
             options["budget"] = "1.0"
         checkpoint = GOLDEN / name / "checkpoint.pth"
-        common = {"task": task, "tokens": mode, "overrides": {"num_heads": "6"}, **sizes}
+        common = {"task": task, "tokens": mode, "overrides": SETTINGS[name], **sizes}
         return api.export(checkpoint, tmp_path / "bundle", **common, **options)
 
     return make

@@ -33,6 +33,7 @@ class Backbone:
         settings: a frozen dataclass, keyword only, of what its weights cannot tell. Fields
             without a default must be given. A boolean, a number, or a tuple of them each.
         sizes: a frozen dataclass of `ModelConfig.backbone`; None without sizes of its own.
+        told_by_weights: names among the settings that are sizes of the weights, too.
         required: names among the settings that random weights need.
         eps: LayerNorm epsilon of blocks, gates and the final norm.
         class_token: whether its tokens begin with one.
@@ -47,6 +48,7 @@ class Backbone:
     head: ClassVar[Head | None] = CLASS_TOKEN
     settings: ClassVar[type | None] = None
     sizes: ClassVar[type | None] = None
+    told_by_weights: ClassVar[tuple[str, ...]] = ()
     required: ClassVar[tuple[str, ...]] = ()
     eps: ClassVar[tuple[float, float, float]] = (1e-6, 1e-6, 1e-6)
     class_token: ClassVar[bool] = True
@@ -88,10 +90,6 @@ class Backbone:
     def shapes(self, dims: Any) -> dict[str, Shape]:
         """Canonical name to shape, for every tensor of a model without a method."""
         raise NotImplementedError
-
-    def settings_from_weights(self, dims: Any) -> dict[str, Any]:
-        """Settings that follow from the sizes of the weights."""
-        return {}
 
     def settle(self, settings: Any, dims: Any) -> Any:
         """The settings with those filled in that follow from others and from the weights.

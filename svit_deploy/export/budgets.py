@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from svit_deploy.errors import UsageError
-from svit_deploy.export.settings import ExportSettings
+from svit_deploy.export.settings import AUTO_BUDGET, ExportSettings
 from svit_deploy.images import ImageSet
 from svit_deploy.images.prepared import groups
 from svit_deploy.model.budget import UNIT, Budget, budgets_of
@@ -38,7 +38,7 @@ def choose_budgets(
     if settings.mode is not TokenMode.BUDGET:
         return ()
     config, text = model.config, settings.budget
-    if text == "auto":
+    if text == AUTO_BUDGET:
         if images is None:
             raise UsageError("--budget auto needs images", "add --calibration IMAGES")
         return auto_budgets(model, task, images, sizes, settings.budget_percentile)

@@ -34,13 +34,13 @@ from svit_deploy.export.engine import (
 )
 from svit_deploy.export.outline import outline, written_files
 from svit_deploy.export.record import describe_gates, manifest, metadata
-from svit_deploy.export.settings import ExportSettings
+from svit_deploy.export.settings import AUTO_BUDGET, ExportSettings
 from svit_deploy.export.shapes import profiles_for, whole_batch
 from svit_deploy.export.thresholds import calibrated, gate_targets
 from svit_deploy.graph.check import finish
 from svit_deploy.images import ImageSet, check_images, images_of
 from svit_deploy.images.prepared import Prepared, groups
-from svit_deploy.loading.assumptions import refuse_assumptions
+from svit_deploy.loading.assumptions import refuse_guesses
 from svit_deploy.loading.load import load_model
 from svit_deploy.machine.packages import require, require_torch
 from svit_deploy.methods.families import family_of
@@ -144,8 +144,7 @@ def export_model(
     settings = dataclasses.replace(settings, tokens=choose_mode(model, settings))
     if settings.mode is TokenMode.DENSE:
         model = without_gates(model)
-    if settings.strict:
-        refuse_assumptions(model)
+    refuse_guesses(model, settings.strict)
     task = task_named(settings.task)
     classes = None
     if settings.class_names is not None:
@@ -155,8 +154,11 @@ def export_model(
     limit = settings.max_images
     calibration = images_of(settings.calibration, limit, progress)
     gate_images = images_of(settings.calibrate_gates, limit, progress)
+    deciding = [gate_images, calibration if settings.budget == AUTO_BUDGET else None]
+    if any(images is not None and not images.preprocessed for images in deciding):
+        refuse_guesses(model, settings.strict, pictures_decide=True)
     targets = gate_targets(model, settings)
-    images_decide = settings.budget == "auto" and calibration is not None
+    images_decide = settings.budget == AUTO_BUDGET and calibration is not None
     budgets = () if images_decide else choose_budgets(model, task, settings, None, sizes)
     profiles = profiles_for(settings, task, sizes) if settings.engine else ()
     for line in outline(model, task, sizes, settings, budgets, targets, profiles):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["EngineOptions", "ExportSettings"]
 
 DEFAULT_TASK = "classify"
+AUTO_BUDGET = "auto"
 MIN_OPSET, MAX_OPSET = 20, 23
 
 
@@ -76,7 +77,9 @@ class ExportSettings(EngineSettings, LoadSettings):
         choices=lambda: [mode.value for mode in TokenMode],
         after=("arch", "overrides"),
     )
-    strict: bool = option(False, "Refuse to assume any setting that the weights do not tell.")
+    strict: bool = option(
+        False, "Refuse to assume any setting that the weights do not tell, published or not."
+    )
     precision: str = option(
         "fp32",
         "fp32, fp16 or bf16; gates stay in fp32.",

@@ -42,6 +42,11 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.arrays)
 
+    @property
+    def preprocessed(self) -> bool:
+        """Whether a model can run them as they are."""
+        return isinstance(self.arrays, np.ndarray)
+
     def __getitem__(self, images: slice) -> ImageSet:
         labels = None if self.labels is None else self.labels[images]
         return _image_set(self.arrays[images], self.names[images], labels, self.source)

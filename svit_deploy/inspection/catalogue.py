@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from svit_deploy import __version__
+from svit_deploy.backbones.backbone import Backbone
 from svit_deploy.errors import UsageError
 from svit_deploy.inspection.report import Section
 from svit_deploy.loading.presets import PRESETS
 from svit_deploy.methods.families import FAMILIES, Family
+from svit_deploy.methods.method import Method
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.assumption import in_words, typed
 from svit_deploy.tasks import TASKS
@@ -50,7 +52,10 @@ class Catalogue:
             for section in sections:
                 console.print(section.table(console))
                 console.print()
-        how = "export is told with --arch PRESET, or --set NAME=VALUE, such as --set family=ats"
+        how = (
+            "export is told with --arch PRESET, or --set NAME=VALUE, such as --set family=ats; "
+            "what is assumed of a preset's shape must be told of any other"
+        )
         console.print(how, highlight=False)
 
 
@@ -86,21 +91,31 @@ def _preset(name: str, arch: Arch) -> dict[str, Any]:
 
 def _method(family: Family) -> dict[str, Any]:
     """A row of `families`: a method on a backbone."""
-    presets = [name for name, arch in PRESETS.items() if arch.family == family.name]
-    arch = PRESETS[presets[0]]
-    by_weights = family.settings_from_weights(family.dims_from_arch(arch))
+    required, usual = _settings(family.method)
+    of_backbone = [name for names in _settings(family.backbone) for name in names]
+    gates = ["gate_blocks", "gate_class_token"][: 1 + family.class_token]
     return {
         "family": family.name,
         "method": family.title,
         "backbone": family.backbone.title,
+        "presets": [name for name, preset in PRESETS.items() if preset.family == family.name],
+        "keys_of": family.keys_of or family.name,
         "token_modes": [mode.value for mode in family.modes],
-        "must_be_told": [
-            *(["family"] if family.keys_of else []),
-            *(name for name in family.needed if name not in by_weights),
-        ],
-        "told_by_the_weights": [name for name in family.needed if name in by_weights],
-        "assumed_unless_told": list(family.assumed),
+        "told_by_the_weights": list(family.told_by_weights),
+        "must_be_told": (["family"] if family.keys_of else []) + required,
+        "assumed_of_a_preset": of_backbone + usual + gates * family.method.trained_gates,
     }
+
+
+def _settings(axis: Backbone | Method) -> tuple[list[str], list[str]]:
+    """Of those that the weights do not tell, the ones without and with a usual value."""
+    entries = [
+        entry
+        for entry in (fields(axis.settings) if axis.settings else ())
+        if entry.name not in axis.told_by_weights
+    ]
+    required = [entry.name for entry in entries if entry.default is MISSING]
+    return required, [entry.name for entry in entries if entry.name not in required]
 
 
 def _backbones() -> list[dict[str, Any]]:

@@ -22,8 +22,10 @@ from svit_deploy.loading.layout import (
 )
 from svit_deploy.loading.load import build_model, check_task, which_family
 from svit_deploy.loading.presets import PRESETS
+from svit_deploy.loading.published import published_settings
 from svit_deploy.methods.families import FAMILIES, Family
 from svit_deploy.model.arch import Arch
+from svit_deploy.model.assumption import OF_PICTURES, Assumption
 from svit_deploy.model.keys import Dims
 from svit_deploy.tasks import TASKS, Task
 
@@ -40,8 +42,8 @@ class Fact:
     """One property of the model.
 
     Attributes:
-        value: JSON-able; None when it is not known.
-        source: `weights`, `preset NAME`, `assumed`, or `needed`.
+        value: JSON-able; None when it is not known. Of a setting that is needed it is a guess.
+        source: `weights`, `training arguments`, `preset NAME`, `assumed`, or `needed`.
         option: what to type where the value is needed, or assumed and wrong.
     """
 
@@ -52,12 +54,21 @@ class Fact:
 
     def row(self) -> tuple[str, str, str]:
         value = listed(self.value if isinstance(self.value, list) else [self.value])
-        is_open = self.source in ("assumed", "needed")
-        return (
-            self.name,
-            "unknown" if self.value is None else value,
-            f"{self.source}: {self.option}" if is_open else self.source,
-        )
+        source = self.source
+        if source in ("assumed", "needed"):
+            guess = ", and this a guess" if source == "needed" and self.value is not None else ""
+            source = f"{source}{guess}: {self.option}"
+        return self.name, "unknown" if self.value is None else value, source
+
+
+def _taken(name: str, value: Any, published: Mapping[str, Any]) -> Fact:
+    """A setting that nobody told, as an export would take it."""
+    one = Assumption(name, value, published=published.get(name) == value)
+    return Fact(name, _plain(value), "needed" if one.is_guess() else "assumed", one.option)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 @dataclass
@@ -78,9 +89,14 @@ class _Found:
     problem: str | None = None
 
     @property
-    def needed(self) -> list[str]:
+    def needed(self) -> str:
         """What to type for an export."""
-        return [fact.option for fact in self.facts if fact.source == "needed"]
+        needed = [fact for fact in self.facts if fact.source == "needed"]
+        unknown = " ".join(fact.option for fact in needed if fact.value is None)
+        guessed = " ".join(fact.option for fact in needed if fact.value is not None)
+        if guessed:
+            guessed = f"the trained values for these guesses {guessed}"
+        return ", and ".join(filter(None, (unknown, guessed)))
 
 
 def inspect_checkpoint(path: Path) -> Inspection:
@@ -134,14 +150,16 @@ def _describe(checkpoint: Checkpoint, found: _Found) -> None:
     dims = infer_dims(tensors, keys, tasks[-1])
     found.preset = recognise(dims)
     found.family, found.candidates = which_family(keys.name, args)
-    many_sizes = all(task.many_sizes for task in tasks)
-    told = parse_overrides(checkpoint.settings)
-    beyond = _beyond_weights(keys, dims, found.preset, many_sizes, told)
-    settings = _settings(FAMILIES[found.family], dims, args)
+    many_sizes, family = all(task.many_sizes for task in tasks), FAMILIES[found.family]
+    heads = dims.num_heads or (PRESETS[found.preset].num_heads if found.preset else 0)
+    published = published_settings(family, dims, heads)
+    hub = parse_overrides(checkpoint.settings)
+    beyond = _beyond_weights(keys, dims, found.preset, many_sizes, published, hub)
+    settings = _settings(family, dims, args, found.preset, published)
     found.facts = [Fact("tasks", [task.name for task in tasks], "weights")] if served[1:] else []
     found.facts += _from_weights(keys, dims, many_sizes) + _from_heads(served, dims)
     found.facts += settings + beyond if many_sizes else beyond + settings
-    if found.preset and not found.needed:
+    if all(fact.value is not None for fact in found.facts):
         build_model(checkpoint, task=tasks[-1].name)
     else:
         to_canonical(tensors, dims, tasks[-1])
@@ -154,12 +172,12 @@ def _is_sensible(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, int | float) and abs(value) < 2**53)
 
 
-def _overview(facts: dict[str, Any], needed: list[str]) -> tuple[tuple[str, str], ...]:
+def _overview(facts: dict[str, Any], needed: str) -> tuple[tuple[str, str], ...]:
     export = "ready"
     if facts["problem"]:
         export = f"not possible: {facts['problem']}"
     elif needed:
-        export = f"needs {' '.join(needed)}, or --arch FILE"
+        export = f"needs {needed}, or --arch FILE"
     return (
         ("sha256", facts["sha256"]),
         ("size", mebibytes(facts["size_bytes"])),
@@ -193,53 +211,63 @@ def _from_heads(served: Sequence[Task], dims: Any) -> list[Fact]:
 
 
 def _beyond_weights(
-    keys: Family, dims: Any, preset: str | None, many_sizes: bool, told: Mapping[str, Any]
+    keys: Family,
+    dims: Any,
+    preset: str | None,
+    many_sizes: bool,
+    published: Mapping[str, Any],
+    hub: Mapping[str, Any],
 ) -> list[Fact]:
     """What comes from a preset or an option: the weights are the same whatever these are.
 
     Args:
-        told: by the hub that the weights are of, which wins over a preset.
+        hub: told by the hub that the weights are of, which wins over a preset.
     """
-    known = f"preset {preset}" if preset else ""
     arch = PRESETS[preset] if preset else Arch(dims.family, 0)
 
-    def fact(name: str, value: Any, option: str) -> Fact:
-        source = known or ("needed" if value is None else "assumed")
-        value, source = (told[name], "hub") if name in told else (value, source)
-        return Fact(name, list(value) if isinstance(value, tuple) else value, source, option)
+    def fact(name: str, value: Any) -> Fact:
+        if name in hub:
+            return Fact(name, _plain(hub[name]), "hub")
+        if preset:
+            return Fact(name, _plain(value), f"preset {preset}")
+        return _taken(name, value, published)
 
-    gates = dims.num_gates
-    facts = [fact("num_heads", arch.num_heads or None, "--set num_heads=NUMBER")]
     if dims.num_heads:
         facts = [Fact("num_heads", dims.num_heads, "weights")]
+    elif preset:
+        facts = [fact("num_heads", arch.num_heads)]
+    else:
+        facts = [Fact("num_heads", None, "needed", "--set num_heads=NUMBER")]
     if keys.method.trained_gates:
-        last = tuple(range(dims.depth - gates, dims.depth))
-        facts.append(fact("gate_blocks", arch.gate_blocks or last, "--set gate_blocks=NUMBERS"))
+        gates = keys.method.gates(arch, dims, None, keys.class_token)
+        facts.append(fact("gate_blocks", gates.blocks))
         if keys.class_token:
-            own = arch.gate_class_token or (False,) * (gates - 1) + (True,)
-            facts.append(fact("gate_class_token", own, "--set gate_class_token=BOOLEANS"))
+            facts.append(fact("gate_class_token", gates.class_token))
         if arch.target_keep:
-            facts.append(fact("target_keep", arch.target_keep, "--set target_keep=RATIOS"))
-    facts += [
-        fact("mean", arch.mean, "--set mean=R,G,B"),
-        fact("std", arch.std, "--set std=R,G,B"),
-    ]
-    if many_sizes:  # nothing is cropped, and how it is scaled is the task's
-        return facts
-    return [
-        *facts,
-        fact("crop_ratio", arch.crop_ratio, "--set crop_ratio=RATIO"),
-        fact("interpolation", arch.interpolation, "--set interpolation=NAME"),
-    ]
+            facts.append(fact("target_keep", arch.target_keep))
+    # Elsewhere nothing is cropped, and how it is scaled is the task's.
+    of_pictures = OF_PICTURES[:2] if many_sizes else OF_PICTURES
+    return facts + [fact(name, getattr(arch, name)) for name in of_pictures]
 
 
-def _settings(family: Family, dims: Any, args: Mapping[str, Any]) -> list[Fact]:
-    """The family's own settings: from the weights, the training's arguments, or its defaults."""
-    by_weights = family.settings_from_weights(dims)
-    by_args = settings_from_args(family, args)
-    told = by_args | by_weights
-    axes = (axis.settings for axis in (family.backbone, family.method) if axis.settings)
-    known = [entry for settings in axes for entry in fields(settings)]
+def _settings(
+    family: Family,
+    dims: Any,
+    args: Mapping[str, Any],
+    preset: str | None,
+    published: Mapping[str, Any],
+) -> list[Fact]:
+    """The family's own settings; a preset that is only recognised tells those of the backbone."""
+    of_backbone, of_method = (
+        fields(axis.settings) if axis.settings else () for axis in (family.backbone, family.method)
+    )
+    known, sources = (*of_backbone, *of_method), {}
+    told = settings_from_args(family, args) | family.settings_from_weights(dims)
+    if preset:
+        names = {entry.name for entry in of_backbone} & published.keys()
+        told = {name: published[name] for name in names} | told
+        sources = dict.fromkeys(names, f"preset {preset}")
+    sources |= dict.fromkeys(family.told_by_weights, "weights")
     needed = [e.name for e in known if e.default is MISSING and e.name not in told]
     try:
         chosen = family.choose({**told, **dict.fromkeys(needed)}, dims)
@@ -247,13 +275,12 @@ def _settings(family: Family, dims: Any, args: Mapping[str, Any]) -> list[Fact]:
         chosen = None
     found = []
     for entry in known:
-        name, source = entry.name, "assumed"
+        name = entry.name
         if name in told:
-            value, source = told[name], "weights" if name in by_weights else "training arguments"
+            source = sources.get(name, "training arguments")
+            found.append(Fact(name, _plain(told[name]), source))
         elif name in needed:
-            value, source = None, "needed"
+            found.append(Fact(name, None, "needed", f"--set {name}=VALUE"))
         else:
-            value = getattr(chosen, name, entry.default)
-        value = list(value) if isinstance(value, tuple) else value
-        found.append(Fact(name, value, source, f"--set {name}=VALUE"))
+            found.append(_taken(name, getattr(chosen, name, entry.default), published))
     return found

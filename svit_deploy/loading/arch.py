@@ -19,6 +19,7 @@ from svit_deploy.methods.method import Method
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import parse_image_size
 from svit_deploy.model.keys import Dims
+from svit_deploy.model.model import CUSTOM
 
 
 def _whole(value: Any) -> int:
@@ -196,16 +197,20 @@ def _said(preset: Arch, *axes: Backbone | Method) -> Arch:
 def recognise(dims: Dims, family: str | None = None) -> str | None:
     """The preset with these dimensions, if there is one; of two, the one with this image size.
 
+    All sizes of its weights count, but for those of classes and images.
+
     Args:
         family: the method to run; by default the one whose keys the weights have.
     """
-    sizes = (dims.embed_dim, dims.depth, dims.patch_size, dims.distilled)
+
+    def shape(of: Dims) -> Dims:
+        return replace(of, num_classes=0, num_patches=0, num_heads=0, heads=None)
+
+    wanted = FAMILIES[family or dims.family]
     matches = [
         name
         for name, arch in PRESETS.items()
-        if arch.family == (family or dims.family)
-        and (arch.embed_dim, arch.depth, arch.patch_size, arch.distilled) == sizes
-        and (not arch.gate_blocks or len(arch.gate_blocks) == dims.num_gates)
+        if arch.family == wanted.name and shape(wanted.dims_from_arch(arch)) == shape(dims)
     ]
 
     def same_size(name: str) -> bool:
@@ -226,7 +231,7 @@ def resolve_arch(
         dims: what the weights tell.
 
     Returns:
-        The architecture, its name ("custom" when only `overrides` make it), and notes on what was
+        The architecture, its name (`CUSTOM` when only `overrides` make it), and notes on what was
         assumed.
 
     Raises:
@@ -257,7 +262,7 @@ def resolve_arch(
             f"give --arch ({', '.join([*near, 'or a YAML file'])}) or --set num_heads=NUMBER",
         )
     heads = {"family": dims.family, "num_heads": dims.num_heads}
-    return _arch({**heads, **values}), "custom", notes
+    return _arch({**heads, **values}), CUSTOM, notes
 
 
 def parse_setting(

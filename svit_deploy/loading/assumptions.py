@@ -1,4 +1,4 @@
-"""Which settings of a model nobody told: the weights' forward pass depends on each of them."""
+"""Which settings of a model nobody told, and which of them are guesses that no export may make."""
 
 from __future__ import annotations
 
@@ -6,15 +6,19 @@ from dataclasses import fields
 from typing import Any
 
 from svit_deploy.errors import InputError
+from svit_deploy.loading.presets import PRESETS
+from svit_deploy.loading.published import published_settings
 from svit_deploy.methods.families import family_of
 from svit_deploy.model.arch import Arch
-from svit_deploy.model.assumption import Assumption, typed
+from svit_deploy.model.assumption import Assumption
 from svit_deploy.model.config import ModelConfig
-from svit_deploy.model.model import Model
+from svit_deploy.model.model import CUSTOM, Model
 from svit_deploy.tasks import Task
 
 
-def find_assumptions(arch: Arch, config: ModelConfig, task: Task) -> tuple[Assumption, ...]:
+def find_assumptions(
+    arch: Arch, config: ModelConfig, dims: Any, task: Task
+) -> tuple[Assumption, ...]:
     """The settings of a configured model that are none of `arch.known`."""
     family, preprocess = family_of(config), config.preprocess
     gates = ("gate_blocks", "gate_class_token")
@@ -27,20 +31,35 @@ def find_assumptions(arch: Arch, config: ModelConfig, task: Task) -> tuple[Assum
         values |= {"crop_ratio": preprocess.crop_ratio, "interpolation": preprocess.interpolation}
     method = fields(family.method.settings) if family.method.settings else ()
     selecting = {*(entry.name for entry in method), *gates}
+    published = published_settings(family, dims, config.num_heads)
     return tuple(
-        Assumption(name, value, name in selecting)
+        Assumption(name, value, name in selecting, published.get(name) == value)
         for name, value in values.items()
         if name not in arch.known and value is not None
     )
 
 
-def refuse_assumptions(model: Model) -> None:
-    """Raises InputError for a model of which anything is assumed."""
-    if not model.assumptions:
+def refuse_guesses(model: Model, strict: bool, pictures_decide: bool = False) -> None:
+    """Raises InputError for a model of which something is assumed that may not be.
+
+    Args:
+        strict: whether nothing may be.
+        pictures_decide: whether thresholds or budgets are chosen on pictures.
+    """
+    refused = [one for one in model.assumptions if strict or one.is_guess(pictures_decide)]
+    if not refused:
         return
-    names = " and ".join(one.name for one in model.assumptions)
-    typed_in = " ".join(f"--set {one.name}={typed(one.value)}" for one in model.assumptions)
+    *names, last = (one.name for one in refused)
+    told = f"{', '.join(names)} and {last}" if names else last
+    what = f"nobody told {told} of this {family_of(model.config).title}"
+    if model.arch in (CUSTOM, *PRESETS):
+        fix, typed_in = "give the trained ones", " ".join(one.option for one in refused)
+    else:
+        fix = f"write the trained ones into {model.arch}"
+        typed_in = ", ".join(f"'{one.line}'" for one in refused)
     raise InputError(
-        f"--strict assumes nothing, and neither the weights nor a preset tell {names}",
-        f"give the trained ones; these would be assumed: {typed_in}",
+        f"--strict assumes nothing, and {what}"
+        if strict
+        else f"{what}, and no published model of its shape stands behind a guess",
+        f"{fix}, where this would be the guess: {typed_in}",
     )

@@ -100,7 +100,7 @@ def build_model(
         notes = (*checkpoint.notes, *_trained_as(checkpoint), *notes)
     if prefix:
         notes = (f"prefix {prefix!r} removed", *notes)
-    assumed = find_assumptions(settings, config, wanted)
+    assumed = find_assumptions(settings, config, dims, wanted)
     return Model(config, weights, name, checkpoint, (*notes, *more_notes), candidates, assumed)
 
 

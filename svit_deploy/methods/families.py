@@ -119,11 +119,14 @@ class Family:
         dims = self.backbone.dims_from_arch(self.keys_of or self.name, arch)
         return self.method.dims_from_arch(dims, arch)
 
+    @property
+    def told_by_weights(self) -> tuple[str, ...]:
+        """Names among the settings that are sizes of the weights, too."""
+        return (*self.backbone.told_by_weights, *self.method.told_by_weights)
+
     def settings_from_weights(self, dims: Any) -> dict[str, Any]:
-        return {
-            **self.backbone.settings_from_weights(dims),
-            **self.method.settings_from_weights(dims),
-        }
+        """The settings that are sizes of the weights, too."""
+        return {name: getattr(dims, name) for name in self.told_by_weights}
 
     # Configuration.
 

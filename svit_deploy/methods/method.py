@@ -49,6 +49,7 @@ class Method:
         modes: token modes in which its graph equals the model; the first is the default.
         settings: a frozen dataclass, keyword only, of what its weights cannot tell. Fields
             without a default must be given. A boolean, a number, or a tuple of them each.
+        told_by_weights: names among the settings that are sizes of the weights, too.
         required: names among the settings that random weights need.
         rule: how tokens are selected, for the record.
         blocks_setting: the setting that tells in which blocks.
@@ -63,6 +64,7 @@ class Method:
     title: ClassVar[str]
     modes: ClassVar[tuple[TokenMode, ...]] = (TokenMode.DENSE,)
     settings: ClassVar[type | None] = None
+    told_by_weights: ClassVar[tuple[str, ...]] = ()
     required: ClassVar[tuple[str, ...]] = ()
     blocks_setting: ClassVar[str] = "gate_blocks"
     rule: ClassVar[str] = "as many tokens of the highest margins as the method keeps"
@@ -80,13 +82,9 @@ class Method:
     def settings_from_args(self, args: Mapping[str, Any]) -> dict[str, Any] | None:
         """Settings that a training's arguments tell, or None if they are another method's.
 
-        Values as the arguments have them, numbers or text; `arch.settings_from_args` parses them.
+        Values as the arguments have them, numbers or text; `loading.known_settings` parses them.
         """
         return None
-
-    def settings_from_weights(self, dims: Any) -> dict[str, Any]:
-        """Settings that follow from the sizes of the weights."""
-        return {}
 
     def upgrade(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         """A manifest's settings, of whatever version, as this version has them."""

@@ -165,6 +165,7 @@ class Stvit(Method):
     title = "STViT"
     modes = (TokenMode.STATIC,)
     settings = StvitSettings
+    told_by_weights = ("semantic",)
     required = ("semantic",)
 
     def matches(self, keys: Collection[str]) -> bool:
@@ -176,9 +177,6 @@ class Stvit(Method):
 
     def dims_from_arch(self, dims: Any, arch: Arch) -> Any:
         return replace(dims, semantic=arch.settings["semantic"])
-
-    def settings_from_weights(self, dims: Any) -> dict[str, Any]:
-        return {"semantic": dims.semantic}
 
     def shapes(self, shapes: dict[str, Shape], dims: Any) -> dict[str, Shape]:
         del shapes["cls_token"]

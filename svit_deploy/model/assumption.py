@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+OF_PICTURES = ("mean", "std", "crop_ratio", "interpolation")
+"""Settings that say how a picture becomes an input: no graph contains them."""
+
 
 @dataclass(frozen=True)
 class Assumption:
@@ -15,11 +18,30 @@ class Assumption:
         name: as after `--set`.
         value: what was taken for it.
         selects: whether it says which tokens are computed, and means nothing to the dense twin.
+        published: whether the published model of this shape has the same.
     """
 
     name: str
     value: Any
     selects: bool = False
+    published: bool = False
+
+    def is_guess(self, pictures_decide: bool = False) -> bool:
+        """Whether the graph depends on it, and nothing speaks for it but that it is usual.
+
+        Args:
+            pictures_decide: whether thresholds or budgets are chosen on pictures.
+        """
+        return not self.published and (pictures_decide or self.name not in OF_PICTURES)
+
+    @property
+    def option(self) -> str:
+        return f"--set {self.name}={typed(self.value)}"
+
+    @property
+    def line(self) -> str:
+        """In an architecture file."""
+        return f"{self.name}: {typed(self.value)}"
 
 
 def typed(value: Any) -> str:

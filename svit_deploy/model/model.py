@@ -10,6 +10,9 @@ from svit_deploy.io.checkpoint import Checkpoint
 from svit_deploy.model.assumption import Assumption
 from svit_deploy.model.config import ModelConfig
 
+CUSTOM = "custom"
+"""`Model.arch` of a model that only its weights and single settings describe."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -19,7 +22,7 @@ class Model:
         config: all that its forward pass needs beside the weights.
         weights: canonical names (see `model.keys`) to float32 arrays; `pos_embed` has the
             native grid's rows, whatever the image size.
-        arch: a preset's name, an architecture file's name, or "custom".
+        arch: a preset's name, an architecture file's name, or `CUSTOM`.
         checkpoint: the file it came from, if any.
         notes: what was changed, for the user to read.
         assumptions: what nobody told, in the order of the settings.

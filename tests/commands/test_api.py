@@ -112,7 +112,7 @@ def test_verify_of_a_grid_that_is_not_square(tmp_path):
     arch = tmp_path / "arch.yaml"
     arch.write_text(
         "family: svit\nnum_heads: 2\nembed_dim: 16\ndepth: 2\npatch_size: 8\n"
-        "image_size: 24x40\ngate_blocks: [1]\n"
+        "image_size: 24x40\ngate_blocks: [1]\ngate_class_token: [true]\n"
     )
     weights = tmp_path / "random.safetensors"
     api.init(str(arch), weights, keep_ratio="0.5")

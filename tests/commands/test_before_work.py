@@ -217,11 +217,12 @@ def test_a_dry_run_ends_as_the_run_would_and_lists_what_is_missing(
     assert (contents(tmp_path), contents(files)) == before
 
 
+TOLD = "--set num_heads=4 --set gate_blocks=2,3,4,5 --set gate_class_token=false,false,false,true"
 WORKING = [
     (f"{EXPORT} --batch 1:2:8", ["token mode dynamic, batch 1 to 8", "out/model.onnx"]),
     (f"{EXPORT} --tokens budget --budget 0.5", ["  budget        32     32     32     33"]),
     (f"{EXPORT} --calibrate-gates {HELDOUT} --max-images 4", ["  target     "]),
-    ("export {checkpoint} --set num_heads=4 -o {here}/out", ["assumed", "crop_ratio=0.875"]),
+    (f"export {{checkpoint}} {TOLD} -o {{here}}/out", ["assumed", "crop_ratio=0.875"]),
     (f"{ENGINE} tensorrt", ["engine      tensorrt, profiles 1x3x48x48 to", "*.engine"]),
     (REBUILD, ["bundle      dynamic, its graph and samples are copied", "*.engine"]),
     (f"{AGAINST} {{images}} --max-images 3", ["PyTorch reference (3 images)"]),

@@ -39,6 +39,8 @@ pytest.importorskip("torch")
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "examples" / "digits"
 CHECKPOINT, ARCH = DIGITS / "svit_digits.pth", DIGITS / "arch.yaml"
+GATES = ("gate_blocks=2,3,4,5", "gate_class_token=false,false,false,true")
+TOLD = tuple(word for setting in ("num_heads=4", *GATES) for word in ("--set", setting))
 QUICK = ("--warmup", "0", "--duration", "0", "--min-samples", "1", "--threads", "1")
 PNG = b"\x89PNG"
 
@@ -244,7 +246,7 @@ def test_export_then_verify(cli, pictures, tmp_path, mode, options, budgets):
 @pytest.mark.slow
 def test_what_export_recommends_next_works(cli, tmp_path):
     output = tmp_path / "with space"
-    overrides = ("--set", "num_heads=4", "--set", "crop_ratio=1.0")
+    overrides = (*TOLD, "--set", "crop_ratio=1.0")
     done = cli("export", CHECKPOINT, *overrides, "--tokens", "masked", "-o", output)
     program, *verify = done.out.splitlines()[-2].removeprefix("next:").split("'")
     assert program.split()[:2] == ["svit-deploy", "verify"]
@@ -554,7 +556,8 @@ def test_visualize(cli, bundles, pictures, tmp_path):
 def test_init_then_export(cli, tmp_path, suffix):
     arch = tmp_path / "arch.yaml"
     sizes = "family: svit\nnum_heads: 2\nembed_dim: 32\ndepth: 4\npatch_size: 8\nimage_size: 64\n"
-    arch.write_text(f"{sizes}gate_blocks: [1, 2, 3]\ntarget_keep: [0.8, 0.6, 0.4]\n")
+    gates = "gate_blocks: [1, 2, 3]\ngate_class_token: [false, false, true]\n"
+    arch.write_text(f"{sizes}{gates}target_keep: [0.8, 0.6, 0.4]\n")
     weights = tmp_path / f"random{suffix}"
     result = cli("init", arch, "-o", weights)
     assert result.code == 0, result.err
@@ -581,11 +584,12 @@ def test_list_says_what_each_method_must_be_told(cli):
     assert list(methods) == list(FAMILIES)
     for name, row in methods.items():
         family = FAMILIES[name]
-        needed = [*row["must_be_told"], *row["told_by_the_weights"]]
-        assert sorted(needed) == sorted((*(["family"] if family.keys_of else []), *family.needed))
-        assert row["assumed_unless_told"] == list(family.assumed)
+        told_of = (*row["must_be_told"], *row["assumed_of_a_preset"], *row["told_by_the_weights"])
+        named = (*(["family"] if family.keys_of else []), *family.needed, *family.assumed)
+        assert sorted(told_of) == sorted(named)
     assert methods["evit"]["must_be_told"] == ["family", "keep_rate", "fuse"]
-    assert methods["stvitr"]["told_by_the_weights"] == ["depths", "stage_heads", "window"]
+    assert methods["stvitr"]["told_by_the_weights"][:3] == ["depths", "stage_heads", "window"]
+    assert methods["evovit"]["assumed_of_a_preset"][0] == "prune_ratio"
     assert [row["preset"] for row in told["presets"]] == list(PRESETS)
     evit = next(row for row in told["presets"] if row["preset"] == "evit_s")
     assert evit["tells"] == {"family": "evit", "keep_rate": "0.7", "fuse": "true"}
@@ -677,9 +681,9 @@ def test_a_terminal_keeps_its_layout(monkeypatch):
 def test_a_quiet_export_prints_its_folder_and_what_is_assumed(cli, tmp_path):
     told = cli("-q", "export", CHECKPOINT, "--arch", ARCH, "-o", tmp_path / "a")
     assert told == Result(0, f"{tmp_path / 'a'}\n", "")
-    assumed = cli("-q", "export", CHECKPOINT, "--set", "num_heads=4", "-o", tmp_path / "b")
+    assumed = cli("-q", "export", CHECKPOINT, *TOLD, "-o", tmp_path / "b")
     assert (assumed.code, assumed.out) == (0, f"{tmp_path / 'b'}\n")
-    assert assumed.err.startswith("warning: assumed gate_blocks=2,3,4,5 gate_class_token=")
+    assert assumed.err.startswith("warning: assumed mean=0.485,0.456,0.406 std=")
     assert assumed.err.endswith("; give --set NAME=VALUE for what was trained otherwise\n")
     assert assumed.err.count("\n") == 1
 

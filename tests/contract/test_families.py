@@ -38,6 +38,7 @@ from svit_deploy.tasks.reference import Reference
 from svit_deploy.verify.expected import LiveReference, StoredReference
 from svit_deploy.verify.run import verify_against
 from svit_deploy.verify.settings import VerifySettings
+from tests.told import build_told
 
 SHORT = {"interaction_blocks": (2, 2)}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -94,7 +95,7 @@ def small_model(family: str, task: str) -> Model:
             weights[name] *= 0.05  # trained ones do not turn rounding into scores, either
     told = {"family": family, "num_heads": "3"}
     told |= {name: typed(value) for name, value in settings.items()}
-    model = build_model(to_official(weights, dims.family, wanted), task=task, overrides=told)
+    model = build_told(to_official(weights, dims.family, wanted), told, task)
     if isinstance(model.config.task, DetectorNumbers):
         numbers = replace(model.config.task, rpn_candidates=200, rpn_proposals=200)
         model = replace(model, config=replace(model.config, task=numbers))

@@ -18,6 +18,7 @@ from svit_deploy.backbones.vit import Vit
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.methods.families import FAMILIES, Family
 from svit_deploy.tasks import TASKS
+from tests.told import SETTINGS
 
 pytestmark = pytest.mark.slow
 
@@ -57,7 +58,7 @@ def test_add_a_method(monkeypatch, tmp_path):
     from svit_deploy.loading import arch
 
     monkeypatch.setattr(arch, "_SETTINGS", arch._settings_fields())
-    told = {"family": "normpruning", "keep_rate": "0.5", "num_heads": "6"}
+    told = {"family": "normpruning", "keep_rate": "0.5", "prune_blocks": "4,8", "num_heads": "6"}
     checkpoint = GOLDEN / "deit" / "checkpoint.pth"
     for mode in ("static", "dense"):
         bundle = api.export(
@@ -83,7 +84,7 @@ def test_add_a_task(monkeypatch, tmp_path):
     page = run_page("add_a_task.md", monkeypatch)
     monkeypatch.setitem(TASKS, "embed", page.Embed())
     monkeypatch.setattr(Vit, "tasks", ("classify", "embed"))
-    told = {"num_heads": "6"}
+    told = SETTINGS["svit_cls"]
     checkpoint = GOLDEN / "svit_cls" / "checkpoint.pth"
     bundle = api.export(checkpoint, tmp_path / "out", task="embed", overrides=told)
     assert bundle.task.name == "embed"

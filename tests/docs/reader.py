@@ -27,6 +27,8 @@ from svit_deploy import api
 from svit_deploy.cli import main
 from svit_deploy.images import synthetic_images
 from svit_deploy.loading.presets import PRESETS
+from svit_deploy.methods.families import FAMILIES
+from svit_deploy.model.arch import Arch
 from svit_deploy.model.sizes import SizeRange
 from svit_deploy.tasks import features
 from tests.docs.pages import ROOT, Block
@@ -76,6 +78,13 @@ class Reader:
             ("svit_adapter_s", {"embed_dim": 48}),
         ):
             patch.setitem(PRESETS, name, dataclasses.replace(PRESETS[name], **changes))
+        backbone = type(FAMILIES["svit_adapter"].backbone)
+        official = backbone.dims_from_arch
+
+        def smaller(self: Any, family: str, arch: Arch) -> Any:
+            return dataclasses.replace(official(self, family, arch), conv_dim=16)
+
+        patch.setattr(backbone, "dims_from_arch", smaller)
         sizes = SizeRange.parse(SMALLER["64x64:800x1216:1344x1344"], features.STEP)
         patch.setattr(features, "DEFAULT_SIZES", sizes)
         patch.setattr(features.Features, "typical_size", sizes.opt)

@@ -22,6 +22,7 @@ from svit_deploy.verify.settings import VerifySettings
 from tests.conftest import GOLDEN
 from tests.engines.tensorrt.fake.cuda import Device
 from tests.engines.tensorrt.fake.engines import install
+from tests.told import SETTINGS, as_options
 
 CHECKPOINT = GOLDEN / "svit_cls" / "checkpoint.pth"
 VERIFY = VerifySettings(threads=1, repeats=2)
@@ -33,7 +34,7 @@ def engine_bundle(fake_process, tmp_path):
 
     def export(name="out", source=CHECKPOINT, **options):
         if source == CHECKPOINT:
-            options = {"budget": "1.0", "overrides": {"num_heads": "6"}, **options}
+            options = {"budget": "1.0", "overrides": SETTINGS["svit_cls"], **options}
         known = {"target": "tensorrt", "batch": "1:2:8"}
         return api.export(source, tmp_path / name, **{**known, **options})
 
@@ -218,7 +219,8 @@ def test_an_engine_of_another_model_is_refused(engine_bundle, export, monkeypatc
 
 def test_the_command_line_says_what_was_built(fake_process, tmp_path, capsys):
     out = str(tmp_path / "out")
-    arguments = ["export", str(CHECKPOINT), "-o", out, "--set", "num_heads=6", "--budget", "0.8"]
+    arguments = ["export", str(CHECKPOINT), "-o", out, "--budget", "0.8"]
+    arguments += as_options(SETTINGS["svit_cls"])
     arguments += ["--target", "tensorrt", "--precision", "fp16", "--batch", "1:2:4"]
     assert (
         main([*arguments, "--workspace", "1GiB", "--opt-level", "2", "--timing-cache", "none"]) == 0

@@ -36,11 +36,12 @@ from svit_deploy.export.pipeline import export_source
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.methods.families import FAMILIES
 from svit_deploy.model.config import TokenMode
+from tests.told import SETTINGS
 checkpoint, *outputs = map(Path, sys.argv[1:])
 modes = FAMILIES['svit'].modes
 for mode, output in zip(modes, outputs, strict=True):
     budget = "0.5" if mode is TokenMode.BUDGET else None
-    settings = ExportSettings(tokens=mode, budget=budget, overrides={"num_heads": "6"})
+    settings = ExportSettings(tokens=mode, budget=budget, overrides=SETTINGS["svit_cls"])
     export_source(checkpoint, output, settings)
 """
 

@@ -85,10 +85,12 @@ def test_training_checkpoint() -> None:
     assert model["num_gates"] == (9, "weights")
     assert model["image_size"] == ([56, 56], "weights, as a square")
     assert model["num_heads"] == (None, "needed")
-    assert model["gate_blocks"] == ([3, 4, 5, 6, 7, 8, 9, 10, 11], "assumed")
-    assert model["gate_class_token"] == ([False] * 8 + [True], "assumed")
+    assert model["gate_blocks"] == ([3, 4, 5, 6, 7, 8, 9, 10, 11], "needed")
+    assert model["gate_class_token"] == ([False] * 8 + [True], "needed")
+    assert model["crop_ratio"] == (0.875, "assumed")
     text = shown(found)
-    assert "needs --set num_heads=NUMBER, or --arch FILE" in text
+    needed = "needs --set num_heads=NUMBER, and the trained values for these guesses --set gate_"
+    assert needed in " ".join(text.split())
     assert facts["sha256"] in text
     assert "model svit_s, input_size 56, ratio_loss_lambda 4.0" in text
     assert "/x" not in text  # the data path among the training arguments

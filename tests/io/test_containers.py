@@ -19,6 +19,7 @@ from svit_deploy.errors import InputError
 from svit_deploy.io.checkpoint import read_checkpoint
 from svit_deploy.loading.layout import unwrap
 from svit_deploy.loading.load import load_model
+from tests.told import SETTINGS
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "svit_cls" / "checkpoint.pth"
 
@@ -96,7 +97,7 @@ def test_averaged_weights_are_exported_and_verified(tmp_path):
     content = torch.load(GOLDEN, weights_only=False)
     average = {name: tensor * 0.5 for name, tensor in content["model"].items()}
     path = saved(tmp_path, {"model": content["model"], "model_ema": average})
-    told = {"num_heads": "6"}
+    told = SETTINGS["svit_cls"]
     bundle = api.export(path, tmp_path / "out", overrides=told, weights="model_ema")
     assert api.verify(bundle.path, against=path, overrides=told, weights="model_ema").passed
     assert not api.verify(bundle.path, against=path, overrides=told).passed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -27,17 +26,9 @@ from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import TokenMode
 from svit_deploy.model.model import Model
 from svit_deploy.tasks import TASKS
+from tests.told import SETTINGS, build_told
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
-TOLD = {
-    "evit_fuse": {"family": "evit", "keep_rate": "0.7", "fuse": "true"},
-    "evit_nofuse": {"fuse": "false"},  # the arguments in this container say otherwise
-    "ats": {"family": "ats"},
-    "tome": {"family": "tome", "r": "13"},
-    "lvvit": {"skip_lam": "2"},
-    "dynamicvit_lvvit": {"skip_lam": "2"},
-}
-
 MADE: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "mergence": ({"keep_rate": "0.7"}, {}),
     "stvit": ({}, {"semantic": 16}),
@@ -99,7 +90,7 @@ def random_model(family: str, overrides: Mapping[str, str], **settings: Any) -> 
     size, patch = (224, 4) if swin else (56, 4)
     arch = Arch(family, 3, 24, 12, patch, (size, size), num_classes=5, settings=settings)
     overrides = {"family": family, "num_heads": "3", **overrides}
-    return build_model(random_tensors(arch, seed=3), overrides=overrides)
+    return build_told(random_tensors(arch, seed=3), overrides)
 
 
 def stvitr_tensors(variant: str) -> dict[str, np.ndarray]:
@@ -146,11 +137,9 @@ def load_recording(name: str) -> Recording:
             model, {"input": inputs.inputs(model.config.preprocess, model.config.image_size)}
         )
     folder = GOLDEN / name
-    heads = json.loads((folder / "meta.json").read_text())["config"]["num_heads"]
-    told = TOLD.get(name, {}) | ({"num_heads": str(heads)} if isinstance(heads, int) else {})
     with np.load(folder / "io.npz") as io:
         arrays = {key: io[key] for key in io.files}
-    return Recording(load_model(folder / "checkpoint.pth", overrides=told), arrays)
+    return Recording(load_model(folder / "checkpoint.pth", overrides=SETTINGS[name]), arrays)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,6 @@ from svit_deploy.export.pipeline import export_model
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.images.sets import synthetic_images
 from svit_deploy.loading.layout import to_official
-from svit_deploy.loading.load import build_model
 from svit_deploy.loading.random import random_weights
 from svit_deploy.methods.families import FAMILIES
 from svit_deploy.model.arch import Arch
@@ -27,6 +26,7 @@ from svit_deploy.tasks import TASKS
 from svit_deploy.verify.expected import LiveReference
 from svit_deploy.verify.run import verify_against
 from svit_deploy.verify.settings import VerifySettings
+from tests.told import build_told
 
 HEADS, PATCH, SIZE, DEPTH = 3, 8, 64, 7
 
@@ -35,7 +35,7 @@ def small(family: str, overrides: dict[str, str], **settings: int) -> Model:
     arch = Arch(family, HEADS, 24, DEPTH, PATCH, (SIZE, SIZE), num_classes=5, settings=settings)
     dims, task = FAMILIES[family].dims_from_arch(arch), TASKS["classify"]
     weights = to_official(random_weights(dims, task, np.random.default_rng(3)), dims.family, task)
-    return build_model(weights, overrides={"family": family, "num_heads": "3", **overrides})
+    return build_told(weights, {"family": family, "num_heads": "3", **overrides})
 
 
 class Plain:

@@ -1,28 +1,57 @@
-"""docs/methods.md tells what a family's weights cannot: the table is held against the settings."""
+"""docs/methods.md tells what weights cannot: the table is written from the families, and holds."""
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 
+from svit_deploy.errors import InputError
+from svit_deploy.io.checkpoint import read_checkpoint
+from svit_deploy.loading.load import build_model
 from svit_deploy.methods.families import FAMILIES
+from tests.methods.test_hostile import tensors
+from tests.told import GOLDEN
 
-TABLE = {
-    cells[0].split(",")[0]: cells
-    for line in (Path(__file__).parents[2] / "docs" / "methods.md").read_text("utf-8").splitlines()
-    if line.startswith("| ") and len(cells := [c.strip() for c in line.strip("|").split("|")]) == 6
-}
+pytest.importorskip("torch")
 
-
-def named(cell: str) -> list[str]:
-    return re.findall(r"`(\w+)`", cell)
+SCRIPT = Path(__file__).parents[2] / "docs" / "families_table.py"
+DETECTION = {"svit_adapter", "vit_adapter", "evovit_adapter"}
+VALUES = {"base_rate": "0.7", "keep_rate": "0.7", "fuse": "true", "r": "13", "skip_lam": "2"}
 
 
-@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
-def test_the_table_tells_what_must_be_told_and_what_is_assumed(family):
-    _, _, _, modes, needed, assumed = TABLE[family.title]
-    assert modes.split(", ") == [mode.value for mode in family.modes]
-    assert named(needed) == list(family.needed)
-    assert named(assumed) == list(family.assumed)
+@pytest.fixture(scope="module")
+def page():
+    spec = importlib.util.spec_from_file_location("families_table", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_table_is_as_the_families_are(page):
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.BEGIN in text and page.END in text
+    assert page.with_table(text) == text, "run python docs/families_table.py"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_export_asks_for_what_the_table_says(page, family):
+    """Of a model without a preset: what is left out of either column, and of none else."""
+    row = next(row for row in page.table().splitlines() if f"(`{family}`)" in row)
+    _, needed, guessed = (re.findall(r"`(\w+)`", cell) for cell in row.split(" | ")[4:])
+    task, name = "classify", {"vit_adapter": "vit_adapter_dense"}.get(family, family)
+    if family in DETECTION:
+        task, weights = "backbone", read_checkpoint(GOLDEN / name / "checkpoint.pth").tensors
+    else:
+        weights = tensors(family)
+    given = {"family": family, "num_heads": "3"}
+    given |= {name: VALUES[name] for name in (*needed, *guessed) if name in VALUES}
+    model = build_model(weights, task=task, overrides=given)
+    asked = {one.name for one in model.assumptions if one.is_guess()}
+    assert asked == set(guessed) - VALUES.keys()
+    for name in VALUES.keys() & given.keys():
+        less = {key: value for key, value in given.items() if key != name}
+        with pytest.raises(InputError, match=rf"arguments tell .*\b{name}\b"):
+            build_model(weights, task=task, overrides=less)

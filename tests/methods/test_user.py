@@ -11,6 +11,7 @@ import pytest
 
 from svit_deploy.cli import main
 from tests.methods.conftest import stvitr_tensors
+from tests.told import SETTINGS, as_options
 
 torch = pytest.importorskip("torch")
 
@@ -19,43 +20,39 @@ GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
 @dataclass(frozen=True)
 class Typed:
-    """What is typed after `--set`, and what comes out."""
+    """What comes out of what is typed."""
 
-    told: tuple[str, ...]
     tokens: str
     gates: int
     options: tuple[str, ...] = ()
     size: tuple[int, int] = (56, 56)
 
 
-EVIT = ("num_heads=6", "family=evit", "keep_rate=0.7", "fuse=true")
-LVVIT = ("num_heads=4", "skip_lam=2")
-DYLV = ("num_heads=6", "skip_lam=2")
 BACKBONE = ("--task", "backbone", "--image-size", "96x128")
 HALF = ("--precision", "fp16")
 CASES = {
-    "dynamicvit": Typed(("num_heads=6",), "static", 3),
-    "evit_fuse": Typed(EVIT, "static", 3),
-    "evit_nofuse": Typed(("num_heads=6", "fuse=false"), "static", 3),
-    "evovit": Typed(("num_heads=6",), "static", 2),
-    "ats": Typed(("num_heads=6", "family=ats"), "dynamic", 9),
-    "tome": Typed(("num_heads=6", "family=tome", "r=13"), "static", 12),
-    "stvitr": Typed((), "static", 0, size=(224, 224)),
-    "lvvit": Typed(LVVIT, "dense", 0, size=(112, 112)),
-    "lvvit in fp16": Typed(LVVIT, "dense", 0, HALF, (112, 112)),
-    "dynamicvit_lvvit": Typed(DYLV, "static", 3, size=(112, 112)),
-    "dynamicvit_lvvit in fp16": Typed(DYLV, "static", 3, HALF, (112, 112)),
-    "evovit_adapter": Typed(("num_heads=6",), "static", 8, BACKBONE, (90, 128)),
-    "evovit_adapter in fp16": Typed(("num_heads=6",), "static", 8, BACKBONE + HALF, (90, 128)),
+    "dynamicvit": Typed("static", 3),
+    "evit_fuse": Typed("static", 3),
+    "evit_nofuse": Typed("static", 3),
+    "evovit": Typed("static", 2),
+    "ats": Typed("dynamic", 9),
+    "tome": Typed("static", 12),
+    "stvitr": Typed("static", 0, size=(224, 224)),
+    "lvvit": Typed("dense", 0, size=(112, 112)),
+    "lvvit in fp16": Typed("dense", 0, HALF, (112, 112)),
+    "dynamicvit_lvvit": Typed("static", 3, size=(112, 112)),
+    "dynamicvit_lvvit in fp16": Typed("static", 3, HALF, (112, 112)),
+    "evovit_adapter": Typed("static", 8, BACKBONE, (90, 128)),
+    "evovit_adapter in fp16": Typed("static", 8, BACKBONE + HALF, (90, 128)),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_from_the_container_to_a_verified_bundle(tmp_path, capsys, case):
-    typed = CASES[case]
-    checkpoint = str(GOLDEN / case.split()[0] / "checkpoint.pth")
-    bundle, told = str(tmp_path / "out"), [p for pair in typed.told for p in ("--set", pair)]
+    typed, name = CASES[case], case.split()[0]
+    checkpoint, told = str(GOLDEN / name / "checkpoint.pth"), as_options(SETTINGS[name])
+    bundle = str(tmp_path / "out")
     assert main(["export", checkpoint, "-o", bundle, *told, *typed.options]) == 0
     assert f"token mode {typed.tokens}" in capsys.readouterr().out
     pictures = np.random.default_rng(0).integers(0, 256, (2, *typed.size, 3), np.uint8)

@@ -30,7 +30,7 @@ class SwinDims(Dims):
     """`embed_dim` is the width of the first stage, `depth` counts all blocks."""
 
     depths: tuple[int, ...] = ()
-    heads_of_stages: tuple[int, ...] = ()
+    stage_heads: tuple[int, ...] = ()
     window: int = 0
 
 
@@ -39,6 +39,7 @@ class Swin(Backbone):
     graph = SwinGraph
     head = MEAN
     settings = SwinSettings
+    told_by_weights = ("depths", "stage_heads", "window")
     required = ("depths",)
     eps = (1e-5, 1e-5, 1e-5)
     class_token = False
@@ -73,7 +74,7 @@ class Swin(Backbone):
             num_classes=tensors.shape("head.weight", 2)[0],
             num_heads=heads[0],
             depths=tuple(depths),
-            heads_of_stages=tuple(heads),
+            stage_heads=tuple(heads),
             window=side,
         )
 
@@ -96,12 +97,9 @@ class Swin(Backbone):
             num_classes=arch.num_classes or 1000,
             num_heads=heads[0],
             depths=depths,
-            heads_of_stages=heads,
+            stage_heads=heads,
             window=arch.image_size[0] // 32,
         )
-
-    def settings_from_weights(self, dims: Any) -> dict[str, Any]:
-        return {"depths": dims.depths, "stage_heads": dims.heads_of_stages, "window": dims.window}
 
     def shapes(self, dims: Any) -> dict[str, Shape]:
         shapes = self.stem_shapes(dims)
@@ -128,7 +126,7 @@ class Swin(Backbone):
         shapes |= linear(f"{name}.attn.proj", width, width)
         shapes |= linear(f"{name}.mlp.fc1", hidden, width)
         shapes |= linear(f"{name}.mlp.fc2", width, hidden)
-        table = (2 * dims.window - 1) ** 2, dims.heads_of_stages[stage]
+        table = (2 * dims.window - 1) ** 2, dims.stage_heads[stage]
         return shapes | {f"{name}.attn.relative_position_bias_table": table}
 
     def misfit(self, config: ModelConfig) -> Misfit | None:

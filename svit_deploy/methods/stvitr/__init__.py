@@ -25,7 +25,6 @@ from svit_deploy.methods.stvitr.graph import ConvStemGraph, StvitRGraph
 from svit_deploy.methods.stvitr.settings import (
     SEMANTIC,
     SIDE,
-    TOLD,
     UNIT,
     WINDOWS,
     StvitRSettings,
@@ -95,6 +94,7 @@ class StvitR(Method):
     title = "STViT-R"
     modes = (TokenMode.STATIC,)
     settings = StvitRSettings
+    told_by_weights = ("relative_pos", "use_global", "use_conv_pos")
 
     def matches(self, keys: Collection[str]) -> bool:
         return "layers.2.blocks.1.attn.kv.weight" in keys
@@ -103,11 +103,8 @@ class StvitR(Method):
         names = (entry.name for entry in fields(StvitRSettings))
         return {name: args[name.upper()] for name in names if name.upper() in args} or None
 
-    def settings_from_weights(self, dims: Any) -> dict[str, Any]:
-        return {name: getattr(dims, name) for name in TOLD}
-
     def upgrade(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {**dict.fromkeys(TOLD, False), **settings}
+        return {**dict.fromkeys(self.told_by_weights, False), **settings}
 
     def infer(self, tensors: Tensors, dims: Any) -> Any:
         return StvitRDims(
@@ -118,7 +115,8 @@ class StvitR(Method):
         )
 
     def dims_from_arch(self, dims: Any, arch: Arch) -> Any:
-        return StvitRDims(**vars(dims), **{name: arch.settings.get(name, False) for name in TOLD})
+        told = {name: arch.settings.get(name, False) for name in self.told_by_weights}
+        return StvitRDims(**vars(dims), **told)
 
     def shapes(self, shapes: dict[str, Shape], dims: Any) -> dict[str, Shape]:
         width = 4 * dims.embed_dim
@@ -127,7 +125,7 @@ class StvitR(Method):
         for block in range(dims.depths[2]):
             name = f"layers.2.blocks.{block}"
             if dims.relative_pos and (side := side_of(block)):
-                table = (2 * side - 1) ** 2, dims.heads_of_stages[2]
+                table = (2 * side - 1) ** 2, dims.stage_heads[2]
                 shapes[f"{name}.attn.relative_position_bias_table"] = table
             if dims.use_conv_pos and block % UNIT == 1:
                 shapes[f"{name}.conv_pos.proj.0.weight"] = (width, 1, 3, 3)

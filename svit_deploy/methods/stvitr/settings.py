@@ -37,10 +37,6 @@ class StvitRSettings:
     use_conv_pos: bool = False
 
 
-TOLD = ("relative_pos", "use_global", "use_conv_pos")
-"""Settings that the weights tell."""
-
-
 def side_of(block: int) -> int:
     """Semantic tokens along the side that relative positions of a block are in; 0 for none."""
     return {IN_WINDOW: SAMPLE, IN_MAP: WINDOWS * SAMPLE}.get(block % UNIT, 0)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from svit_deploy.loading.layout import to_official
-from svit_deploy.loading.load import build_model
 from svit_deploy.loading.random import random_weights
 from svit_deploy.methods.families import FAMILIES
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.model import Model
 from svit_deploy.tasks import TASKS
+from tests.told import build_told
 
 # Of each family its blocks and its settings, as an architecture file says them.
 SHALLOW: dict[str, tuple[int, dict[str, Any]]] = {
@@ -78,7 +78,7 @@ def _make(family: str, sizes: tuple[tuple[str, Any], ...]) -> Model:
         told["gate_blocks"] = known["gate_blocks"]
     overrides = {name: _typed(value) for name, value in told.items()}
     official = to_official(weights, dims.family, task)
-    return build_model(official, task=task.name, overrides=overrides)
+    return build_told(official, overrides, task.name)
 
 
 def _typed(value: Any) -> str:

@@ -37,6 +37,7 @@ from svit_deploy.verify.settings import VerifySettings
 from tests.engines.tensorrt.fake.cuda import Device
 from tests.engines.tensorrt.fake.engines import install
 from tests.shortened import shortened
+from tests.told import SETTINGS
 
 pytestmark = pytest.mark.slow
 
@@ -243,7 +244,7 @@ def test_the_heads_say_where_they_run(
     bundle = api.export(
         detection_golden(CHECKPOINTS["detect"]).path, tmp_path / "bundle",
         task="detect", target="tensorrt", tokens="dense", image_size=SIZES,
-        overrides={"num_heads": "6"},
+        overrides=SETTINGS[CHECKPOINTS["detect"]],
     )  # fmt: skip
     install(monkeypatch, Device())
     caplog.set_level(logging.INFO)

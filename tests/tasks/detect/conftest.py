@@ -16,10 +16,9 @@ from svit_deploy.bundle.bundle import Bundle
 from svit_deploy.images.synthetic import paint_scene
 from svit_deploy.loading.layout import to_official
 from svit_deploy.tasks import TASKS
-from tests.shortened import shortened
+from tests.shortened import SETTINGS, shortened
 
 SIZES = "64x64:96x128:256x256"
-HEADS = {"num_heads": "6"}
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +46,7 @@ def export(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
         output = tmp_path_factory.mktemp(f"{task}-{mode}") / "bundle"
         budget = "0.9,0.7,0.5" if mode == "budget" else None
         options = {"image_size": SIZES, "budget": budget, **options}
-        return api.export(checkpoint, output, task=task, tokens=mode, overrides=HEADS, **options)
+        return api.export(checkpoint, output, task=task, tokens=mode, overrides=SETTINGS, **options)
 
     return make
 

@@ -14,6 +14,7 @@ import pytest
 from svit_deploy.cli import main
 from svit_deploy.errors import InputError
 from svit_deploy.tasks.detect.annotations import read_annotations
+from tests.told import SETTINGS, as_options
 
 Change = Callable[[dict[str, Any]], object]
 CONTENT: dict[str, Any] = {
@@ -163,7 +164,7 @@ def test_a_user_is_told(detection_golden: Any, tmp_path: Path, capsys: Any) -> N
     """By one sentence and exit code 3, before any work."""
     pytest.importorskip("pycocotools")
     checkpoint, bundle = str(detection_golden("svit_mask_rcnn").path), str(tmp_path / "out")
-    told = ["--set", "num_heads=6"]
+    told = as_options(SETTINGS["svit_mask_rcnn"])
     export = ["export", checkpoint, "-o", bundle, "--task", "detect", "--image-size", "64x96"]
     assert main([*export, *told]) == 0
     np.savez(tmp_path / "images.npz", images=np.zeros((1, 64, 96, 3), np.uint8))

@@ -22,8 +22,9 @@ from svit_deploy.bench.settings import BenchSettings
 from svit_deploy.bench.targets import bench_paths
 from svit_deploy.cli import main
 from svit_deploy.errors import CapabilityError, InputError, UsageError
+from tests.shortened import SETTINGS
+from tests.told import ADAPTER, IMAGENET, LAST_NINE, as_options
 
-HEADS = {"num_heads": "6"}
 SIZES = "64x64:96x128:256x256"
 QUICK = BenchSettings(warmup_s=0, duration_s=0, min_samples=4, threads=1)
 
@@ -49,7 +50,7 @@ def test_verify_passes_for_a_detector_of_full_length(
     detection_golden: Any, tmp_path: Path, photos: Path
 ) -> None:
     found = detection_golden("svit_mask_rcnn")
-    options = {"task": "detect", "image_size": SIZES, "overrides": HEADS}
+    options = {"task": "detect", "image_size": SIZES, "overrides": ADAPTER | LAST_NINE}
     bundle = api.export(found.path, tmp_path / "out", calibration=photos, **options)
     report = api.verify(bundle.path, against=found.path, threads=1)
     assert report.passed, report.verdict
@@ -89,7 +90,7 @@ def test_gates_and_budgets_from_pictures(checkpoint: Path, photos: Path, tmp_pat
         calibration=photos,
         calibrate_gates=photos,
         target_keep="0.6",
-        overrides=HEADS,
+        overrides=SETTINGS | IMAGENET,
         image_size=SIZES,
     )
     kept = [part.result.selected.keep_mask[0].mean(axis=1) for part in bundle.load_samples()]
@@ -118,7 +119,7 @@ def test_options_that_cannot_work(
 ) -> None:
     options = {"task": "backbone", "image_size": SIZES, **options}
     with pytest.raises(UsageError, match=message):
-        api.export(checkpoint, tmp_path / "out", overrides=HEADS, **options)
+        api.export(checkpoint, tmp_path / "out", overrides=SETTINGS, **options)
     assert not (tmp_path / "out").exists()
 
 
@@ -151,7 +152,7 @@ def test_dense_checkpoints_cannot_prune(detection_golden: Any, tmp_path: Path) -
             tmp_path / "out",
             task="backbone",
             tokens="dynamic",
-            overrides=HEADS,
+            overrides=ADAPTER,
         )
 
 
@@ -160,7 +161,7 @@ def test_missing_torchvision_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(CapabilityError, match=r"needs torchvision.*svit-deploy\[detect\]"):
-        api.export(checkpoint, tmp_path / "out", task="detect", overrides=HEADS)
+        api.export(checkpoint, tmp_path / "out", task="detect", overrides=SETTINGS)
 
 
 # --- manifests of anyone -----------------------------------------------------------------------
@@ -259,9 +260,9 @@ def test_bench_sweeps_kept_tokens_at_a_given_size(export: Any, photos: Path) -> 
 @pytest.mark.slow
 def test_command_line(checkpoint: Path, photos: Path, tmp_path: Path, capsys: Any) -> None:
     path, out = str(checkpoint), str(tmp_path / "out")
-    heads = ["--set", "num_heads=6"]
+    told = as_options(SETTINGS)
     small = ["--image-size", "64x64:64x64:256x256"]
-    assert main(["export", path, "-o", out, "--task", "detect", *heads, *small]) == 0
+    assert main(["export", path, "-o", out, "--task", "detect", *told, *small]) == 0
     assert "task detect, 64x64 to 256x256" in capsys.readouterr().out
     found = str(tmp_path / "found")
     assert (

@@ -22,6 +22,7 @@ from svit_deploy.images.prepared import Prepared
 from svit_deploy.images.synthetic import paint_scene
 from svit_deploy.tasks.detect.coco import GroundTruth, run_lengths
 from svit_deploy.tasks.detect.detections import Detections, paste_masks
+from tests.shortened import SETTINGS
 from tests.tasks.detect.annotated import annotate
 
 
@@ -102,7 +103,7 @@ def test_verify_tells_both_sides(checkpoint: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
     Image.fromarray(picture).save(images / "x.png")
-    options = {"task": "detect", "image_size": "96x128", "overrides": {"num_heads": "6"}}
+    options = {"task": "detect", "image_size": "96x128", "overrides": SETTINGS}
     bundle = api.export(checkpoint, tmp_path / "out", calibration=images, **options)
     expected = Detections.of(bundle.load_samples()[0].result.outputs[0])
     assert len(expected) > 0

@@ -1,0 +1,64 @@
+"""What weights do not tell: the settings of the goldens, and of models made for a test.
+
+Tiny models have no published shape, so an export takes nothing about them for granted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from svit_deploy.loading.load import build_model
+from svit_deploy.model.model import Model
+from svit_deploy.verify.checkpoint import settings_from_manifest
+
+GOLDEN = Path(__file__).parent / "data" / "golden"
+HEADS = {"num_heads": "6"}
+LAST_NINE = {"gate_blocks": "3,4,5,6,7,8,9,10,11"}
+SVIT = HEADS | LAST_NINE | {"gate_class_token": "false," * 8 + "true"}
+EVIT = HEADS | {"family": "evit", "prune_blocks": "3,6,9"}
+ADAPTER = HEADS | {"deform_heads": "6", "interaction_blocks": "3,3,3,3"}
+EVOVIT = {"tradeoff": "0.5"}
+IMAGENET = {"mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"}
+SETTINGS: dict[str, dict[str, str]] = {
+    "svit_cls": SVIT,
+    "svit_cls_224": SVIT,
+    "svit_cls_empty_gate": SVIT,
+    "deit": HEADS,
+    "deit_distilled": {"num_heads": "3"},
+    "dynamicvit": HEADS | {"prune_blocks": "3,6,9"},
+    "dynamicvit_lvvit": HEADS | {"prune_blocks": "2,4,6", "skip_lam": "2"},
+    "evit_fuse": EVIT | {"keep_rate": "0.7", "fuse": "true"},
+    "evit_nofuse": EVIT | {"fuse": "false"},  # the arguments in this container say otherwise
+    "evovit": HEADS | EVOVIT | {"prune_ratio": "0.5,0.5", "prune_blocks": "4,8"},
+    "ats": HEADS | {"family": "ats", "ats_blocks": LAST_NINE["gate_blocks"]},
+    "tome": HEADS | {"family": "tome", "r": "13", "inflect": "0", "prop_attn": "true"},
+    "stvitr": {"shortcut": "false"},
+    "lvvit": {"num_heads": "4", "skip_lam": "2"},
+    "svit_adapter": ADAPTER | LAST_NINE,
+    "vit_adapter_dense": ADAPTER,
+    "svit_mask_rcnn": ADAPTER | LAST_NINE,
+    "evovit_adapter": ADAPTER
+    | EVOVIT
+    | {
+        "prune_ratio": ",".join(["0.5"] * 8),
+        "prune_blocks": "4,5,6,7,8,9,10,11",
+        "early_tradeoff": "1",
+    },
+}
+"""Fields of an architecture by golden, as typed after `--set`; its meta.json says the same."""
+
+
+def as_options(settings: Mapping[str, str]) -> list[str]:
+    """Settings on a command line."""
+    return [text for pair in settings.items() for text in ("--set", "=".join(pair))]
+
+
+def build_told(
+    weights: Mapping[str, np.ndarray], overrides: Mapping[str, str], task: str = "classify"
+) -> Model:
+    """A model with the usual settings, each of them given."""
+    usual = settings_from_manifest(build_model(weights, task=task, overrides=overrides).config)
+    return build_model(weights, task=task, overrides={**usual, **overrides})
