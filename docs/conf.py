@@ -32,12 +32,12 @@ include_patterns = ["*.md", "docs/**", "examples/digits/README.md"]
 contents = {
     "Using it": [
         "docs/installing",
+        "docs/command_line",
         "docs/application",
         "docs/methods",
         "docs/detection",
         "docs/verify",
         "docs/evaluate",
-        "docs/command_line",
         "docs/tensorrt",
         "docs/plugins",
         "docs/troubleshooting",

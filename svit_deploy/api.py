@@ -142,6 +142,7 @@ def evaluate(
     settings: EvaluateSettings | None = None,
     *,
     progress: Progress = SILENT,
+    plan: Plan = RUN,
     **options: Any,
 ) -> Evaluation:
     """Says how good a bundle is on labelled images, and how many tokens it computes.
@@ -150,7 +151,7 @@ def evaluate(
         options: fields of `EvaluateSettings`; `svit-deploy evaluate --help` explains them.
     """
     chosen = read_options(EvaluateSettings, settings, options)
-    return evaluate_bundle(_open(bundle, "evaluate"), chosen, progress)
+    return evaluate_bundle(_open(bundle, "evaluate"), chosen, progress, plan)
 
 
 def predict(

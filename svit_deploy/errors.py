@@ -56,7 +56,7 @@ class CapabilityError(SvitDeployError):
 
 
 class ExportError(SvitDeployError):
-    """The export or the build of an engine failed (exit code 5)."""
+    """The export or the build of an engine failed, or an output cannot be written (exit code 5)."""
 
     exit_code = EXIT_EXPORT
 

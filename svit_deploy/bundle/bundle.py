@@ -20,7 +20,6 @@ from svit_deploy.bundle.manifest import (
     task_of,
 )
 from svit_deploy.engines.base import Engine
-from svit_deploy.engines.providers import CPU
 from svit_deploy.errors import ExportError, InputError, SvitDeployError
 from svit_deploy.io.files import hash_file, reading
 from svit_deploy.io.folder import check_folder, write_folder
@@ -140,26 +139,6 @@ class Bundle:
         """Raises UsageError for an image size that the graph does not run."""
         self.sizes.check_profiles(profiles)
 
-    def runs_engine(self, provider: str | None) -> bool:
-        """Whether its engine runs: it has one, and nobody asks for a provider of ONNX Runtime."""
-        return self.engine_path is not None and provider is None
-
-    def runs_on(self, provider: str | None) -> str:
-        """What runs it, in words."""
-        if self.runs_engine(provider):
-            return f"its engine {self._engine().name}"
-        return f"ONNX Runtime, provider {provider or CPU}"
-
-    def require(self, provider: str | None, *, allow_foreign: bool = False) -> None:
-        """Raises a SvitDeployError where what runs it cannot; call it before any work."""
-        from svit_deploy.engines.onnxruntime import require_provider
-        from svit_deploy.engines.tensorrt.loading import check_engine
-
-        if self.runs_engine(provider):
-            check_engine(self._engine(), allow_foreign=allow_foreign)
-        if self.split or not self.runs_engine(provider):
-            require_provider(provider or CPU)
-
     def load_engine(self, *, allow_foreign: bool = False) -> Engine:
         """The bundle's engine, for batches of any size.
 
@@ -169,14 +148,11 @@ class Bundle:
         from svit_deploy.engines.batches import Batches
         from svit_deploy.engines.tensorrt.runner import TensorRTEngine
 
-        engine = TensorRTEngine(self._engine(), allow_foreign=allow_foreign)
-        batch = self.manifest["batch"]
-        return self.with_rest(Batches(engine, batch["min"], batch["max"]))
-
-    def _engine(self) -> Path:
         if self.engine_path is None:
             raise InputError(f"{self.name} has no engine", "export it with --target tensorrt")
-        return self.engine_path
+        engine = TensorRTEngine(self.engine_path, allow_foreign=allow_foreign)
+        batch = self.manifest["batch"]
+        return self.with_rest(Batches(engine, batch["min"], batch["max"]))
 
     @property
     def precision(self) -> str:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
 
 from svit_deploy.commands.common import (
     BundleFolder,
+    DryRunFlag,
     Invocation,
     Json,
     check_json,
     dated,
     write_json,
 )
+from svit_deploy.commands.completion import one_of
 from svit_deploy.commands.parameters import with_options
 from svit_deploy.errors import UsageError
 from svit_deploy.evaluate.settings import EvaluateSettings
+
+
+def _formats() -> Iterable[str]:
+    from svit_deploy.evaluate.printing import FORMATS
+
+    return FORMATS
 
 
 @with_options(EvaluateSettings)
@@ -26,9 +35,14 @@ def evaluate(
     settings: EvaluateSettings,
     format: Annotated[
         str,
-        typer.Option(metavar="FORMAT", help="Form of what is printed: table, markdown, csv, json."),
+        typer.Option(
+            metavar="FORMAT",
+            help="Form of what is printed: table, markdown, csv, json.",
+            autocompletion=one_of(_formats),
+        ),
     ] = "table",
     json_file: Json = None,
+    dry_run: DryRunFlag = False,
 ) -> None:
     """Report accuracy or average precision on labelled images.
 
@@ -42,8 +56,8 @@ def evaluate(
     from svit_deploy import api
 
     invocation: Invocation = context.obj
-    with invocation.progress() as progress:
-        evaluation = api.evaluate(bundle, settings, progress=progress)
+    with invocation.plan(dry_run, json_file) as plan, invocation.progress() as progress:
+        evaluation = api.evaluate(bundle, settings, progress=progress, plan=plan)
     report = dated(evaluation.to_dict(invocation.command))
     printing.render(evaluation, format, invocation.console(json_file))
     write_json(json_file, report)

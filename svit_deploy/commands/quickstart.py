@@ -15,7 +15,7 @@ from svit_deploy.engines.onnxruntime import require_provider
 from svit_deploy.engines.providers import CPU
 from svit_deploy.errors import ExportError, InputError, VerificationFailed
 from svit_deploy.io.folder import check_folder
-from svit_deploy.machine.packages import require_onnxruntime, require_torch
+from svit_deploy.machine.packages import require_torch
 from svit_deploy.plan import RUN, Plan
 from svit_deploy.progress import Progress
 
@@ -51,7 +51,6 @@ def run_quickstart(
         VerificationFailed: an export is not equal to its checkpoint.
     """
     plan.needs(require_torch, "quickstart", "the reference forward pass")
-    plan.needs(require_onnxruntime, "quickstart", "the graphs")
     plan.needs(require_provider, CPU)
     plan.needs(check_folder, output, lambda path: _refuse_to_overwrite(path, force))
     digits = digits_folder()

@@ -217,6 +217,7 @@ def _onnxruntime() -> ModuleType:
     with captured_output():  # it looks for devices, and complains of those it cannot read
         require_onnxruntime("running a model", "its graph")
         import onnxruntime
+
     return onnxruntime
 
 

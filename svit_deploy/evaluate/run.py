@@ -10,13 +10,18 @@ from svit_deploy.evaluate.labelled import Labelled, open_labelled
 from svit_deploy.evaluate.recorded import RecordedSamples
 from svit_deploy.evaluate.report import Evaluation, KeptTokens
 from svit_deploy.evaluate.settings import EvaluateSettings
-from svit_deploy.inference.engine import is_emulated, open_bundle_engine
+from svit_deploy.images import check_images
+from svit_deploy.inference.engine import is_emulated, open_bundle_engine, require_run, tell_run
 from svit_deploy.inference.stream import Stream
+from svit_deploy.plan import RUN, Plan
 from svit_deploy.progress import SILENT, Portion, Progress
 
 
 def evaluate_bundle(
-    bundle: Bundle, settings: EvaluateSettings, progress: Progress = SILENT
+    bundle: Bundle,
+    settings: EvaluateSettings,
+    progress: Progress = SILENT,
+    plan: Plan = RUN,
 ) -> Evaluation:
     """Runs the bundle on labelled images and says how good it is.
 
@@ -25,7 +30,15 @@ def evaluate_bundle(
         InputError: images, labels or annotations that cannot be read or do not fit.
         CapabilityError: the model cannot run here, or pycocotools is missing.
     """
-    return evaluate_labelled(bundle, open_labelled(bundle, settings), settings, progress)
+    plan.needs(require_run, bundle, settings)
+    plan.needs(check_images, settings.images)
+    labelled = open_labelled(bundle, settings)
+    tell_run(plan, bundle, settings)
+    plan.tell("images", f"{len(labelled.source)}, {labelled.told}")
+    for note in labelled.notes:
+        plan.tell("note", note)
+    plan.begin()
+    return evaluate_labelled(bundle, labelled, settings, progress)
 
 
 def evaluate_labelled(

@@ -40,7 +40,8 @@ def outline(
     """
     config, checkpoint = model.config, model.checkpoint
     if checkpoint is not None:
-        yield checkpoint_line(checkpoint.path.name, checkpoint.sha256)
+        name = checkpoint.origin.id if checkpoint.origin else checkpoint.path.name
+        yield checkpoint_line(name, checkpoint.sha256)
     yield model_line(model.arch, config, task, sizes)
     yield gates_line(config)
     if targets:

@@ -38,6 +38,7 @@ class InferenceSettings(RunSettings):
         STOP,
         "What to do at a picture that cannot be read: stop, or skip it and go on.",
         metavar="stop|skip",
+        choices=lambda: (STOP, SKIP),
     )
 
     def __post_init__(self) -> None:

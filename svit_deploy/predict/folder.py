@@ -10,11 +10,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from svit_deploy.bundle import Bundle
 from svit_deploy.errors import InputError
 from svit_deploy.images import PICTURE_SUFFIXES
 from svit_deploy.io.folder import check_folder, write_folder
-from svit_deploy.plan import Plan
 
 
 def result_folder(output: Path, numbers: str, results: str) -> AbstractContextManager[Path]:
@@ -50,13 +48,6 @@ def _refuse_others(output: Path, numbers: str, results: str) -> None:
             f"folder {output} holds files that are not {results}",
             "give a new folder or empty this one",
         )
-
-
-def tell_run(plan: Plan, bundle: Bundle, provider: str | None, images: int, source: str) -> None:
-    """What will be run on what."""
-    plan.tell("bundle", f"{bundle.name}, token mode {bundle.mode.value}, {bundle.precision}")
-    plan.tell("runs on", bundle.runs_on(provider))
-    plan.tell("images", f"{images} ({source})")
 
 
 def write_numbers(path: Path, content: Mapping[str, Any]) -> None:

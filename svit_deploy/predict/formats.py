@@ -10,12 +10,9 @@ from svit_deploy.bundle import Bundle
 from svit_deploy.errors import UsageError
 from svit_deploy.inference.stream import Seen
 from svit_deploy.model.class_names import ClassNames, read_class_names
-from svit_deploy.predict.settings import PredictSettings
+from svit_deploy.predict.settings import COCO, FORMATS, PICTURES, SUFFIXES, PredictSettings
 from svit_deploy.tasks.runs import Show
 
-PICTURES, COCO = "pictures", "coco"
-SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".json": COCO}
-FORMATS = (PICTURES, *SUFFIXES.values())
 Describe = Callable[[Seen], dict[str, Any]]
 
 

@@ -11,19 +11,14 @@ from pathlib import Path
 
 from svit_deploy.bundle import Bundle
 from svit_deploy.errors import InputError
-from svit_deploy.images import ImageSource, source_of
-from svit_deploy.inference.engine import open_bundle_engine
+from svit_deploy.images import ImageSource, check_images, source_of
+from svit_deploy.inference.engine import open_bundle_engine, require_run, tell_run
 from svit_deploy.inference.stream import Seen, Stream
 from svit_deploy.io.files import check_writable, write_file
+from svit_deploy.model.class_names import ClassNames
 from svit_deploy.plan import RUN, Plan
-from svit_deploy.predict.folder import (
-    check_result_folder,
-    picture_file,
-    result_folder,
-    tell_run,
-)
+from svit_deploy.predict.folder import check_result_folder, picture_file, result_folder
 from svit_deploy.predict.formats import (
-    PICTURES,
     choose_format,
     choose_names,
     choose_shown,
@@ -32,11 +27,13 @@ from svit_deploy.predict.formats import (
 )
 from svit_deploy.predict.journal import Journal
 from svit_deploy.predict.pictures import RESULTS, draw_pictures, refuse_nothing
-from svit_deploy.predict.settings import PredictSettings
+from svit_deploy.predict.settings import PICTURES, PredictSettings
 from svit_deploy.predict.tables import WRITERS, require_writer
 from svit_deploy.progress import SILENT, Progress
+from svit_deploy.tasks.runs import Show
 
 log = logging.getLogger(__name__)
+
 PREDICTIONS = "predictions"
 
 
@@ -59,17 +56,29 @@ def predict_images(
         UsageError: a form that the task does not have, or an option without a meaning.
         InputError: nothing to draw, a picture that cannot be read or run, or a folder that holds
             something else.
-        CapabilityError: a package that the form needs is missing.
+        CapabilityError: a package that the form needs is missing, or what runs the bundle.
         ExportError: `output` cannot be written, or what is kept beside it is of another run.
     """
     form = choose_format(bundle, output, settings)
+    show, classes = choose_shown(bundle, form, settings), choose_names(bundle, settings)
+    if form == PICTURES:
+        refuse_nothing(bundle)
+        plan.needs(check_result_folder, output, RESULTS, PREDICTIONS)
+    else:
+        plan.needs(require_writer, form)
+        plan.needs(check_writable, output, "-o")
+    plan.needs(require_run, bundle, settings)
+    plan.needs(check_images, settings.images)
     source = source_of(settings.images)
     limit = min(len(source), settings.max_images or len(source))
-    plan.needs(bundle.require, settings.provider)
-    tell_run(plan, bundle, settings.provider, limit, source.kind)
+    tell_run(plan, bundle, settings)
+    plan.tell("images", f"{limit} ({source.kind})")
+    files = [*map(picture_file, range(limit), source.names), RESULTS]
+    plan.writes(*([output] if form != PICTURES else [output / file for file in files]))
+    plan.begin()
     if form == PICTURES:
-        return _pictures(bundle, output, source, limit, settings, progress, plan)
-    return _rows(bundle, output, form, source, limit, settings, progress, plan)
+        return _pictures(bundle, output, source, limit, settings, progress, show, classes)
+    return _rows(bundle, output, form, source, limit, settings, progress, show, classes)
 
 
 def _pictures(
@@ -79,14 +88,9 @@ def _pictures(
     limit: int,
     settings: PredictSettings,
     progress: Progress,
-    plan: Plan,
+    show: Show,
+    classes: ClassNames,
 ) -> list[Path]:
-    refuse_nothing(bundle)
-    plan.needs(check_result_folder, output, RESULTS, PREDICTIONS)
-    show, classes = choose_shown(bundle, PICTURES, settings), choose_names(bundle, settings)
-    names = [picture_file(number, name) for number, name in enumerate(source.names[:limit])]
-    plan.writes(*(output / name for name in (*names, RESULTS)))
-    plan.begin()
     with (
         result_folder(output, RESULTS, PREDICTIONS) as folder,
         open_bundle_engine(bundle, settings) as engine,
@@ -105,16 +109,12 @@ def _rows(
     limit: int,
     settings: PredictSettings,
     progress: Progress,
-    plan: Plan,
+    show: Show,
+    classes: ClassNames,
 ) -> list[Path]:
-    plan.needs(require_writer, form)
-    plan.needs(check_writable, output, "-o")
-    show, classes = choose_shown(bundle, form, settings), choose_names(bundle, settings)
     describe = describe_rows(bundle, show, classes)
     if settings.annotations is not None:
         describe = describe_results(bundle, show, settings.annotations)
-    plan.writes(output)
-    plan.begin()
     run = {
         "model_sha256": bundle.model_sha256,
         "provider": settings.provider,

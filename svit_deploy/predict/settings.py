@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from svit_deploy.images import ImageSet
 
 
+PICTURES, COCO = "pictures", "coco"
+SUFFIXES = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".json": COCO}
+FORMATS = (PICTURES, *SUFFIXES.values())
+
+
 @dataclass(frozen=True, kw_only=True)
 class PredictSettings(InferenceSettings):
     """On which images to run a bundle, and what to write of it.
@@ -39,6 +44,7 @@ class PredictSettings(InferenceSettings):
         "Form of the output: pictures, csv, jsonl, parquet or coco. By default by its name: "
         ".csv, .jsonl, .parquet, .json for coco, else a folder of pictures.",
         metavar="FORMAT",
+        choices=lambda: FORMATS,
     )
     top_k: int | None = option(
         None, "Classes per image; 5 by default.", metavar="K", kind=int, low=1

@@ -24,6 +24,7 @@ from svit_deploy.images.overlay import (
 )
 from svit_deploy.images.prepared import groups
 from svit_deploy.images.preprocess import denormalise
+from svit_deploy.inference.engine import tell_run
 from svit_deploy.model.config import TokenMode
 from svit_deploy.names import KEEP_MASK
 from svit_deploy.plan import RUN, Plan
@@ -31,7 +32,6 @@ from svit_deploy.predict.folder import (
     check_result_folder,
     picture_file,
     result_folder,
-    tell_run,
     write_numbers,
 )
 from svit_deploy.predict.settings import VisualizeSettings
@@ -64,7 +64,8 @@ def draw_token_maps(
     plan.needs(check_result_folder, output, USAGE, MAPS)
     plan.needs(require_provider, settings.provider)
     images = images_of(settings.images, settings.max_images, progress)
-    tell_run(plan, bundle, settings.provider, len(images), images.source)
+    tell_run(plan, bundle, settings)
+    plan.tell("images", f"{len(images)} ({images.source})")
     plan.writes(*map_files(output, images.names))
     plan.begin()
     prepared = list(prepare_all(images, task, config, bundle.sizes))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from svit_deploy.bundle import Bundle
@@ -14,8 +13,9 @@ from svit_deploy.errors import UsageError
 from svit_deploy.evaluate.labelled import open_labelled
 from svit_deploy.evaluate.run import evaluate_labelled
 from svit_deploy.evaluate.settings import EvaluateSettings
-from svit_deploy.images import ImageSet, check_images, images_of
-from svit_deploy.machine.packages import require, require_onnxruntime, require_torch
+from svit_deploy.images import check_images, images_of
+from svit_deploy.inference.engine import require_run, runs_engine, tell_run
+from svit_deploy.machine.packages import require, require_torch
 from svit_deploy.model.assumption import in_words
 from svit_deploy.plan import RUN, Plan
 from svit_deploy.progress import SILENT, Portion, Progress
@@ -43,8 +43,7 @@ def verify_bundle(
 
     Raises:
         UsageError: annotations that the task has no use for.
-        CapabilityError: ONNX Runtime is missing, a package that the reference needs, or what runs
-            the bundle.
+        CapabilityError: what runs the bundle is missing, or a package that the reference needs.
         InputError: the checkpoint, the images or the graph cannot be read or run.
     """
     settings, task = settings or VerifySettings(), bundle.task
@@ -53,50 +52,28 @@ def verify_bundle(
             "--annotations needs a detector and the images that they are of",
             "add --images IMAGES, or leave it out",
         )
-    plan.needs(require_onnxruntime, "verify", "the graph")
     plan.needs(require_provider, settings.provider or CPU)  # of edited graphs, engine or not
-    if bundle.runs_engine(settings.provider):
-        plan.needs(bundle.require, None, allow_foreign=settings.allow_foreign)
-    reference, truth = _expected(bundle, settings, progress, plan)
-    plan.tell("bundle", f"{bundle.name}, token mode {bundle.mode.value}, {bundle.precision}")
-    plan.tell("runs on", bundle.runs_on(settings.provider))
-    plan.tell("against", reference.description)
-    for note in reference.notes:
-        plan.tell("note", note)
+    if runs_engine(bundle, settings):
+        plan.needs(require_run, bundle, settings)
+    plan.needs(check_images, settings.images)
+    tell_run(plan, bundle, settings)
     if bundle.assumed:
         plan.tell("assumed", in_words(bundle.assumed))
-    if settings.against is not None or settings.images is None:
-        plan.begin()
-        return verify_against(bundle, reference, settings, progress, truth)
-    asked = _asked(settings, settings.images)
-    labelled = open_labelled(bundle, asked)  # what cannot be read is told before a long run
-    plan.begin()
-    report = verify_against(bundle, reference, settings, Portion(progress, 0, 0.5))
-    if report.passed:  # else the figures would be those of a broken file
-        report.evaluate(evaluate_labelled(bundle, labelled, asked, Portion(progress, 0.5, 1)))
-    return report
-
-
-def _expected(
-    bundle: Bundle, settings: VerifySettings, progress: Progress, plan: Plan
-) -> tuple[ExpectedResults, Any]:
-    """What to compare with, and the annotations of its images if there are any."""
     if settings.against is None:
-        return StoredReference(bundle), None
+        return _verify_against_recorded(bundle, settings, progress, plan)
     plan.needs(
         require_torch,
         "verify --against",
         "the reference forward pass",
         "leave --against out to compare with the recorded samples",
     )
-    for package, purpose in bundle.task.packages:
+    for package, purpose in task.packages:
         plan.needs(require, package, "verify --against", purpose)
-    plan.needs(check_images, settings.images)
     from svit_deploy.verify.checkpoint import load_reference_model
 
     truth = None
     if settings.annotations is not None:
-        truth = bundle.task.truth(settings.annotations, bundle.config)
+        truth = task.truth(settings.annotations, bundle.config)
     images = images_of(settings.images, settings.max_images, progress, settings.labels)
     if truth is not None and images is not None:
         truth.check(images.names)
@@ -108,19 +85,42 @@ def _expected(
         allow_pickle=settings.allow_pickle,
         weights=settings.weights,
     )
-    return LiveReference(bundle, model, images), truth
+    reference = LiveReference(bundle, model, images)
+    _tell_reference(plan, reference)
+    plan.begin()
+    return verify_against(bundle, reference, settings, progress, truth)
 
 
-def _asked(settings: VerifySettings, images: Path | ImageSet) -> EvaluateSettings:
-    """What evaluates the exported model on the images of a verification without a checkpoint."""
+def _tell_reference(plan: Plan, reference: ExpectedResults) -> None:
+    plan.tell("against", reference.description)
+    for note in reference.notes:
+        plan.tell("note", note)
+
+
+def _verify_against_recorded(
+    bundle: Bundle, settings: VerifySettings, progress: Progress, plan: Plan
+) -> VerifyReport:
+    """Compares the bundle's samples, and evaluates the exported model on labelled images."""
+    reference = StoredReference(bundle)
+    _tell_reference(plan, reference)
+    if settings.images is None:
+        plan.begin()
+        return verify_against(bundle, reference, settings, progress)
     shared = {one.name: getattr(settings, one.name) for one in fields(RunSettings)}
-    return EvaluateSettings(
+    asked = EvaluateSettings(
         **shared,
-        images=images,
+        images=settings.images,
         labels=settings.labels,
         annotations=settings.annotations,
         max_images=settings.max_images,
     )
+    labelled = open_labelled(bundle, asked)  # what cannot be read is told before a long run
+    plan.tell("evaluates", f"{len(labelled.source)} images, {labelled.told}")
+    plan.begin()
+    report = verify_against(bundle, reference, settings, Portion(progress, 0, 0.5))
+    if report.passed:  # else the figures would be those of a broken file
+        report.evaluate(evaluate_labelled(bundle, labelled, asked, Portion(progress, 0.5, 1)))
+    return report
 
 
 def verify_against(

@@ -54,12 +54,14 @@ def test_a_limit_holds_for_all_phases_together(limit, batches, sweep):
         assert all(result.rounds >= MIN_BLOCKS for result in report.results)
 
 
+@pytest.mark.slow
 def test_what_comes_last_has_its_share_of_the_time(world):
     report = world.bench(world.dense(), batches=(1, 2, 4), max_time_s=6.0, **LONG)
     rounds = [result.rounds for result in report.results]
     assert min(rounds) > 0.7 * max(rounds)
 
 
+@pytest.mark.slow
 def test_a_limit_that_is_never_reached_changes_nothing():
     results = []
     for limit in (None, 1000.0):

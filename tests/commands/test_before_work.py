@@ -40,6 +40,8 @@ WORK = (
     "svit_deploy.loading.random.random_weights",
     "svit_deploy.verify.run.verify_against",
     "svit_deploy.bench.targets.run_bench",
+    "svit_deploy.evaluate.run.evaluate_labelled",
+    "svit_deploy.predict.predictions._rows",
     "svit_deploy.export.engine.add_engine",
     "svit_deploy.plugins.build._run",
 )
@@ -79,7 +81,8 @@ class Case:
 
     def typed(self, files: Path, here: Path) -> list[str]:
         """The line, in parts."""
-        places = {"files": files, "here": here, "images": f"--images {HELDOUT}"}
+        places = {"files": files, "here": here}
+        places |= {"images": f"--images {HELDOUT}", "pictures": HELDOUT}
         weights = {"checkpoint": CHECKPOINT, "arch": ARCH, "detector": DETECTOR}
         return self.line.format(**places, **weights).split()
 
@@ -93,6 +96,8 @@ REBUILD = "export {files}/dynamic -o {here}/out --target tensorrt"
 AGAINST = "verify {files}/dynamic --against {checkpoint}"
 BENCH = "bench {files}/dynamic {images}"
 MAPS = "visualize {files}/dynamic {images} -o {here}/m"
+EVALUATE = "evaluate {files}/dynamic {images}"
+PREDICT = "predict {files}/dynamic {pictures} -o {here}/classes.csv"
 PLUGINS = "plugins build --tensorrt-include {here} -o {here}/p"
 CASES = [
     Case("torch", EXPORT, 4, "svit-deploy[torch]"),
@@ -108,6 +113,8 @@ CASES = [
     Case("tensorrt", "verify {files}/engine --against {checkpoint}", 4, "[tensorrt]"),
     Case("tensorrt", BENCH.replace(" ", " {files}/engine ", 1), 4, "[tensorrt]"),
     Case("tensorrt", "bench {files}/engine/model.fp16-trt10.16-sm90.engine", 4, "[tensorrt]"),
+    Case("tensorrt", EVALUATE.replace("dynamic", "engine"), 4, "[tensorrt]"),
+    Case("tensorrt", PREDICT.replace("dynamic", "engine"), 4, "[tensorrt]"),
     Case("a GPU", f"{ENGINE} tensorrt", 4, "no NVIDIA GPU was found"),
     Case("a GPU", REBUILD, 4, "no NVIDIA GPU was found"),
     Case("plugins", f"{ENGINE} tensorrt --plugins", 4, "plugins build"),
@@ -115,16 +122,22 @@ CASES = [
     Case("openvino", f"{AGAINST} --provider openvino", 4, "--provider cpu"),
     Case("openvino", f"{BENCH} --provider openvino", 4, "--provider cpu"),
     Case("openvino", f"{BENCH} --provider openvino".replace("amic", "amic/model.onnx"), 4, "cpu"),
+    Case("openvino", f"{EVALUATE} --provider openvino", 4, "--provider cpu"),
+    Case("openvino", f"{PREDICT} --provider openvino", 4, "--provider cpu"),
     Case("openvino", f"{MAPS} --provider openvino", 4, "--provider cpu"),
     Case("onnxruntime", AGAINST, 4, "pip install 'svit-deploy[cpu]'"),
     Case("onnxruntime", BENCH, 4, "pip install 'svit-deploy[cpu]'"),
     Case("onnxruntime", MAPS, 4, "pip install 'svit-deploy[cpu]'"),
     Case("onnxruntime", "quickstart -o {here}/q", 4, "pip install 'svit-deploy[cpu]'"),
+    Case("onnxruntime", EVALUATE, 4, "pip install 'svit-deploy[cpu]'"),
+    Case("onnxruntime", PREDICT, 4, "pip install 'svit-deploy[cpu]'"),
+    Case("pyarrow", PREDICT.replace(".csv", ".parquet"), 4, "svit-deploy[parquet]"),
     Case("matplotlib.figure", f"{BENCH} --sweep-tokens {{here}}/x.png", 4, "svit-deploy[plot]"),
     Case("nvcc", f"{PLUGINS} --nvcc /nix/nvcc", 4, "no CUDA compiler at /nix/nvcc"),
     Case("rights", EXPORT, 5, "Permission denied"),
     Case("rights", REBUILD, 5, "Permission denied"),
     Case("rights", MAPS, 5, "Permission denied"),
+    Case("rights", PREDICT, 2, "Permission denied"),
     Case("rights", "init deit_tiny -o {here}/x.safetensors", 2, "Permission denied"),
     Case("rights", "quickstart -o {here}/q", 5, "Permission denied"),
     Case("rights", PLUGINS, 5, "Permission denied"),
@@ -136,6 +149,8 @@ CASES = [
     Case("a place", MAPS.replace("{here}/m", "{here}/file"), 3, "is a file"),
     Case("images", f"{EXPORT} --calibration {{here}}/nix", 3, "nix does not exist"),
     Case("images", f"{EXPORT} --calibrate-gates {{here}}/nix", 3, "nix does not exist"),
+    Case("images", EVALUATE.replace("{images}", "--images {here}/nix"), 3, "nix does not exist"),
+    Case("images", PREDICT.replace("{pictures}", "{here}/nix"), 3, "nix does not exist"),
     Case("images", f"{AGAINST} --images {{here}}/nix", 3, "nix does not exist"),
 ]
 
@@ -154,7 +169,7 @@ def machine(monkeypatch, tmp_path, fake_process, files) -> Callable[[Case], list
             text = "".join(f"#define NV_TENSORRT_{part} {number}\n" for part, number in parts)
             (tmp_path / name).write_text(text)
         lacks, find = case.lacks, importlib.util.find_spec
-        if lacks in ("torch", "torchvision", "onnxruntime", "matplotlib.figure"):
+        if lacks in ("torch", "torchvision", "onnxruntime", "pyarrow", "matplotlib.figure"):
             monkeypatch.setitem(sys.modules, lacks, None)
         elif lacks.startswith("tensorrt"):
             monkeypatch.delitem(sys.modules, lacks, raising=False)
@@ -230,6 +245,8 @@ WORKING = [
     ("verify {files}/dynamic", ["recorded at export (16 images)", "ONNX Runtime, provider cpu"]),
     ("bench {files}/dynamic --batch 1,4", ["dynamic, on ONNX Runtime", "36 s or more", "worst"]),
     (f"{BENCH} --quick --max-time 300 --json {{here}}/b.json", ["b.json", "5 min 0 s", "publish"]),
+    (EVALUATE, ["images      360, labels of the images' own file", "ONNX Runtime, provider cpu"]),
+    (PREDICT, ["images      360 (npz)", "classes.csv"]),
     (f"{MAPS} --max-images 2", ["mean_map.png", "images      2 (npz)"]),
     ("init svit_s -o {here}/x.pth", ["22391962 random weights", "about 85.4 MiB", "x.pth"]),
     ("quickstart -o {here}/q", ["the digits model", "q/maps"]),

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import functools
 import inspect
+import io
 import json
 import runpy
 import shutil
@@ -40,6 +41,7 @@ SMALLER = {"64x64:800x1216:1344x1344": "64x64:96x128:128x160", "800x1216": "96x1
 QUICK = {
     "bench": {"warmup_s": 0, "duration_s": 0, "min_samples": 1, "threads": 1},
     "verify": {"threads": 1, "repeats": 2},
+    "evaluate": {"threads": 1},
     "predict": {"threads": 1},
     "visualize": {"threads": 1},
 }
@@ -102,6 +104,11 @@ class Reader:
             print(f"{block}: {program} {' '.join(words)}")
             for full, small in SMALLER.items():
                 words = [word.replace(full, small) for word in words]
+            if "|" in (line := [program, *words]):
+                end = line.index("|")
+                piped = io.TextIOWrapper(io.BytesIO(tried(line[:end]).encode()))
+                self.patch.setattr(sys, "stdin", piped)
+                program, *words = line[end + 1 :]
             getattr(self, f"_{program.replace('-', '_')}")(block, words)
 
     def _svit_deploy(self, block: Block, args: list[str]) -> None:
@@ -182,7 +189,9 @@ def paths_in(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
                 yield name, item
 
 
-def tried(command: Sequence[str]) -> None:
+def tried(command: Sequence[str]) -> str:
+    """What a program of others prints."""
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout
+    return done.stdout

@@ -81,6 +81,9 @@ def test_it_gives_what_svit_deploy_gives(folder, size, orientation, monkeypatch,
     np.testing.assert_array_equal(found["logits"], outputs["logits"])
     np.testing.assert_array_equal(found["keep_mask"], outputs["keep_mask"])
 
-    assert main(["visualize", "out/dynamic", "--images", "street.jpg", "-o", "maps"]) == 0
-    (usage,) = json.loads((folder / "maps" / "token_usage.json").read_text())["images"]
-    assert usage["kept_tokens"] == found["keep_mask"].sum(axis=2)[0].tolist()
+    assert main(["predict", "out/dynamic", "street.jpg", "-o", "classes.jsonl"]) == 0
+    predicted = json.loads((folder / "classes.jsonl").read_text())
+    (folder / "classes.jsonl").unlink()
+    best = [entry["label"] for entry in predicted["classes"]]
+    assert best == np.argsort(-found["logits"][0], kind="stable")[: len(best)].tolist()
+    assert predicted["kept_tokens"] == found["keep_mask"].sum(axis=2)[0].tolist()

@@ -124,7 +124,8 @@ def test_outputs_that_are_not_finite_count_as_wrong(
 
     def poisoned(self: Any, feeds: Any, outputs: Any = None) -> Any:
         found = run(self, feeds, outputs)
-        found["logits"][0] = np.nan
+        if "logits" in found:  # else it is the graph that tries the provider
+            found["logits"][0] = np.nan
         return found
 
     monkeypatch.setattr(OnnxRuntimeEngine, "run", poisoned)
