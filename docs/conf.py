@@ -38,6 +38,7 @@ contents = {
         "docs/detection",
         "docs/verify",
         "docs/evaluate",
+        "docs/reports",
         "docs/tensorrt",
         "docs/plugins",
         "docs/troubleshooting",

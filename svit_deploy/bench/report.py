@@ -92,8 +92,8 @@ class Sweep:
 class TargetResult:
     """One target at one batch size.
 
-    `samples_ms` `[blocks, 2]` and `kept_of_block` `[blocks]` are the raw data, left out of the
-    JSON form. `repeat_cv` is the spread between runs on the same images, over the mean.
+    `samples_ms` `[blocks, 2]` and `kept_of_block` `[blocks]` are the raw data, in the JSON form
+    where it is asked for. `repeat_cv` is the spread between runs on the same images, over the mean.
     `rounds_left` were planned and left out for a time limit.
     """
 
@@ -113,8 +113,8 @@ class TargetResult:
     notes: tuple[str, ...]
     rounds: int
     rounds_left: int
-    samples_ms: np.ndarray = field(repr=False, metadata={"json": False})
-    kept_of_block: np.ndarray | None = field(repr=False, metadata={"json": False})
+    samples_ms: np.ndarray = field(repr=False, metadata={"raw": True})
+    kept_of_block: np.ndarray | None = field(repr=False, metadata={"raw": True})
 
 
 @dataclass(frozen=True)
@@ -161,8 +161,12 @@ class BenchReport:
                 "; ".join(self.failures), "see the report, or repeat on an idle machine"
             )
 
-    def to_dict(self, command: Sequence[str] = ()) -> dict[str, Any]:
-        """JSON-able form without NaN; units stand in the keys."""
+    def to_dict(self, command: Sequence[str] = (), raw: bool = False) -> dict[str, Any]:
+        """JSON-able form without NaN; units stand in the keys.
+
+        Args:
+            raw: with the latency of every run.
+        """
         return {
             "schema_version": SCHEMA_VERSION,
             "tool": {"name": "svit-deploy", "version": __version__},
@@ -183,7 +187,7 @@ class BenchReport:
                 {key: value for key, value in _plain(target).items() if key != "provenance"}
                 for target in self.targets
             ],
-            "results": _plain(self.results),
+            "results": _plain(self.results, raw),
             "peak_rss_mib": self.peak_rss_mib,
             "gpu": _plain(self.gpu),
             "elapsed_s": round(self.elapsed_s, 3),
@@ -192,15 +196,17 @@ class BenchReport:
         }
 
 
-def _plain(value: Any) -> Any:
-    """Dataclasses, mappings and tuples as JSON has them."""
+def _plain(value: Any, raw: bool = False) -> Any:
+    """Dataclasses, mappings, tuples and arrays as JSON has them."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         plain = {
-            item.name: _plain(getattr(value, item.name))
+            item.name: _plain(getattr(value, item.name), raw)
             for item in dataclasses.fields(value)
-            if item.metadata.get("json", True)
+            if raw or not item.metadata.get("raw")
         }
         return plain | {"verdict": value.verdict} if isinstance(value, RatioInterval) else plain
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+        return {key: _plain(item, raw) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    return [_plain(item, raw) for item in value] if isinstance(value, (tuple, list)) else value

@@ -10,10 +10,12 @@ import typer
 from svit_deploy.bench.settings import BenchSettings
 from svit_deploy.commands.common import (
     DryRunFlag,
+    Html,
     Invocation,
     Json,
     check_json,
     dated,
+    write_html,
     write_json,
 )
 from svit_deploy.commands.completion import complete_bundle
@@ -33,6 +35,10 @@ def bench(
     ],
     settings: BenchSettings,
     json_file: Json = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="The JSON report has the latency of every run, too.")
+    ] = False,
+    html_file: Html = None,
     dry_run: DryRunFlag = False,
 ) -> None:
     """Measure bundles, ONNX files or engines against each other.
@@ -40,13 +46,15 @@ def bench(
     Runs are interleaved in blocks, on distinct images; the first target is the baseline. The exit
     code is 7 if a limit of --fail-above or --require-stable is not met.
     """
-    check_json(json_file)
+    check_json(json_file, html_file)
     from svit_deploy import api
     from svit_deploy.bench.printing import render
+    from svit_deploy.pages.bench import bench_page
 
     invocation: Invocation = context.obj
-    with invocation.plan(dry_run, json_file) as plan, invocation.progress() as progress:
+    with invocation.plan(dry_run, json_file, html_file) as plan, invocation.progress() as progress:
         report = api.bench(targets, settings, progress=progress, plan=plan)
     render(report, invocation.console(json_file))
-    write_json(json_file, dated(report.to_dict(invocation.command)))
+    write_json(json_file, dated(report.to_dict(invocation.command, raw)))
+    write_html(html_file, lambda: bench_page(dated(report.to_dict(invocation.command, raw=True))))
     report.raise_for_failures()

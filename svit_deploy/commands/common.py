@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -41,6 +41,12 @@ Json = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE", help="Write a JSON report; - means standard output."),
 ]
+Html = Annotated[
+    Path | None,
+    typer.Option(
+        "--html", metavar="FILE", help="Write the report as a page that opens in any browser."
+    ),
+]
 
 
 @dataclass
@@ -68,7 +74,9 @@ class Invocation:
         return make_console(stderr=json_file == "-")
 
     @contextmanager
-    def plan(self, dry_run: bool, json_file: str | None = None) -> Iterator[Plan]:
+    def plan(
+        self, dry_run: bool, json_file: str | None = None, html_file: Path | None = None
+    ) -> Iterator[Plan]:
         """What the command's run tells its plan; a dry run shows it, and ends the command.
 
         Raises:
@@ -81,6 +89,8 @@ class Invocation:
         with DryRun() as plan:
             if json_file not in (None, "-"):
                 plan.writes(Path(json_file))
+            if html_file is not None:
+                plan.writes(html_file)
             yield plan
         if json_file == "-":
             tool = {"schema_version": 1, "tool": {"name": "svit-deploy", "version": __version__}}
@@ -127,6 +137,16 @@ def write_json(json_file: str | None, content: Mapping[str, Any]) -> None:
         part.write_text(text, encoding="utf-8", newline="\n")
 
 
+def write_html(html_file: Path | None, page: Callable[[], str]) -> None:
+    """Writes what `--html` asks for, if it does."""
+    if html_file is None:
+        return
+    from svit_deploy.io.files import write_file
+
+    with write_file(html_file, "--html") as part:
+        part.write_text(page(), encoding="utf-8", newline="\n")
+
+
 def dated(report: Mapping[str, Any]) -> dict[str, Any]:
     """The report of a run, with the time of day behind the tool."""
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -134,12 +154,14 @@ def dated(report: Mapping[str, Any]) -> dict[str, Any]:
     return head | {"created_utc": created} | dict(report)
 
 
-def check_json(json_file: str | None) -> None:
+def check_json(json_file: str | None, html_file: Path | None = None) -> None:
     """Refuses a file that cannot be written before the work that it is to report."""
-    if json_file not in (None, "-"):
-        from svit_deploy.io.files import check_writable
+    from svit_deploy.io.files import check_writable
 
+    if json_file not in (None, "-"):
         check_writable(Path(json_file), "--json")
+    if html_file is not None:
+        check_writable(html_file, "--html")
 
 
 def one_line(text: str) -> str:

@@ -10,10 +10,12 @@ import typer
 from svit_deploy.commands.common import (
     BundleFolder,
     DryRunFlag,
+    Html,
     Invocation,
     Json,
     check_json,
     dated,
+    write_html,
     write_json,
 )
 from svit_deploy.commands.completion import one_of
@@ -42,6 +44,7 @@ def evaluate(
         ),
     ] = "table",
     json_file: Json = None,
+    html_file: Html = None,
     dry_run: DryRunFlag = False,
 ) -> None:
     """Report accuracy or average precision on labelled images.
@@ -52,14 +55,16 @@ def evaluate(
 
     if format not in printing.FORMATS:
         raise UsageError(f"--format {format!r} is unknown", f"use {', '.join(printing.FORMATS)}")
-    check_json(json_file)
+    check_json(json_file, html_file)
     from svit_deploy import api
+    from svit_deploy.pages.evaluate import evaluate_page
 
     invocation: Invocation = context.obj
-    with invocation.plan(dry_run, json_file) as plan, invocation.progress() as progress:
+    with invocation.plan(dry_run, json_file, html_file) as plan, invocation.progress() as progress:
         evaluation = api.evaluate(bundle, settings, progress=progress, plan=plan)
     report = dated(evaluation.to_dict(invocation.command))
     printing.render(evaluation, format, invocation.console(json_file))
     write_json(json_file, report)
+    write_html(html_file, lambda: evaluate_page(report))
     if format == printing.JSON and json_file != "-":
         write_json("-", report)

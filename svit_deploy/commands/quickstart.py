@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +10,23 @@ from rich.console import Console
 
 from svit_deploy import api
 from svit_deploy.bench.printing import render
+from svit_deploy.bench.report import BenchReport
 from svit_deploy.bench.settings import BenchSettings
+from svit_deploy.commands.common import dated
 from svit_deploy.commands.console import headline
 from svit_deploy.engines.onnxruntime import require_provider
 from svit_deploy.engines.providers import CPU
 from svit_deploy.errors import ExportError, InputError, VerificationFailed
+from svit_deploy.io.files import write_file
 from svit_deploy.io.folder import check_folder
 from svit_deploy.machine.packages import require_torch
+from svit_deploy.pages.bench import bench_sections, fastest
+from svit_deploy.pages.page import render_page
+from svit_deploy.pages.sections import Picture
+from svit_deploy.pages.verify import verify_sections
 from svit_deploy.plan import RUN, Plan
 from svit_deploy.progress import Progress
+from svit_deploy.verify.report import VerifyReport
 
 BENCH = BenchSettings(batches=(1, 32), warmup_s=0.5, duration_s=3.0, threads=1)
 PICTURES = 24
@@ -60,7 +69,7 @@ def run_quickstart(
         "bench", f"both, batch {' and '.join(map(str, BENCH.batches))}; about a minute in all"
     )
     plan.tell("visualize", f"the tokens kept of {PICTURES} digits")
-    plan.writes(*(output / name for name in ("dense", "dynamic", "maps")))
+    plan.writes(*(output / name for name in ("dense", "dynamic", "maps", "report.html")))
     plan.begin()
     checkpoint, heldout = digits / "svit_digits.pth", digits / "heldout.npz"
     arch = str(digits / "arch.yaml")
@@ -86,7 +95,8 @@ def run_quickstart(
         reports.append((mode, report))
     headline(console, "latency, dense against dynamic")
     targets = [output / mode for mode, _ in reports]
-    render(api.bench(targets, images=heldout, settings=BENCH, progress=progress), console)
+    measured = api.bench(targets, images=heldout, settings=BENCH, progress=progress)
+    render(measured, console)
     maps = api.visualize(
         output / "dynamic",
         output / "maps",
@@ -100,4 +110,21 @@ def run_quickstart(
     for mode, report in reports:
         theirs, mine = (report.results[f"{who}top1_accuracy"] for who in ("reference_", ""))
         console.print(f"  {mode:8} PyTorch {theirs:.2%}, exported {mine:.2%}", highlight=False)
+    page = output / "report.html"
+    with write_file(page, "-o") as part:
+        part.write_text(_page(reports, measured), encoding="utf-8", newline="\n")
     console.print(f"bundles {', '.join(map(str, targets))}; {len(maps)} files in {output / 'maps'}")
+    console.print(f"report  {page}", highlight=False)
+
+
+def _page(reports: Sequence[tuple[str, VerifyReport]], measured: BenchReport) -> str:
+    """What was verified and measured, on one page."""
+    command = ["svit-deploy", "quickstart"]
+    verified = {mode: report.to_dict(command) for mode, report in reports}
+    benched = measured.to_dict(command, raw=True)
+    sections = bench_sections(benched)
+    for mode, report in reports:
+        maps = [Picture(one.name, one.png()) for one in report.examples]
+        sections += verify_sections(verified[mode], maps, f"{mode}: ")
+    record = dated({**benched, "verify": verified})
+    return render_page("The digits model", True, fastest(benched), sections, record)

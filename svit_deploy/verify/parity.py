@@ -27,13 +27,17 @@ from svit_deploy.verify.decisions import (
     decision_distance,
     margin_drift,
 )
+from svit_deploy.verify.examples import examples
 from svit_deploy.verify.expected import ExpectedResults, refuse_non_finite
 from svit_deploy.verify.exported import ModelUnderTest
 from svit_deploy.verify.forced_decisions import ForcedDecisions
+from svit_deploy.verify.margins import margin_histogram
 from svit_deploy.verify.report import GateResult
 from svit_deploy.verify.rounding import WholeRounding, predicted_flips
 from svit_deploy.verify.stages import Stages
 from svit_deploy.verify.words import number_of
+
+EXAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,9 @@ class Parity:
                     view.run(engine, part)
                 actual = model.observe(shipped, part.images)
                 outputs = forced.outputs(part, actual)
+                if room := EXAMPLES - len(self.report.examples) if self.gates else 0:
+                    masks = actual.selected.keep_mask[:room]
+                    self.report.examples += examples(part.images[:room], masks, self.config)
                 lean = Result(part.result.outputs, part.result.selected)
                 images = tuple(map(_without_pixels, part.images))
                 rows = model.rows(part.images)
@@ -245,6 +252,11 @@ class Parity:
                 keep=float(keep[gate]),
                 expected_keep=float(expected_keep[gate]),
                 target_keep=config.target_keep[gate] if config.target_keep else None,
+                margins=margin_histogram(
+                    [part.expected.selected for part in self.parts],
+                    gate,
+                    float(self.model.thresholds[gate]),
+                ),
             )
             self.report.gates.append(result)
 

@@ -18,6 +18,8 @@ from svit_deploy.model.assumption import in_words
 from svit_deploy.tasks.limits import Limits
 from svit_deploy.tasks.runs import Judgement
 from svit_deploy.verify.decisions import GateFlips
+from svit_deploy.verify.examples import Example
+from svit_deploy.verify.margins import MarginHistogram
 from svit_deploy.verify.words import decisions_in_words, number_of
 
 SCHEMA_VERSION = 1
@@ -49,6 +51,7 @@ class GateResult:
         drift: largest difference of its margins where all decisions before it agree.
         rounding: how far rounding may move a margin: nearer to its cut, a decision may flip.
         keep, expected_keep: mean keep ratio of the graph and of the reference.
+        margins: how the reference's margins lie.
     """
 
     gate: int
@@ -59,6 +62,7 @@ class GateResult:
     keep: float
     expected_keep: float
     target_keep: float | None
+    margins: MarginHistogram | None = None
 
 
 @dataclass
@@ -70,6 +74,7 @@ class VerifyReport:
         lines, summary: the same for the terminal, above the gates and below the checks.
         stages_in_float32: of a half-precision graph, those of its weights in float32 arithmetic.
         limits: what the differences are held against.
+        examples: the first images, of a model that shows which tokens it keeps.
     """
 
     bundle: Bundle
@@ -84,6 +89,7 @@ class VerifyReport:
     results: dict[str, Any] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     summary: list[str] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)
     limits: Limits = field(init=False)
 
     def __post_init__(self) -> None:
@@ -170,6 +176,10 @@ class VerifyReport:
                 "stages": _stages(self.stages),
                 "stages_in_float32": _stages(self.stages_in_float32),
                 "gates": [_gate_dict(result) for result in self.gates],
+                "examples": [
+                    {"name": one.name, "kept_tokens": one.keep_mask.sum(axis=1).tolist()}
+                    for one in self.examples
+                ],
                 **_finite(self.results),
                 "notes": self.notes,
             },
@@ -237,6 +247,7 @@ def _gate_dict(result: GateResult) -> dict[str, Any]:
         "keep_ratio": result.keep,
         "reference_keep_ratio": result.expected_keep,
         "target_keep_ratio": result.target_keep,
+        "margins": None if result.margins is None else asdict(result.margins),
     }
 
 

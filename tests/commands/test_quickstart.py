@@ -45,7 +45,12 @@ def test_quickstart(run, tmp_path):
     output = tmp_path / "quick start"
     code, out, err = run(output)
     assert (code, err) == (0, "")
-    assert sorted(entry.name for entry in output.iterdir()) == ["dense", "dynamic", "maps"]
+    assert sorted(entry.name for entry in output.iterdir()) == [
+        "dense",
+        "dynamic",
+        "maps",
+        "report.html",
+    ]
     assert out.count("PASS") == 2
     assert "speed-up over dense" in out
     assert "top-1 on 30 held-out digits" in out

@@ -34,7 +34,7 @@ def brought(*extras: str, machine: dict[str, str] = PC) -> set[str]:
 
 def test_nothing_large_comes_by_itself():
     assert brought() == {
-        "numpy", "onnx", "pillow", "pyyaml", "rich", "safetensors", "typer",
+        "jinja2", "numpy", "onnx", "pillow", "pyyaml", "rich", "safetensors", "typer",
     }  # fmt: skip
 
 
