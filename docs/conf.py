@@ -40,6 +40,7 @@ contents = {
         "docs/evaluate",
         "docs/reports",
         "docs/tensorrt",
+        "docs/openvino",
         "docs/plugins",
         "docs/troubleshooting",
         "SECURITY",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable
@@ -30,6 +31,12 @@ from tests.told import GOLDEN, SETTINGS
 
 TESTS = Path(__file__).parent
 DIGITS = TESTS.parent / "examples" / "digits"
+
+
+def skip_without(package: str) -> None:
+    """Skips where a package is missing; it is not imported, for some tell servers when they are."""
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"needs {package}", allow_module_level=True)
 
 
 @dataclass(frozen=True)

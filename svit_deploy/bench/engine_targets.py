@@ -1,12 +1,12 @@
-"""TensorRT engines as something to bench."""
+"""Engines that were built ahead, TensorRT's, as something to bench."""
 
 from __future__ import annotations
 
 import functools
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from svit_deploy import names
 from svit_deploy.bench.inputs import Inputs, bench_size
@@ -14,11 +14,10 @@ from svit_deploy.bench.settings import BenchSettings, BenchTarget
 from svit_deploy.bench.whole import of_images_alone
 from svit_deploy.bundle import MANIFEST, Bundle, open_bundle
 from svit_deploy.engines.base import Engine
-from svit_deploy.engines.onnxruntime import require_provider
-from svit_deploy.engines.providers import CPU
+from svit_deploy.engines.runtimes import ONNXRUNTIME, TENSORRT
+from svit_deploy.engines.settings import EngineChoice
 from svit_deploy.engines.tensorrt.inspector import LayerCounts, attention_note
-from svit_deploy.engines.tensorrt.loading import check_engine, read_head
-from svit_deploy.engines.tensorrt.runner import TensorRTEngine
+from svit_deploy.engines.tensorrt.loading import read_head
 from svit_deploy.engines.tensorrt.sidecar import read_sidecar, sidecar_path
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.io.files import hash_file
@@ -31,9 +30,9 @@ log = logging.getLogger(__name__)
 
 def require_engine(path: Path, bundle: Bundle | None, settings: BenchSettings) -> None:
     """Raises a SvitDeployError where an engine, alone or of a bundle, cannot run here."""
-    check_engine(path, **_how(settings))
+    TENSORRT.require(path, settings)
     if bundle is not None and bundle.split:
-        require_provider(CPU)
+        ONNXRUNTIME.require(bundle.model_path, EngineChoice())
 
 
 def engine_targets(
@@ -55,8 +54,8 @@ def engine_targets(
             return engine
         return of_images_alone(bundle.with_rest(engine), bundle.task)
 
-    def open_engine(cuda_graph: str) -> TensorRTEngine:
-        return TensorRTEngine(path, cuda_graph=cuda_graph, **_how(settings))
+    def open_engine(cuda_graph: str) -> Engine:
+        return TENSORRT.load(path, replace(settings, cuda_graph=cuda_graph))
 
     read_head(path)
     foreign = settings.allow_foreign and not sidecar_path(path).exists()
@@ -95,21 +94,12 @@ def engine_targets(
             keep_output=names.KEEP_MASK if shows_gates else None,
             task_outputs=outputs,
             provenance=provenance,
-            is_engine=True,
+            runtime=TENSORRT,
+            runs_on=TENSORRT.describe(path, settings),
             notes=functools.partial(_notes, bundle, dynamic and settings.wants_variants),
         )
         for mode in (("on", "off") if both else (settings.cuda_graph,))
     ]
-
-
-def _how(settings: BenchSettings) -> dict[str, Any]:
-    """What an engine needs to be told to run."""
-    plugins = settings.plugin_library
-    return {
-        "allow_foreign": settings.allow_foreign,
-        "plugin_library": None if plugins is None else Path(plugins),
-        "device": settings.device,
-    }
 
 
 def bundle_around(engine: Path) -> Bundle | None:
@@ -157,7 +147,7 @@ def _notes(bundle: Bundle | None, wants_variants: bool, engine: Engine) -> list[
     if wants_variants:
         found.append(
             "an engine cannot be edited, so neither its worst case nor a sweep is timed; bench the "
-            "bundle's ONNX model for those, with --provider"
+            "bundle's ONNX model for those, with --engine onnxruntime"
         )
     if bundle is not None:
         config = bundle.config

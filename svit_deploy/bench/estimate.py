@@ -10,7 +10,6 @@ from svit_deploy.bench.report import TargetInfo
 from svit_deploy.bench.schedule import Phase, Schedule, in_words
 from svit_deploy.bench.settings import KEEP, QUICK_NOTE, BenchSettings, BenchTarget
 from svit_deploy.bench.timing import Lane, compose_batches, run_seconds
-from svit_deploy.engines.providers import CPU
 
 log = logging.getLogger(__name__)
 
@@ -21,14 +20,12 @@ def outline(targets: Sequence[BenchTarget], settings: BenchSettings) -> Iterator
     """Label and text of what will be measured, and how long that takes at least."""
     timing, timed = settings.timing, len(targets)
     for target in targets:
-        provider = f"ONNX Runtime, provider {settings.provider or CPU}"
-        on = "TensorRT" if target.is_engine else provider
         images = f"{len(target.inputs)} images"
         if target.provenance is not None:
             images += f", {target.provenance.images}"
         variants = settings.variants(target)
         also = f"; also {', '.join(variants)}" if variants else ""
-        yield "target", f"{target.label}, on {on}; {images}{also}"
+        yield "target", f"{target.label}, on {target.runs_on}; {images}{also}"
         timed += 1 + len(variants) if variants else 0
     yield "batch", ", ".join(map(str, settings.batches))
     least_s = timed * len(settings.batches) * (timing.warmup_s + timing.duration_s)

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from svit_deploy.bench.clocks import ClockSampler
 from svit_deploy.bench.report import ColdStart, TargetInfo
 from svit_deploy.bench.settings import WORST_CASE, BenchSettings, BenchTarget
 from svit_deploy.bench.timing import Lane, compose_batches
 from svit_deploy.engines.base import Engine
-from svit_deploy.engines.providers import PROVIDERS
 from svit_deploy.engines.tensorrt.cuda import Cuda
 from svit_deploy.errors import SvitDeployError
-
-GPU_PROVIDERS = (PROVIDERS["cuda"], PROVIDERS["tensorrt"])
 
 
 def cold_start(
@@ -54,19 +50,15 @@ def make_lane(target: BenchTarget, label: str, engine: Engine) -> Lane:
 
 
 def clock_sampler(
-    lanes: Sequence[Lane], device: int, closing: contextlib.ExitStack
+    lanes: Sequence[Lane], closing: contextlib.ExitStack
 ) -> tuple[ClockSampler | None, tuple[str, ...]]:
     """What samples the clocks where a GPU is measured, or a note why nothing does."""
-    if not any(_uses_gpu(lane.engine.description) for lane in lanes):
+    gpus = [lane.engine.nvidia_gpu for lane in lanes if lane.engine.nvidia_gpu is not None]
+    if not gpus:
         return None, ()
     try:
-        sampler = ClockSampler(Cuda(device).pci_bus_id)
+        sampler = ClockSampler(Cuda(gpus[0]).pci_bus_id)
     except SvitDeployError as error:
         return None, (f"clocks were not watched: {error.message}",)
     closing.callback(sampler.close)
     return sampler, ()
-
-
-def _uses_gpu(engine: Mapping[str, Any]) -> bool:
-    """Whether an engine of this description runs on an NVIDIA GPU."""
-    return "gpu" in engine or engine.get("provider") in GPU_PROVIDERS

@@ -62,7 +62,7 @@ def run_bench(
     with contextlib.ExitStack() as engines:
         opened = [cold_start(target, settings, clock, engines) for target in targets]
         lanes = [lane for lane, _ in opened]
-        sampler, notes = clock_sampler(lanes, settings.device, engines)
+        sampler, notes = clock_sampler(lanes, engines)
         schedule = make_schedule(targets, opened, settings, clock, start)
         timer = Timer(settings.timing, schedule, settings.seed, clock, progress)
         if sampler is not None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from svit_deploy.engines.base import Engine
+    from svit_deploy.engines.runtimes import Runtime
     from svit_deploy.images import ImageSet
 
 WORST_CASE = "worst-case"
@@ -54,7 +55,8 @@ class BenchTarget:
             forces a keep ratio for the sweep.
         task_outputs: what the timed runs ask for; all outputs but the keep mask by default.
         provenance: for the report.
-        is_engine: whether it is a TensorRT engine.
+        runtime: what runs it.
+        runs_on: the same in words.
         notes: what the report should say of the loaded engine, a sentence each.
     """
 
@@ -67,7 +69,8 @@ class BenchTarget:
     variants: Mapping[str, Callable[[], Engine]] = field(default_factory=dict)
     task_outputs: tuple[str, ...] | None = None
     provenance: Provenance | None = None
-    is_engine: bool = False
+    runtime: Runtime | None = None
+    runs_on: str = ""
     notes: Callable[[Engine], Sequence[str]] | None = None
 
 
@@ -215,7 +218,7 @@ class BenchSettings(RunSettings):
         "auto",
         "CUDA graphs of engines: auto, on, off, or both to compare them.",
         metavar="MODE",
-        after=("provider", "threads"),
+        after=("engine", "engine_precision", "provider", "device", "threads"),
         choices=lambda: GRAPH_MODES,
     )
     plugin_library: str | None = option(
@@ -224,7 +227,6 @@ class BenchSettings(RunSettings):
         metavar="FILE",
         after=("allow_foreign",),
     )
-    device: int = option(0, "GPU index.", metavar="N", low=0)
     seed: int = option(0, "Seed for the order of images and runs.", metavar="N", low=0)
     require_stable: bool = option(False, "Fail if the timings are unstable.")
     fail_above: Mapping[str, float] = option(

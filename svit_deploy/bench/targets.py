@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from svit_deploy import names
 from svit_deploy.bench.engine_targets import bundle_around, engine_targets, require_engine
 from svit_deploy.bench.estimate import outline
 from svit_deploy.bench.inputs import Inputs, bench_size
+from svit_deploy.bench.labels import relabel, split_target
 from svit_deploy.bench.report import BenchReport
 from svit_deploy.bench.run import run_bench
 from svit_deploy.bench.settings import KEEP, BenchSettings, BenchTarget
@@ -24,10 +24,11 @@ from svit_deploy.bench.whole import of_images_alone
 from svit_deploy.bundle import MANIFEST, Bundle, open_bundle
 from svit_deploy.bundle.manifest import UNNAMED
 from svit_deploy.engines.base import Engine
-from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine, require_provider
-from svit_deploy.engines.providers import CPU
+from svit_deploy.engines.runtimes import TENSORRT, Runtime, check_options, runtime_for
 from svit_deploy.errors import InputError, SvitDeployError, UsageError
+from svit_deploy.graph.builder import PRECISIONS
 from svit_deploy.images import check_images
+from svit_deploy.inference.engine import require_among_others
 from svit_deploy.io.files import hash_file
 from svit_deploy.io.onnx_file import (
     DATA_DEPENDENT,
@@ -44,9 +45,6 @@ from svit_deploy.progress import SILENT, Progress
 from svit_deploy.tasks import Task, task_named
 
 log = logging.getLogger(__name__)
-
-ENGINES = (".engine", ".plan", ".trt")
-Load = Callable[[Path | bytes], Engine]
 
 
 @dataclass(frozen=True)
@@ -70,6 +68,9 @@ def bench_paths(
 ) -> BenchReport:
     """Measures bundles, ONNX files or engines against the first of them, the baseline.
 
+    Args:
+        paths: each as `PATH[@ENGINE[:PRECISION]]`.
+
     Raises:
         SvitDeployError: see `find_candidate`, `check_targets` and `run_bench`.
     """
@@ -87,27 +88,39 @@ def bench_paths(
 
 
 def find_candidate(path: Path, settings: BenchSettings) -> Candidate:
-    """Finds out what a path is: a bundle, an ONNX file or an engine.
+    """Finds out what a path is: a bundle, an ONNX file or an engine; and what runs it.
 
-    A bundle that has an engine is benched on it, unless a provider of ONNX Runtime is asked for.
-    Only an engine with `--cuda-graph both` gives more than one target: with and without.
+    Only a TensorRT engine with `--cuda-graph both` gives more than one target: with and without.
+
+    Args:
+        path: as `PATH[@ENGINE[:PRECISION]]`.
 
     Raises:
         InputError: nothing of these, damaged, not a model on images, an image size that it cannot
             run, or no recorded sample of that size.
-        UsageError: noise for a graph whose latency depends on content, or a batch size that it
-            was not exported or built for.
+        UsageError: noise for a graph whose latency depends on content, a batch size that it was
+            not exported or built for, or an engine that does not run it.
         CapabilityError: a foreign engine that cannot be opened here to see what it takes.
     """
-    provider = partial(require_provider, settings.provider or CPU)
+    path, asked, settings = split_target(path, settings)
     if path.is_dir() or path.name == MANIFEST:
         bundle = open_bundle(path)
-        if bundle.engine_path is None or settings.provider is not None:
-            return Candidate(provider, lambda inputs: [_bundle_target(bundle, inputs, settings)])
-        return _engine(bundle.engine_path, bundle.name, bundle, settings)
-    if path.suffix in ENGINES:
-        return _engine(path, path.stem, bundle_around(path), settings)
-    return Candidate(provider, lambda inputs: [_onnx_target(path, inputs, settings)])
+        runtime, file = runtime_for(bundle.runnable, settings)
+        label = bundle.name + asked
+        if not runtime.runs_graphs:
+            return _engine(file, label, bundle, settings)
+        return Candidate(
+            partial(require_among_others, bundle, settings),
+            lambda inputs: [_bundle_target(bundle, runtime, label, inputs, settings)],
+        )
+    runtime, _ = runtime_for([path], settings)
+    label = path.stem + asked
+    if not runtime.runs_graphs:
+        return _engine(path, label, bundle_around(path), settings)
+    return Candidate(
+        partial(runtime.require, path, settings),
+        lambda inputs: [_onnx_target(path, runtime, label, inputs, settings)],
+    )
 
 
 def _engine(path: Path, label: str, bundle: Bundle | None, settings: BenchSettings) -> Candidate:
@@ -130,17 +143,13 @@ def check_targets(targets: Sequence[BenchTarget], settings: BenchSettings) -> No
             "cannot be compared",
             "add --images IMAGES",
         )
-    if settings.cuda_graph != "auto" and not any(target.is_engine for target in targets):
-        raise UsageError(
-            f"--cuda-graph {settings.cuda_graph} has no meaning here, no target is an engine",
-            "leave it out, or bench a bundle that was exported with --target tensorrt",
-        )
+    check_options([target.runtime for target in targets if target.runtime], settings)
     swept = (name for target in targets for name in target.variants)
     if settings.sweep and not any(name.startswith(KEEP) for name in swept):
-        if any(target.is_engine and target.content_dependent for target in targets):
+        if any(t.content_dependent and t.runtime is TENSORRT for t in targets):
             raise UsageError(
                 "an engine cannot be edited to keep given shares of the tokens",
-                "sweep the bundle's ONNX model: add --provider cpu, or another provider",
+                "sweep the bundle's ONNX model: add --engine onnxruntime, or @onnxruntime",
             )
         raise UsageError(
             "the latency of none of the targets depends on the tokens kept, there is no sweep",
@@ -148,18 +157,9 @@ def check_targets(targets: Sequence[BenchTarget], settings: BenchSettings) -> No
         )
 
 
-def relabel(targets: Sequence[BenchTarget]) -> list[BenchTarget]:
-    """Numbers targets that share a label."""
-    labels = [target.label for target in targets]
-    return [
-        dataclasses.replace(target, label=f"{target.label}#{i + 1}")
-        if labels.count(target.label) > 1
-        else target
-        for i, target in enumerate(targets)
-    ]
-
-
-def _bundle_target(bundle: Bundle, inputs: Inputs, settings: BenchSettings) -> BenchTarget:
+def _bundle_target(
+    bundle: Bundle, runtime: Runtime, label: str, inputs: Inputs, settings: BenchSettings
+) -> BenchTarget:
     batch, task = bundle.manifest["batch"], bundle.task
     for count in settings.batches:
         if not batch["min"] <= count <= batch["max"]:
@@ -172,14 +172,13 @@ def _bundle_target(bundle: Bundle, inputs: Inputs, settings: BenchSettings) -> B
     if dynamic:
         inputs.refuse_noise(bundle.name)
     arrays, provenance = inputs.of_bundle(bundle, size, bundle.model_path)
-    load_graph = _loader(settings)
 
     def load(model: Path | bytes) -> Engine:
-        return of_images_alone(load_graph(model), task)
+        return of_images_alone(runtime.load(model, settings, bundle.precision), task)
 
     tokens = bundle.config.at(size).num_tokens
     return BenchTarget(
-        label=bundle.name,
+        label=label,
         engine_factory=lambda: load(bundle.model_path),
         content_dependent=dynamic,
         input_name=names.INPUT,
@@ -188,11 +187,16 @@ def _bundle_target(bundle: Bundle, inputs: Inputs, settings: BenchSettings) -> B
         variants=variants(bundle, load, tokens) if dynamic else {},
         task_outputs=task.outputs(),
         provenance=provenance,
+        runtime=runtime,
+        runs_on=runtime.describe(bundle.model_path, settings, bundle.precision),
     )
 
 
-def _onnx_target(path: Path, inputs: Inputs, settings: BenchSettings) -> BenchTarget:
+def _onnx_target(
+    path: Path, runtime: Runtime, label: str, inputs: Inputs, settings: BenchSettings
+) -> BenchTarget:
     model = load_onnx(path)
+    precision = _precision(model)
     name, size = image_input(model, path)
     sizes = SizeRange.single(size)
     size = bench_size(path.name, sizes, settings)
@@ -205,21 +209,23 @@ def _onnx_target(path: Path, inputs: Inputs, settings: BenchSettings) -> BenchTa
     if dynamic:
         inputs.refuse_noise(path.name)
     inputs.need_some(path.name, dynamic)
-    load, (task, config) = _loader(settings), _told(model, path)
+    task, config = _told(model, path)
     if config is None:
         arrays = inputs.prepare(Preprocess(), size)
     else:
         arrays = inputs.prepare_for(task, config, sizes)
     shown = {output.name for output in model.graph.output}
     return BenchTarget(
-        label=path.stem,
-        engine_factory=lambda: load(path),
+        label=label,
+        engine_factory=lambda: runtime.load(path, settings, precision),
         content_dependent=dynamic,
         input_name=name,
         inputs=arrays,
         keep_output=names.KEEP_MASK if names.KEEP_MASK in shown else None,
         task_outputs=task.outputs() if shown.issuperset(task.outputs()) else None,
         provenance=inputs.provenance(path.name, hash_file(path), path.stat().st_size),
+        runtime=runtime,
+        runs_on=runtime.describe(path, settings, precision),
     )
 
 
@@ -237,6 +243,13 @@ def _told(model: onnx.ModelProto, path: Path) -> tuple[Task, ModelConfig | None]
             f"the metadata of {path} is damaged ({str(error).splitlines()[0][:200]})",
             "export the model again",
         ) from None
+
+
+def _precision(model: onnx.ModelProto) -> str:
+    """The precision of a graph's weights; gates may be finer."""
+    kinds = {tensor.data_type for tensor in model.graph.initializer}
+    halves = (name for name, kind in PRECISIONS.items() if kind in kinds and name != "fp32")
+    return next(halves, "fp32")
 
 
 def image_input(model: onnx.ModelProto, path: Path) -> tuple[str, Size]:
@@ -257,9 +270,3 @@ def image_input(model: onnx.ModelProto, path: Path) -> tuple[str, Size]:
     if not (sizes[2] and sizes[3]):
         raise InputError(f"{path} leaves its image size open", "export it with a fixed size")
     return inputs[0].name, (sizes[2], sizes[3])
-
-
-def _loader(settings: BenchSettings) -> Load:
-    return lambda model: OnnxRuntimeEngine(
-        model, provider=settings.provider or CPU, threads=settings.threads
-    )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from svit_deploy.engines.base import Engine, RunTimes, TensorSpec, Wrapped
+from svit_deploy.engines.base import Engine, TensorSpec, Wrapped
 from svit_deploy.images.prepared import Prepared
 from svit_deploy.names import INPUT
 from svit_deploy.tasks import Task
@@ -45,7 +45,3 @@ class WholeImages(Wrapped):
             feeds = self.task.feeds([blank] * shape[0])
             self._known[shape] = {name: feeds[name] for name in self._added}
         return self._known[shape]
-
-    @property
-    def last_times(self) -> RunTimes | None:
-        return self.engine.last_times

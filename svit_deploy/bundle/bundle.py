@@ -139,20 +139,10 @@ class Bundle:
         """Raises UsageError for an image size that the graph does not run."""
         self.sizes.check_profiles(profiles)
 
-    def load_engine(self, *, allow_foreign: bool = False) -> Engine:
-        """The bundle's engine, for batches of any size.
-
-        Raises:
-            SvitDeployError: there is none, or it cannot run here (`TensorRTEngine`).
-        """
-        from svit_deploy.engines.batches import Batches
-        from svit_deploy.engines.tensorrt.runner import TensorRTEngine
-
-        if self.engine_path is None:
-            raise InputError(f"{self.name} has no engine", "export it with --target tensorrt")
-        engine = TensorRTEngine(self.engine_path, allow_foreign=allow_foreign)
-        batch = self.manifest["batch"]
-        return self.with_rest(Batches(engine, batch["min"], batch["max"]))
+    @property
+    def runnable(self) -> tuple[Path, ...]:
+        """The files of the model that an engine may run, one built of the graph first."""
+        return tuple(path for path in (self.engine_path, self.model_path) if path is not None)
 
     @property
     def precision(self) -> str:

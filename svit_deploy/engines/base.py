@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from svit_deploy.errors import InputError
+from svit_deploy.model.profiles import Profile
 
 EngineT = TypeVar("EngineT", bound="Engine")
 
@@ -50,7 +51,12 @@ class Engine(abc.ABC):
 
     The constructor loads; `close` frees. Use it as a context manager. Arrays go in and come out
     in host memory, so the time of `run` is host to host.
+
+    Attributes:
+        profiles: shapes that it was built for; none where it takes what its inputs say.
     """
+
+    profiles: tuple[Profile, ...] = ()
 
     @abc.abstractmethod
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -89,6 +95,11 @@ class Engine(abc.ABC):
         """Where the time of the last run went, if the runtime can tell."""
         return None
 
+    @property
+    def nvidia_gpu(self) -> int | None:
+        """Number of the NVIDIA GPU that it runs on, if it does."""
+        return None
+
     def __enter__(self: EngineT) -> EngineT:
         return self
 
@@ -119,6 +130,14 @@ class Wrapped(Engine):
     @property
     def description(self) -> dict[str, Any]:
         return self.engine.description
+
+    @property
+    def last_times(self) -> RunTimes | None:
+        return self.engine.last_times
+
+    @property
+    def nvidia_gpu(self) -> int | None:
+        return self.engine.nvidia_gpu
 
 
 def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, np.ndarray]) -> None:

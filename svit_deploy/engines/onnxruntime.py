@@ -12,7 +12,7 @@ import numpy as np
 
 from svit_deploy.engines.base import Engine, TensorSpec, check_feeds, check_outputs
 from svit_deploy.engines.onnxruntime_log import captured_output, first_error, one_line
-from svit_deploy.engines.providers import PROVIDERS, full_provider_name, install_fix
+from svit_deploy.engines.providers import NVIDIA, PROVIDERS, full_provider_name, install_fix
 from svit_deploy.errors import CapabilityError, InputError, SvitDeployError, UsageError
 from svit_deploy.machine.packages import require_onnxruntime
 
@@ -121,6 +121,10 @@ class OnnxRuntimeEngine(Engine):
     def description(self) -> dict[str, Any]:
         return dict(self._description)
 
+    @property
+    def nvidia_gpu(self) -> int | None:
+        return 0 if self._provider in NVIDIA else None  # no other is asked of a provider
+
     def run(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
@@ -145,7 +149,7 @@ class OnnxRuntimeEngine(Engine):
         on_cpu = self._provider == PROVIDERS["cpu"]
         with captured_output() as log:
             ort.set_default_logger_severity(_ERROR)
-            if self._provider in (PROVIDERS["cuda"], PROVIDERS["tensorrt"]):
+            if self._provider in NVIDIA:
                 ort.preload_dlls()  # finds the CUDA libraries that pip installed
             try:
                 session = ort.InferenceSession(

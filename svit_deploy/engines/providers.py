@@ -16,6 +16,8 @@ PROVIDERS = {
     "migraphx": "MIGraphXExecutionProvider",
     "qnn": "QNNExecutionProvider",
 }
+NVIDIA = (PROVIDERS["cuda"], PROVIDERS["tensorrt"])
+"""Those that run on an NVIDIA GPU."""
 _INSTALL = {
     "CUDAExecutionProvider": "pip install 'onnxruntime-gpu[cuda,cudnn]'",
     "TensorrtExecutionProvider": "pip install onnxruntime-gpu tensorrt",

@@ -5,28 +5,66 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from svit_deploy.engines.providers import PROVIDERS
+from svit_deploy.errors import UsageError
 from svit_deploy.options import option
+
+ENGINES = ("onnxruntime", "openvino", "tensorrt")
+"""Names of the engines; `runtimes` has a row for each."""
+PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
+"""What models run in, from the finest to the coarsest, and what OpenVINO calls it."""
+
+
+def parse_precision(text: str, flag: str) -> str:
+    """Reads `f32` or `fp32`; raises UsageError for what is no precision."""
+    for name, other in PRECISIONS.items():
+        if text.lower() in (name, other):
+            return name
+    raise UsageError(f"{flag} {text!r} is unknown", f"use one of {', '.join(PRECISIONS.values())}")
+
+
+def coarser(one: str, other: str) -> str:
+    """The coarser of two precisions."""
+    return max(one, other, key=list(PRECISIONS).index)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProviderSettings:
-    """What runs a graph. Without a provider a bundle's engine does, if it has one."""
+class EngineChoice:
+    """Which engine runs a model, and how; `runtimes` has the engines."""
 
+    engine: str | None = option(
+        None,
+        "Engine: onnxruntime, openvino or tensorrt. By default the TensorRT engine that the "
+        "bundle brings, else onnxruntime.",
+        metavar="NAME",
+        choices=lambda: ENGINES,
+    )
+    engine_precision: str | None = option(
+        None,
+        "Precision in which openvino computes: f32, bf16 or f16. By default the bundle's own.",
+        metavar="TYPE",
+        parse=parse_precision,
+        choices=PRECISIONS.values,
+    )
     provider: str | None = option(
         None,
-        "ONNX Runtime provider: cpu, cuda, tensorrt, ... By default the bundle's TensorRT "
-        "engine runs if it has one, else cpu.",
+        "ONNX Runtime provider: cpu, cuda, tensorrt, ...; cpu by default. Given, the graph runs "
+        "even where the bundle brings an engine.",
         metavar="NAME",
         choices=lambda: PROVIDERS,
     )
+    device: str | None = option(
+        None,
+        "Device of openvino: CPU, GPU or NPU; of a TensorRT engine: the number of the GPU.",
+        metavar="NAME",
+    )
     threads: int = option(
-        0, "ONNX Runtime threads per operator; 0 means one per core.", metavar="N", low=0, high=1024
+        0, "CPU threads per operator; 0 means one per core.", metavar="N", low=0, high=1024
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunSettings(ProviderSettings):
-    """What runs a graph or an engine."""
+class RunSettings(EngineChoice):
+    """The same where a file of unknown origin may be run."""
 
     allow_foreign: bool = option(
         False,

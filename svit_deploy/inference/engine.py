@@ -1,56 +1,83 @@
-"""What runs a bundle: its engine, or its graph in ONNX Runtime."""
+"""What runs a bundle: the engine that is asked for, by default the one that it brings."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from svit_deploy.bundle import Bundle
 from svit_deploy.engines.base import Engine
-from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine, require_provider
-from svit_deploy.engines.providers import CPU
-from svit_deploy.engines.settings import ProviderSettings, RunSettings
-from svit_deploy.engines.tensorrt.loading import check_engine
+from svit_deploy.engines.batches import Batches
+from svit_deploy.engines.runtimes import ONNXRUNTIME, Runtime, check_options, runtime_for
+from svit_deploy.engines.settings import EngineChoice, coarser
 from svit_deploy.graph.half_precision import emulate_halves, inline_functions
 from svit_deploy.plan import Plan
 
 
-def runs_engine(bundle: Bundle, settings: ProviderSettings) -> bool:
-    """Whether what runs is the bundle's engine."""
-    return bundle.engine_path is not None and settings.provider is None
+def choose(bundle: Bundle, settings: EngineChoice) -> tuple[Runtime, Path]:
+    """What runs a bundle, and which of its files; raises UsageError where nothing does."""
+    return runtime_for(bundle.runnable, settings)
 
 
-def require_run(bundle: Bundle, settings: RunSettings) -> None:
-    """Raises a SvitDeployError where `open_bundle_engine` would; call it before any work."""
-    engine = bundle.engine_path
-    if engine is not None and settings.provider is None:
-        check_engine(engine, allow_foreign=settings.allow_foreign)
-    if bundle.split or not runs_engine(bundle, settings):
-        require_provider(settings.provider or CPU)
+def computed_in(bundle: Bundle, settings: EngineChoice) -> str:
+    """The precision of a bundle's results: its own, or the engine's if that is coarser.
+
+    Raises:
+        UsageError: the task's results do not survive it.
+    """
+    runtime, _ = choose(bundle, settings)
+    asked = runtime.given(settings).get("engine_precision", bundle.precision)
+    precision = coarser(bundle.precision, asked)
+    if precision != bundle.precision:
+        bundle.task.check_precision(precision)
+    return precision
 
 
-def tell_run(plan: Plan, bundle: Bundle, settings: ProviderSettings) -> None:
+def require_run(bundle: Bundle, settings: EngineChoice) -> None:
+    """Raises a SvitDeployError where a bundle cannot run as asked; call it before any work."""
+    runtime, _ = choose(bundle, settings)
+    check_options([runtime], settings)
+    require_among_others(bundle, settings)
+
+
+def require_among_others(bundle: Bundle, settings: EngineChoice) -> None:
+    """The same where options may be meant for another engine."""
+    runtime, file = choose(bundle, settings)
+    runtime.require(file, settings, bundle.precision)
+    computed_in(bundle, settings)
+    if bundle.split and not runtime.runs_graphs:
+        ONNXRUNTIME.require(bundle.model_path, EngineChoice())
+
+
+def runs_on(bundle: Bundle, settings: EngineChoice) -> str:
+    """What runs a bundle, in words."""
+    runtime, file = choose(bundle, settings)
+    return runtime.describe(file, settings, bundle.precision)
+
+
+def tell_run(plan: Plan, bundle: Bundle, settings: EngineChoice) -> None:
     """What will be run, and on what."""
     plan.tell("bundle", f"{bundle.name}, token mode {bundle.mode.value}, {bundle.precision}")
-    on = f"ONNX Runtime, provider {settings.provider or CPU}"
-    if bundle.engine_path is not None and settings.provider is None:
-        on = f"its engine {bundle.engine_path.name}"
-    plan.tell("runs on", on)
+    plan.tell("runs on", runs_on(bundle, settings))
 
 
-def is_emulated(bundle: Bundle, settings: ProviderSettings) -> bool:
-    """Whether a bfloat16 graph is emulated: ONNX Runtime has no such products on a CPU."""
-    on_cpu = (settings.provider or CPU) == CPU and not runs_engine(bundle, settings)
-    return on_cpu and bundle.precision == "bf16"
+def is_emulated(bundle: Bundle, settings: EngineChoice) -> bool:
+    """Whether the graph's precision is emulated, for what runs it has no such products."""
+    runtime, _ = choose(bundle, settings)
+    return runtime.lacks(bundle.precision, settings)
 
 
-def open_bundle_engine(bundle: Bundle, settings: RunSettings) -> Engine:
-    """What the bundle ships, as it is; its graph where a provider is named.
+def open_bundle_engine(bundle: Bundle, settings: EngineChoice) -> Engine:
+    """What the bundle ships, as it is, for batches of any size.
 
     Raises:
         SvitDeployError: it cannot run here.
     """
-    if runs_engine(bundle, settings):
-        return bundle.load_engine(allow_foreign=settings.allow_foreign)
-    model = bundle.model_path
-    if is_emulated(bundle, settings):
+    runtime, file = choose(bundle, settings)
+    if runtime.lacks(bundle.precision, settings):
         content = emulate_halves(inline_functions(bundle.load_model())).SerializeToString()
-        return OnnxRuntimeEngine(content, provider=CPU, threads=settings.threads)
-    return OnnxRuntimeEngine(model, provider=settings.provider or CPU, threads=settings.threads)
+        return runtime.load(content, settings)
+    engine = runtime.load(file, settings, bundle.precision)
+    if runtime.runs_graphs:
+        return engine
+    batch = bundle.manifest["batch"]
+    return bundle.with_rest(Batches(engine, batch["min"], batch["max"]))

@@ -17,6 +17,7 @@ from rich.text import Text
 from svit_deploy import __version__
 from svit_deploy.errors import SvitDeployError
 from svit_deploy.inspection.nvidia import COMMANDS, examine_nvidia
+from svit_deploy.inspection.openvino import ON_OPENVINO, examine_openvino
 from svit_deploy.machine.environment import (
     cpu_model,
     installed_version,
@@ -151,21 +152,21 @@ class Diagnosis:
 
 
 def examine() -> Diagnosis:
-    """Looks at this machine; of the packages it imports ONNX Runtime only, for its providers."""
+    """Looks at this machine; it imports ONNX Runtime and OpenVINO only, for what they run on."""
     findings: tuple[Finding, ...] = (
         _python(),
         *map(_package, REQUIREMENTS),
         *_runtime(),
         *_machine(),
     )
-    findings += tuple(Finding(*found) for found in examine_nvidia())
+    findings += tuple(Finding(*found) for found in (examine_openvino(), *examine_nvidia()))
     commands = {
         command: tuple(
             f"{finding.name} is {finding.state}"
             for finding in findings
             if finding.state != "ok" and command in finding.needed_for
         )
-        for command in (*EVERY, *COMMANDS)
+        for command in (*EVERY, ON_OPENVINO, *COMMANDS)
     }
     return Diagnosis(findings, commands)
 

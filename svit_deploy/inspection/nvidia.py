@@ -18,7 +18,7 @@ BUILD = {target: f"export --target {target}" for target in TARGETS}
 WITH_PLUGINS = "export --target tensorrt --plugins"
 RUN, COMPILE = "engines: verify, bench", "plugins build"
 COMMANDS = (*BUILD.values(), WITH_PLUGINS, RUN, COMPILE)
-State = Literal["ok", "missing", "too old", "unusable"]
+State = Literal["ok", "missing", "too old", "broken", "unusable"]
 Found = tuple[str, State, str, tuple[str, ...], str]
 """Name, state, detail, the commands that need it, and what to type if it is not ok."""
 

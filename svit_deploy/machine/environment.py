@@ -19,6 +19,7 @@ PACKAGES = (
     "onnxruntime-gpu",
     "onnxruntime-directml",
     "onnxruntime-openvino",
+    "openvino",
     "tensorrt",
     "tensorrt_rtx_cu13",
     "cuda-bindings",

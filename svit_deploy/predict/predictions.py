@@ -12,7 +12,7 @@ from pathlib import Path
 from svit_deploy.bundle import Bundle
 from svit_deploy.errors import InputError
 from svit_deploy.images import ImageSource, check_images, source_of
-from svit_deploy.inference.engine import open_bundle_engine, require_run, tell_run
+from svit_deploy.inference.engine import open_bundle_engine, require_run, runs_on, tell_run
 from svit_deploy.inference.stream import Seen, Stream
 from svit_deploy.io.files import check_writable, write_file
 from svit_deploy.model.class_names import ClassNames
@@ -117,7 +117,7 @@ def _rows(
         describe = describe_results(bundle, show, settings.annotations)
     run = {
         "model_sha256": bundle.model_sha256,
-        "provider": settings.provider,
+        "runs_on": runs_on(bundle, settings),
         "format": form,
         **asdict(show),
         "classes": _digest(classes.names),

@@ -6,8 +6,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from svit_deploy.engines.providers import CPU, PROVIDERS
-from svit_deploy.engines.settings import ProviderSettings
+from svit_deploy.engines.settings import EngineChoice
 from svit_deploy.inference.settings import InferenceSettings
 from svit_deploy.options import ANNOTATIONS, CLASS_NAMES, IMAGES, MAX_IMAGES, option
 
@@ -65,14 +64,8 @@ class PredictSettings(InferenceSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisualizeSettings(ProviderSettings):
-    """Whose tokens to draw, and what runs the model: always its graph, never its engine."""
+class VisualizeSettings(EngineChoice):
+    """Whose tokens to draw, and what runs the model: always its graph, never one built of it."""
 
     images: Path | ImageSet = IMAGES(MISSING)
     max_images: int = MAX_IMAGES(100)
-    provider: str = option(
-        CPU,
-        "ONNX Runtime provider: cpu, cuda, tensorrt, ...",
-        metavar="NAME",
-        choices=lambda: PROVIDERS,
-    )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from svit_deploy.bundle import Bundle
-from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine, require_provider
+from svit_deploy.engines.runtimes import runtime_for
 from svit_deploy.errors import InputError
 from svit_deploy.images import images_of
 from svit_deploy.images.overlay import (
@@ -24,7 +25,7 @@ from svit_deploy.images.overlay import (
 )
 from svit_deploy.images.prepared import groups
 from svit_deploy.images.preprocess import denormalise
-from svit_deploy.inference.engine import tell_run
+from svit_deploy.inference.engine import open_bundle_engine, require_run, tell_run
 from svit_deploy.model.config import TokenMode
 from svit_deploy.names import KEEP_MASK
 from svit_deploy.plan import RUN, Plan
@@ -57,12 +58,14 @@ def draw_token_maps(
         InputError: the images have several sizes, the graph has no keep masks, or `output` cannot
             be used.
         ExportError: `output` cannot be written.
-        CapabilityError: ONNX Runtime or its provider is missing.
+        CapabilityError: the engine or its device is missing.
     """
     _refuse_without_masks(bundle)
     task, config = bundle.task, bundle.config
     plan.needs(check_result_folder, output, USAGE, MAPS)
-    plan.needs(require_provider, settings.provider)
+    runtime, _ = runtime_for([bundle.model_path], settings)
+    settings = replace(settings, engine=runtime.name)  # even where the bundle brings an engine
+    plan.needs(require_run, bundle, settings)
     images = images_of(settings.images, settings.max_images, progress)
     tell_run(plan, bundle, settings)
     plan.tell("images", f"{len(images)} ({images.source})")
@@ -70,9 +73,7 @@ def draw_token_maps(
     plan.begin()
     prepared = list(prepare_all(images, task, config, bundle.sizes))
     masks: list[np.ndarray] = []
-    with OnnxRuntimeEngine(
-        bundle.model_path, provider=settings.provider, threads=settings.threads
-    ) as engine:
+    with open_bundle_engine(bundle, settings) as engine:
         for group in groups(prepared, task.together):
             progress.update("running the model", sum(map(len, masks)) / len(prepared))
             masks.append(engine.run(task.feeds(group), [KEEP_MASK])[KEEP_MASK])

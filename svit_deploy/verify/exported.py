@@ -11,14 +11,16 @@ import onnx
 from svit_deploy import names
 from svit_deploy.bundle import Bundle
 from svit_deploy.engines.base import Engine
-from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
-from svit_deploy.engines.providers import CPU
+from svit_deploy.engines.runtimes import ONNXRUNTIME, check_options
+from svit_deploy.engines.settings import EngineChoice
+from svit_deploy.errors import UsageError
 from svit_deploy.graph.edit import add_outputs
 from svit_deploy.graph.half_precision import emulate_halves, inline_functions, view_in_float32
 from svit_deploy.images.prepared import Prepared
-from svit_deploy.inference.engine import open_bundle_engine, runs_engine
+from svit_deploy.inference.engine import choose, computed_in, open_bundle_engine
 from svit_deploy.model.result import Outputs, Result, Selected
 from svit_deploy.tasks import Runs
+from svit_deploy.tasks.limits import Limits
 from svit_deploy.verify.decisions import GateFlips, compare_selections, effective_keep
 from svit_deploy.verify.report import VerifyReport
 from svit_deploy.verify.settings import VerifySettings
@@ -39,7 +41,12 @@ class ModelUnderTest:
 
     def __init__(self, bundle: Bundle, settings: VerifySettings, report: VerifyReport) -> None:
         self.bundle, self.settings, self.report = bundle, settings, report
-        self.config, self.task, self.limits = bundle.config, bundle.task, report.limits
+        self.runtime, _ = choose(bundle, settings)
+        # What is edited is a graph: another engine runs it where one was built of it.
+        self.graphs = ONNXRUNTIME if self.runs_engine else self.runtime
+        check_options((self.runtime, self.graphs), settings)
+        self.config, self.task = bundle.config, bundle.task
+        self.limits = self._limits()
         self.model = self._editable(inline_functions(bundle.load_model()))
         self.method, self.gates = bundle.family.method, range(self.config.num_gates)
         self.values = self.method.values(self.config)
@@ -59,11 +66,31 @@ class ModelUnderTest:
 
     # What runs.
 
+    def _limits(self) -> Limits:
+        """The limits of the precision of the results.
+
+        Raises:
+            UsageError: the task's results do not survive it, or no limits are known.
+        """
+        bundle, precision = self.bundle, computed_in(self.bundle, self.settings)
+        if precision != bundle.precision:
+            if bundle.precision != "fp32":
+                raise UsageError(
+                    f"{bundle.name} was exported in {bundle.precision}, and nothing says what "
+                    f"it may be off by in {precision}",
+                    f"verify a bundle in fp32 or {precision}",
+                )
+            self.report.limits = self.task.limits[precision]
+            self.report.notes.append(
+                f"{self.runtime.name} computes in {precision}, whose limits are what counts"
+            )
+        return self.report.limits
+
     def _editable(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """The graph with all that is fed or looked at in float32."""
         if self.bundle.precision == "fp32":
             return model
-        if self.provider == CPU:
+        if self.graphs.widens(self.bundle.precision, self.settings):
             self.report.notes.append(
                 f"where its stages are looked at, {self.bundle.precision} is emulated: float32 "
                 "operators, every result rounded"
@@ -75,20 +102,21 @@ class ModelUnderTest:
         """The graph in half precision with the same weights, computing in float32."""
         return emulate_halves(inline_functions(self.bundle.load_model()), exact=True)
 
-    @property
-    def provider(self) -> str:
-        """Where edited graphs run."""
-        return self.settings.provider or CPU
+    def engine(self, model: onnx.ModelProto, *, exact: bool = False) -> Engine:
+        """Runs a graph on the engine under verification.
 
-    def engine(self, model: onnx.ModelProto, provider: str | None = None) -> Engine:
-        """Runs a graph, where nobody says otherwise on the provider under verification."""
-        content, provider = model.SerializeToString(), provider or self.provider
-        return OnnxRuntimeEngine(content, provider=provider, threads=self.settings.threads)
+        Args:
+            exact: on a processor instead, every operator in its own precision.
+        """
+        content = model.SerializeToString()
+        if exact:
+            return ONNXRUNTIME.load(content, EngineChoice(threads=self.settings.threads))
+        return self.graphs.load(content, self.settings, self.bundle.precision)
 
     @property
     def runs_engine(self) -> bool:
-        """Whether what the bundle ships is an engine, which cannot be edited."""
-        return runs_engine(self.bundle, self.settings)
+        """Whether what runs was built of the graph, so that it cannot be edited."""
+        return not self.runtime.runs_graphs
 
     def file(self) -> Engine:
         """What the bundle ships, as it is: its engine or its graph."""

@@ -6,15 +6,14 @@ from dataclasses import fields
 from typing import Any
 
 from svit_deploy.bundle import Bundle
-from svit_deploy.engines.onnxruntime import require_provider
-from svit_deploy.engines.providers import CPU
-from svit_deploy.engines.settings import RunSettings
+from svit_deploy.engines.runtimes import ONNXRUNTIME
+from svit_deploy.engines.settings import EngineChoice, RunSettings
 from svit_deploy.errors import UsageError
 from svit_deploy.evaluate.labelled import open_labelled
 from svit_deploy.evaluate.run import evaluate_labelled
 from svit_deploy.evaluate.settings import EvaluateSettings
 from svit_deploy.images import check_images, images_of
-from svit_deploy.inference.engine import require_run, runs_engine, tell_run
+from svit_deploy.inference.engine import choose, require_run, tell_run
 from svit_deploy.machine.packages import require, require_torch
 from svit_deploy.model.assumption import in_words
 from svit_deploy.plan import RUN, Plan
@@ -52,9 +51,10 @@ def verify_bundle(
             "--annotations needs a detector and the images that they are of",
             "add --images IMAGES, or leave it out",
         )
-    plan.needs(require_provider, settings.provider or CPU)  # of edited graphs, engine or not
-    if runs_engine(bundle, settings):
-        plan.needs(require_run, bundle, settings)
+    plan.needs(require_run, bundle, settings)
+    runtime, _ = choose(bundle, settings)
+    if not (runtime.runs_graphs and bundle.precision == "fp32"):  # edited graphs run there
+        plan.needs(ONNXRUNTIME.require, bundle.model_path, EngineChoice())
     plan.needs(check_images, settings.images)
     tell_run(plan, bundle, settings)
     if bundle.assumed:

@@ -25,7 +25,8 @@ class VerifySettings(RunSettings, LoadSettings):
             them; the bundle's own samples are what is compared.
         arch, overrides: what the checkpoint's weights cannot tell, independently of the bundle;
             by default the bundle's manifest is trusted for it.
-        provider: an engine cannot be taken apart: what needs edited graphs runs on cpu then.
+        engine: one that was built cannot be taken apart: what needs edited graphs runs in ONNX
+            Runtime then.
         companions: images run alone and inside a batch.
 
     Raises:

@@ -58,7 +58,7 @@ class Stages:
                 name: (f"{name}.rows", f"{name}.width") for name in self.model.bundle.stages
             }
             graph = feed_values(graph, shapes | self.fed_maps)
-        return self.model.engine(graph, "cpu" if self.exact else None)
+        return self.model.engine(graph, exact=self.exact)
 
     @property
     def packs(self) -> bool:

@@ -113,6 +113,10 @@ class FakeEngine(Engine):
     def last_times(self):
         return self.times
 
+    @property
+    def nvidia_gpu(self):
+        return 0 if "gpu" in self.about else None
+
     def run(self, feeds, outputs=None):
         assert self.name in self.world.open
         images = feeds["x"][:, 0, 0, 0].astype(int)

@@ -100,14 +100,15 @@ def prepare(path: Path, inputs: Inputs | None = None, **settings: Any):
 def test_a_bundle_runs_on_its_engine_unless_a_provider_is_asked_for(device, bundle, pictures):
     path = bundle()
     (target,) = prepare(path, pictures)
-    assert (target.label, target.is_engine, target.keep_output) == ("budget-trt", True, "keep_mask")
+    assert (target.label, target.runtime.name) == ("budget-trt", "tensorrt")
+    assert target.keep_output == "keep_mask"
     entry = open_bundle(path).manifest["files"][NAME]
     assert target.provenance.model_sha256 == entry["sha256"]
     with target.engine_factory() as engine:
         assert isinstance(engine, TensorRTEngine)
     (on_cpu,) = prepare(path, pictures, provider="cpu")
     assert on_cpu.inputs is target.inputs
-    assert not on_cpu.is_engine
+    assert on_cpu.runtime.name == "onnxruntime"
     with on_cpu.engine_factory() as engine:
         assert isinstance(engine, OnnxRuntimeEngine)
 
@@ -161,7 +162,7 @@ def test_a_dynamic_engine_says_what_it_cannot(device, bundle, pictures):
     with pytest.raises(UsageError, match="noise would measure something else"):
         prepare(path, Inputs(noise=True))
     sweep = BenchSettings(sweep_tokens=Path("sweep.png"))
-    with pytest.raises(UsageError, match=r"engine cannot be edited.*add --provider cpu"):
+    with pytest.raises(UsageError, match=r"engine cannot be edited.*add --engine onnxruntime"):
         check_targets([target], sweep)
     check_targets([target, *prepare(path, pictures, provider="cpu")], sweep)
     (on,) = prepare(path, pictures, cuda_graph="on")
@@ -249,7 +250,7 @@ def test_a_bundle_whose_engine_lost_its_sidecar(device, bundle):
 
 def test_options_that_mean_nothing_are_refused(device, bundle, exported, pictures):
     targets = prepare(exported("dense"), pictures)
-    with pytest.raises(UsageError, match="--cuda-graph both has no meaning here, no target is an"):
+    with pytest.raises(UsageError, match="--cuda-graph both has no meaning for onnx"):
         check_targets(targets, BenchSettings(cuda_graph="both"))
     with pytest.raises(UsageError, match="'yes' is unknown; use auto, on, off, both"):
         BenchSettings(cuda_graph="yes")

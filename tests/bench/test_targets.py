@@ -12,13 +12,15 @@ from onnx import TensorProto, helper
 
 from svit_deploy import api
 from svit_deploy.bench.inputs import Inputs
+from svit_deploy.bench.labels import relabel, split_target
 from svit_deploy.bench.settings import KEEP, WORST_CASE, BenchSettings, BenchTarget
-from svit_deploy.bench.targets import check_targets, find_candidate, image_input, relabel
+from svit_deploy.bench.targets import check_targets, find_candidate, image_input
 from svit_deploy.bench.variants import SWEEP, ForcedKeep
 from svit_deploy.bundle.bundle import open_bundle
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.images.sets import load_images, synthetic_images
 from svit_deploy.model.config import Preprocess
+from tests.conftest import skip_without
 
 pytest.importorskip("torch")
 
@@ -109,6 +111,60 @@ def test_noise():
 
 def target(label: str, **options) -> BenchTarget:
     return BenchTarget(label, lambda: None, False, "x", np.zeros((1, 3, 2, 2)), **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "label", "engine", "precision"),
+    [
+        ("out/dense", "out/dense", "", None, None),
+        ("out/dense@openvino", "out/dense", "@openvino", "openvino", None),
+        ("out/dense@openvino:bf16", "out/dense", "@openvino:bf16", "openvino", "bf16"),
+        ("out/dense/@openvino:f16", "out/dense", "@openvino:f16", "openvino", "fp16"),
+        ("a@b/model.onnx@onnxruntime", "a@b/model.onnx", "@onnxruntime", "onnxruntime", None),
+        ("a@b/dense", "a@b/dense", "", None, None),
+    ],
+)
+def test_engine_and_precision_of_a_target(text, path, label, engine, precision):
+    found, asked, settings = split_target(Path(text), SETTINGS)
+    assert (found, asked, settings.engine) == (Path(path), label, engine)
+    assert settings.engine_precision == precision
+
+
+def test_what_follows_the_at_must_be_an_engine(tmp_path):
+    for text, message in (
+        ("out@tpu", "engine 'tpu' is unknown; use one of onnxruntime, openvino, tensorrt"),
+        ("out@openvino:int8", "'int8' is unknown; use one of f32, f16, bf16"),
+        ("out@onnxruntime:bf16", "bf16 has no meaning for onnxruntime"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            split_target(Path(text), SETTINGS)
+    (tmp_path / "run@7").mkdir()
+    assert split_target(tmp_path / "run@7", SETTINGS) == (tmp_path / "run@7", "", SETTINGS)
+
+
+def test_engines_side_by_side(folder, tmp_path, monkeypatch):
+    skip_without("openvino")
+    monkeypatch.setenv("SVIT_DEPLOY_CACHE", str(tmp_path))
+    targets = ["dense@onnxruntime", "dynamic@openvino", "dynamic", "dynamic/model.onnx@openvino"]
+    report = api.bench(
+        [folder / target for target in targets],
+        images=DIGITS / "heldout.npz",
+        max_images=6,
+        quick=True,
+        threads=1,
+    )
+    assert [result.label for result in report.results] == [
+        "dense@onnxruntime",
+        "dynamic@openvino",
+        "dynamic",
+        "model@openvino",
+    ]
+    runtimes = [target.engine["runtime"] for target in report.targets]
+    assert runtimes == ["onnxruntime", "openvino", "onnxruntime", "openvino"]
+    on_openvino, on_onnxruntime = report.results[1:3]
+    assert on_openvino.kept == on_onnxruntime.kept
+    assert on_openvino.worst_case is not None
+    assert on_openvino.speedup is not None
 
 
 def test_labels_are_made_unique():

@@ -25,6 +25,8 @@ from packaging.requirements import Requirement
 from PIL import Image
 
 from svit_deploy import api
+from svit_deploy.bench.labels import split_target
+from svit_deploy.bench.settings import BenchSettings
 from svit_deploy.cli import main
 from svit_deploy.images import synthetic_images
 from svit_deploy.loading.presets import PRESETS
@@ -180,13 +182,16 @@ class Reader:
 
 
 def paths_in(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
-    """The paths among values, in settings and lists, too, by the names of their arguments."""
+    """The paths among values, in settings and lists, too, by the names of their arguments.
+
+    What runs a path, behind its @, is read and left out.
+    """
     for name, value in arguments.items():
         if dataclasses.is_dataclass(value):
             yield from paths_in({f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
         for item in value if isinstance(value, (list, tuple)) else [value]:
             if isinstance(item, Path):
-                yield name, item
+                yield name, split_target(item, BenchSettings())[0]
 
 
 def tried(command: Sequence[str]) -> str:

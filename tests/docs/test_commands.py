@@ -30,6 +30,7 @@ NOT_RUN = {
     ("docs/detection.md", MINUTES): 1,
     ("docs/gpu.md", GPU): 1,
     ("docs/methods.md", MINUTES): 1,
+    ("docs/openvino.md", MINUTES): 1,
     ("docs/plugins.md", "needs nvcc and TensorRT's headers"): 1,
     ("docs/speed.md", MINUTES): 2,
     ("docs/tensorrt.md", GPU): 3,

@@ -20,42 +20,7 @@ from svit_deploy.engines.onnxruntime import (
 from svit_deploy.engines.onnxruntime_log import one_line
 from svit_deploy.engines.providers import full_provider_name
 from svit_deploy.errors import CapabilityError, InputError, UsageError
-
-
-def model_bytes(nodes, inputs, outputs, weights=(), ir_version=10) -> bytes:
-    infos = [
-        [helper.make_tensor_value_info(name, kind, shape) for name, kind, shape in side]
-        for side in (inputs, outputs)
-    ]
-    graph = helper.make_graph(nodes, "test", *infos, list(weights))
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("strange", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version).SerializeToString()
-
-
-def linear() -> bytes:
-    """`x` float32 `[B, 3, 2, 2]` to `sum` `[B, 1]` (the sum of an image) and `positive` bool."""
-    ones = helper.make_tensor("ones", TensorProto.FLOAT, [12, 1], np.ones(12, np.float32))
-    zero = helper.make_tensor("zero", TensorProto.FLOAT, [], [0.0])
-    nodes = [
-        helper.make_node("Flatten", ["x"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "ones"], ["sum"]),
-        helper.make_node("Greater", ["x", "zero"], ["positive"]),
-    ]
-    shape = ["B", 3, 2, 2]
-    return model_bytes(
-        nodes,
-        [("x", TensorProto.FLOAT, shape)],
-        [("sum", TensorProto.FLOAT, ["B", 1]), ("positive", TensorProto.BOOL, shape)],
-        [ones, zero],
-    )
-
-
-def dynamic() -> bytes:
-    """`x` float32 `[N]` to the rows that are not zero, int64 `[1, K]`: K depends on the content."""
-    nodes = [helper.make_node("NonZero", ["x"], ["rows"])]
-    return model_bytes(
-        nodes, [("x", TensorProto.FLOAT, ["N"])], [("rows", TensorProto.INT64, [1, None])]
-    )
+from tests.engines.graphs import dynamic, linear, model_bytes
 
 
 @pytest.fixture
@@ -85,58 +50,6 @@ def test_runs_and_describes_itself(images, tmp_path):
 def test_every_optimization_level_gives_the_same(images, level):
     with OnnxRuntimeEngine(linear(), graph_optimization=level) as engine:
         assert engine.run({"x": images})["sum"].ravel().tolist() == [66, 210]
-
-
-def test_only_the_outputs_asked_for_come_back(images):
-    with OnnxRuntimeEngine(linear()) as engine:
-        assert list(engine.run({"x": images}, ["positive"])) == ["positive"]
-        assert engine.run({"x": images}, []) == {}
-
-
-@pytest.mark.parametrize("kept", [0, 3])
-def test_content_dependent_shapes_even_empty_ones(kept):
-    with OnnxRuntimeEngine(dynamic()) as engine:
-        assert engine.outputs()[0].shape == (1, "?")
-        x = np.zeros(5, np.float32)
-        x[:kept] = 1
-        assert engine.run({"x": x})["rows"].shape == (1, kept)
-
-
-def test_strided_arrays_are_fine(images):
-    with OnnxRuntimeEngine(linear()) as engine:
-        flipped = engine.run({"x": images[:, ::-1]})["sum"]
-    assert flipped.ravel().tolist() == [66, 210]
-
-
-@pytest.mark.parametrize(
-    ("feeds", "message"),
-    [
-        ({}, "no array was fed for 'x'"),
-        ({"y": np.zeros((1, 3, 2, 2), np.float32)}, "the model has no input 'y'; feed 'x'"),
-        ({"x": np.zeros((1, 3, 2, 2), np.float16)}, "'x' is float16, the model takes float32"),
-        ({"x": np.zeros((3, 2, 2), np.float32)}, r"shape \[3, 2, 2\], .*takes \[B, 3, 2, 2\]"),
-        ({"x": np.zeros((1, 3, 2, 4), np.float32)}, r"shape \[1, 3, 2, 4\]"),
-    ],
-)
-def test_feeds_that_do_not_fit_are_refused_in_words(feeds, message):
-    with OnnxRuntimeEngine(linear()) as engine, pytest.raises(InputError, match=message):
-        engine.run(feeds)
-
-
-def test_an_extra_feed_and_an_unknown_output_are_refused(images):
-    with OnnxRuntimeEngine(linear()) as engine:
-        with pytest.raises(InputError, match="no input 'mask'"):
-            engine.run({"x": images, "mask": images})
-        with pytest.raises(InputError, match="no output 'logits'; ask for 'sum', 'positive'"):
-            engine.run({"x": images}, ["logits"])
-
-
-def test_a_closed_engine_does_not_run(images):
-    engine = OnnxRuntimeEngine(linear())
-    engine.close()
-    engine.close()
-    with pytest.raises(RuntimeError, match="closed"):
-        engine.run({"x": images})
 
 
 UNKNOWN_OPERATOR = model_bytes(
@@ -179,12 +92,6 @@ def test_missing_external_data_is_an_input_error(tmp_path):
     (tmp_path / "weights").unlink()
     with pytest.raises(InputError, match="weights"):
         OnnxRuntimeEngine(path)
-
-
-@pytest.mark.parametrize("name", ["absent.onnx", "."])
-def test_no_such_file(tmp_path, name):
-    with pytest.raises(InputError, match="is not a file"):
-        OnnxRuntimeEngine(tmp_path / name)
 
 
 def test_an_input_type_without_numpy_counterpart(tmp_path):
@@ -310,6 +217,15 @@ def test_provider_names():
     assert "CPUExecutionProvider" in available_providers()
     assert full_provider_name("CUDA") == "CUDAExecutionProvider"
     assert full_provider_name("VitisAIExecutionProvider") == "VitisAIExecutionProvider"
+
+
+@pytest.mark.parametrize(
+    ("provider", "gpu"), [("cpu", None), ("cuda", 0), ("tensorrt", 0), ("openvino", None)]
+)
+def test_which_gpu_it_runs_on(provider, gpu):
+    engine = OnnxRuntimeEngine(linear())
+    engine._provider = full_provider_name(provider)
+    assert engine.nvidia_gpu == gpu
 
 
 def test_a_provider_of_another_package_names_the_package(monkeypatch):

@@ -18,15 +18,17 @@ import pytest
 from rich.console import Console
 
 from svit_deploy.errors import CapabilityError
-from svit_deploy.inspection import doctor
+from svit_deploy.inspection import doctor, openvino
 from svit_deploy.inspection.doctor import Diagnosis, Finding, examine
+from svit_deploy.inspection.openvino import ON_OPENVINO
 
 GOOD = {
     "numpy": "2.4.6", "onnx": "1.23.2", "onnxruntime": "1.31.1", "pillow": "13.0.0",
     "pyyaml": "6.0.3", "safetensors": "0.8.0", "torch": "2.13.0+cpu", "matplotlib": "3.11.2",
     "torchvision": "0.28.0+cpu", "pycocotools": "2.0.11", "pyarrow": "20.0.0",
-    "huggingface-hub": "1.0.0", "timm": "1.0.20",
+    "huggingface-hub": "1.0.0", "timm": "1.0.20", "openvino": "2026.4.1",
 }  # fmt: skip
+DEVICES = "svit_deploy.engines.openvino.library.describe_devices"
 Machine = Callable[..., Diagnosis]
 CPU = "CPUExecutionProvider"
 
@@ -45,6 +47,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
         monkeypatch.setattr(importlib.metadata, "version", version)
         monkeypatch.setattr(doctor, "examine_nvidia", lambda: iter(()))
+        monkeypatch.setattr(DEVICES, lambda: "CPU in f32, bf16")
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU])
         return examine()
 
@@ -79,7 +82,7 @@ def test_complete_machine(machine: Machine) -> None:
         "export --task detect", "verify --against, detect", "evaluate", "verify --annotations",
         "evaluate --annotations", "predict --format coco", "bench", "bench --sweep-tokens",
         "predict", "predict --format parquet", "visualize", "inspect", "init", "quickstart",
-        "export --target tensorrt", "export --target tensorrt-rtx",
+        "--engine openvino", "export --target tensorrt", "export --target tensorrt-rtx",
         "export --target tensorrt --plugins", "engines: verify, bench", "plugins build",
     ]  # fmt: skip
     assert find(diagnosis, "onnxruntime").detail.endswith("; providers that start: cpu")
@@ -191,6 +194,26 @@ def test_no_provider_starts(machine: Machine, monkeypatch: pytest.MonkeyPatch) -
     assert broken_commands(diagnosis) == set(doctor.RUNNING)
 
 
+def test_openvino(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find(machine(), "openvino").detail == "2026.4.1; CPU in f32, bf16"
+    old = machine(openvino="2024.6.0")
+    assert find(old, "openvino").detail == "2024.6.0, needs 2025.4"
+    assert broken_commands(old) == {ON_OPENVINO}
+    assert broken_commands(machine(openvino=None)) == {ON_OPENVINO}
+    assert "pip install" in shown(machine(openvino=None))
+
+    def fail() -> str:
+        raise CapabilityError("OpenVINO cannot be imported: libfoo.so", "install it")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(f"{openvino.__name__}.installed_version", lambda name: "2026.4.1")
+        broken.setattr(DEVICES, fail)
+        name, state, detail, needed_for, fix = openvino.examine_openvino()
+    assert (name, state, needed_for) == ("openvino", "broken", (ON_OPENVINO,))
+    assert detail == "2026.4.1: OpenVINO cannot be imported: libfoo.so"
+    assert fix.startswith("pip install")
+
+
 def test_record(machine: Machine) -> None:
     record = json.loads(json.dumps(machine(torch=None).to_dict(), allow_nan=False))
     assert record["schema_version"] == 1
@@ -216,6 +239,7 @@ def test_minimum_versions_are_those_of_the_package() -> None:
         assert f'"{requirement.name}>={requirement.minimum}"' in text
     for runtime in ("onnxruntime", "onnxruntime-gpu"):
         assert f'"{runtime}>={doctor.RUNTIME_MINIMUM}' in text
+    assert f'"openvino>={openvino.OLDEST}"' in text
 
 
 def test_nothing_heavy_is_imported() -> None:

@@ -160,7 +160,7 @@ class Interrupted(OnnxRuntimeEngine):
 
 @pytest.fixture
 def interrupting(monkeypatch: pytest.MonkeyPatch) -> type[Interrupted]:
-    monkeypatch.setattr("svit_deploy.inference.engine.OnnxRuntimeEngine", Interrupted)
+    monkeypatch.setattr("svit_deploy.engines.runtimes.OnnxRuntimeEngine", Interrupted)
     Interrupted.left, Interrupted.images = 2, 0
     return Interrupted
 

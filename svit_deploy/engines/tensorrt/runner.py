@@ -60,6 +60,7 @@ class TensorRTEngine(Engine):
         )
         loaded = load_engine(found)
         self._loaded: Loaded | None = loaded
+        self._number = device
         self._inputs, self._outputs = _tensors(loaded)
         self.profiles = _profiles(loaded, self._inputs[0].name)
         self.layers: LayerCounts | None = _layers(loaded)
@@ -101,6 +102,10 @@ class TensorRTEngine(Engine):
             "cuda_graph": self._graphs.describe(),
             "layers": None if self.layers is None else self.layers.to_dict(),
         }
+
+    @property
+    def nvidia_gpu(self) -> int | None:
+        return self._number
 
     @property
     def last_times(self) -> RunTimes | None:

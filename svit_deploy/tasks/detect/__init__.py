@@ -82,7 +82,7 @@ class Detect(Features):
         if precision == "bf16":
             raise UsageError(
                 "a whole detector in bfloat16 would move its boxes by pixels",
-                "use --precision fp16, or --task backbone",
+                "compute it in fp16, or export it with --task backbone",
             )
 
     # What a checkpoint tells.

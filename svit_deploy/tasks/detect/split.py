@@ -108,6 +108,10 @@ class SplitDetector(Engine):
         """The engine's; a run takes longer by the heads."""
         return self.front.last_times
 
+    @property
+    def nvidia_gpu(self) -> int | None:
+        return self.front.nvidia_gpu
+
 
 def _open_heads(path: Path) -> Engine:
     try:

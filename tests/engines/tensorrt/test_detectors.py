@@ -21,10 +21,12 @@ from svit_deploy import api, names
 from svit_deploy.bench.settings import BenchSettings
 from svit_deploy.bundle.bundle import MODEL, Bundle
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from svit_deploy.engines.settings import EngineChoice
 from svit_deploy.engines.tensorrt.sidecar import read_sidecar
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.export.pipeline import export_model
 from svit_deploy.export.settings import ExportSettings
+from svit_deploy.inference.engine import open_bundle_engine
 from svit_deploy.model.model import Model
 from svit_deploy.options import read_options
 from svit_deploy.tasks import TASKS
@@ -248,7 +250,7 @@ def test_the_heads_say_where_they_run(
     )  # fmt: skip
     install(monkeypatch, Device())
     caplog.set_level(logging.INFO)
-    with bundle.load_engine() as engine:
+    with open_bundle_engine(bundle, EngineChoice()) as engine:
         heads = engine.description["heads"]
         assert heads["runtime"] == "onnxruntime"
         assert ("run on the CPU" in caplog.text) == (heads["provider"] == "CPUExecutionProvider")

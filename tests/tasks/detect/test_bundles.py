@@ -140,7 +140,7 @@ def test_half_precision(
 
 
 def test_no_detector_in_bfloat16(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="would move its boxes by pixels; use --precision fp16"):
+    with pytest.raises(UsageError, match="would move its boxes by pixels; compute it in fp16"):
         api.export(checkpoint, tmp_path / "out", task="detect", precision="bf16")
     assert not (tmp_path / "out").exists()
 

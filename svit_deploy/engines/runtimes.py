@@ -1,0 +1,198 @@
+"""The engines by name. A new one is its `Engine`, a row here, and an extra of the package."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from svit_deploy.engines.base import Engine
+from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine, require_provider
+from svit_deploy.engines.openvino.library import require_device
+from svit_deploy.engines.openvino.runner import OpenVinoEngine
+from svit_deploy.engines.providers import CPU
+from svit_deploy.engines.settings import PRECISIONS, EngineChoice
+from svit_deploy.engines.tensorrt.loading import check_engine
+from svit_deploy.engines.tensorrt.runner import TensorRTEngine
+from svit_deploy.errors import UsageError
+from svit_deploy.options import options_of
+
+GRAPH = ".onnx"
+
+
+class Runtime(abc.ABC):
+    """What makes engines of files. A runtime states every attribute without a default.
+
+    Attributes:
+        name: as after `--engine`.
+        suffixes: of the files that it runs. One that runs graphs runs edited ones, too.
+        options: fields of the settings that mean something to it, beside those of all.
+    """
+
+    name: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]] = (GRAPH,)
+    options: ClassVar[tuple[str, ...]]
+
+    def runs(self, file: Path) -> bool:
+        return file.suffix in self.suffixes
+
+    @property
+    def runs_graphs(self) -> bool:
+        return GRAPH in self.suffixes
+
+    def given(self, settings: EngineChoice) -> dict[str, Any]:
+        """The values of its options that the settings have."""
+        asked = {name: getattr(settings, name, None) for name in self.options}
+        return {name: value for name, value in asked.items() if value is not None}
+
+    @abc.abstractmethod
+    def load(self, model: Path | bytes, settings: EngineChoice, precision: str = "fp32") -> Engine:
+        """Opens a model.
+
+        Args:
+            model: a file, or the bytes of a graph.
+            precision: fp32, fp16 or bf16: the model's own.
+
+        Raises:
+            SvitDeployError: see the engine's class.
+        """
+
+    @abc.abstractmethod
+    def require(self, file: Path, settings: EngineChoice, precision: str = "fp32") -> None:
+        """Raises a SvitDeployError where it cannot run a file here; called before any work."""
+
+    @abc.abstractmethod
+    def describe(self, file: Path, settings: EngineChoice, precision: str = "fp32") -> str:
+        """What runs a file, in words."""
+
+    def widens(self, precision: str, settings: EngineChoice) -> bool:
+        """Whether it computes parts of a graph of that precision in float32."""
+        return False
+
+    def lacks(self, precision: str, settings: EngineChoice) -> bool:
+        """Whether it has no products of that precision, so that such graphs do not run at all."""
+        return False
+
+
+class OnnxRuntime(Runtime):
+    name = "onnxruntime"
+    options = ("provider",)
+
+    def load(self, model: Path | bytes, settings: EngineChoice, precision: str = "fp32") -> Engine:
+        return OnnxRuntimeEngine(model, threads=settings.threads, **self.given(settings))
+
+    def require(self, file: Path, settings: EngineChoice, precision: str = "fp32") -> None:
+        require_provider(settings.provider or CPU)
+
+    def describe(self, file: Path, settings: EngineChoice, precision: str = "fp32") -> str:
+        return f"ONNX Runtime, provider {settings.provider or CPU}"
+
+    def widens(self, precision: str, settings: EngineChoice) -> bool:
+        return precision != "fp32" and settings.provider in (None, CPU)
+
+    def lacks(self, precision: str, settings: EngineChoice) -> bool:
+        return precision == "bf16" and settings.provider in (None, CPU)
+
+
+class OpenVino(Runtime):
+    name = "openvino"
+    options = ("engine_precision", "device")
+
+    def load(self, model: Path | bytes, settings: EngineChoice, precision: str = "fp32") -> Engine:
+        chosen = self._chosen(settings, precision)
+        return OpenVinoEngine(model, threads=settings.threads, **chosen)
+
+    def require(self, file: Path, settings: EngineChoice, precision: str = "fp32") -> None:
+        require_device(**self._chosen(settings, precision))
+
+    def describe(self, file: Path, settings: EngineChoice, precision: str = "fp32") -> str:
+        chosen = self._chosen(settings, precision)
+        return f"OpenVINO, {chosen['device']} in {PRECISIONS[chosen['precision']]}"
+
+    def _chosen(self, settings: EngineChoice, precision: str) -> dict[str, str]:
+        return {
+            "precision": settings.engine_precision or precision,
+            "device": settings.device or "CPU",
+        }
+
+
+class TensorRT(Runtime):
+    name = "tensorrt"
+    suffixes = (".engine", ".plan", ".trt")
+    options = ("device", "allow_foreign", "cuda_graph", "plugin_library")
+
+    def load(self, model: Path | bytes, settings: EngineChoice, precision: str = "fp32") -> Engine:
+        if isinstance(model, bytes):
+            raise TypeError("an engine is built of a graph, with `export`")
+        return TensorRTEngine(model, **self.given(settings))
+
+    def require(self, file: Path, settings: EngineChoice, precision: str = "fp32") -> None:
+        given = self.given(settings)
+        given.pop("cuda_graph", None)
+        check_engine(file, **given)
+
+    def describe(self, file: Path, settings: EngineChoice, precision: str = "fp32") -> str:
+        return f"the engine {file.name}"
+
+    def given(self, settings: EngineChoice) -> dict[str, Any]:
+        given = super().given(settings)
+        number = given.get("device", "0")
+        if not str(number).isdecimal():
+            raise UsageError(f"--device {number} is no number of a GPU", "give 0, 1, ...")
+        given["device"] = int(number)
+        if "plugin_library" in given:
+            given["plugin_library"] = Path(given["plugin_library"])
+        return given
+
+
+ONNXRUNTIME, TENSORRT = OnnxRuntime(), TensorRT()
+RUNTIMES: dict[str, Runtime] = {row.name: row for row in (ONNXRUNTIME, OpenVino(), TENSORRT)}
+"""By name. The first that runs a file does so by default."""
+
+
+def runtime_named(name: str) -> Runtime:
+    """An engine by name; raises UsageError if there is none."""
+    if name not in RUNTIMES:
+        raise UsageError(f"engine {name!r} is unknown", f"use one of {', '.join(RUNTIMES)}")
+    return RUNTIMES[name]
+
+
+def runtime_for(files: Sequence[Path], settings: EngineChoice) -> tuple[Runtime, Path]:
+    """The engine for a model, and which of its files it runs.
+
+    Args:
+        files: of one model. The first is run, unless an engine is asked for that runs another; a
+            provider asks for an engine that has such.
+
+    Raises:
+        UsageError: no such engine, or it runs none of the files.
+    """
+    able = [(row, file) for file in files for row in RUNTIMES.values() if row.runs(file)]
+    if settings.engine is not None:
+        wanted = runtime_named(settings.engine)
+        if fitting := [pair for pair in able if pair[0] is wanted]:
+            return fitting[0]
+        raise UsageError(
+            f"{wanted.name} runs {' and '.join(wanted.suffixes)} files, not {files[0].name}",
+            f"use --engine {' or '.join(row.name for row, _ in able)}"
+            if wanted.runs_graphs
+            else f"export with --target {wanted.name}",
+        )
+    with_provider = [pair for pair in able if settings.provider and "provider" in pair[0].options]
+    return (with_provider or able)[0]
+
+
+def check_options(used: Collection[Runtime], settings: EngineChoice) -> None:
+    """Raises UsageError for an option that means nothing to any of the engines that will run."""
+    declared = options_of(type(settings))
+    for name in dict.fromkeys(name for row in RUNTIMES.values() for name in row.options):
+        asked = name in declared and getattr(settings, name) != declared[name].default()
+        if asked and used and not any(name in row.options for row in used):
+            flag = declared[name].flag
+            users = " or ".join(row.name for row in RUNTIMES.values() if name in row.options)
+            raise UsageError(
+                f"{flag} {getattr(settings, name)} has no meaning for "
+                f"{' and '.join(row.name for row in used)}",
+                f"leave it out, or use --engine {users}",
+            )

@@ -1,0 +1,104 @@
+"""Which engine runs a model, and which options mean something to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from svit_deploy.bench.settings import BenchSettings
+from svit_deploy.engines.runtimes import RUNTIMES, TENSORRT, check_options, runtime_for
+from svit_deploy.engines.settings import ENGINES, EngineChoice, coarser, parse_precision
+from svit_deploy.errors import UsageError
+
+GRAPH, BUILT = Path("out/model.onnx"), Path("out/model.trt10.engine")
+BOTH = (BUILT, GRAPH)
+
+
+@pytest.mark.parametrize(
+    ("files", "asked", "name", "file"),
+    [
+        ([GRAPH], {}, "onnxruntime", GRAPH),
+        (BOTH, {}, "tensorrt", BUILT),
+        (BOTH, {"provider": "cpu"}, "onnxruntime", GRAPH),
+        ([BUILT], {"provider": "cpu"}, "tensorrt", BUILT),  # beside graphs in one comparison
+        (BOTH, {"engine": "onnxruntime"}, "onnxruntime", GRAPH),
+        (BOTH, {"engine": "openvino"}, "openvino", GRAPH),
+        (BOTH, {"engine": "tensorrt"}, "tensorrt", BUILT),
+        ([Path("a.plan")], {}, "tensorrt", Path("a.plan")),
+    ],
+)
+def test_the_engine_for_a_model(files, asked, name, file):
+    runtime, found = runtime_for(files, EngineChoice(**asked))
+    assert (runtime.name, found) == (name, file)
+
+
+@pytest.mark.parametrize(
+    ("files", "engine", "message"),
+    [
+        (BOTH, "onnx", "engine 'onnx' is unknown; use one of onnxruntime, openvino, tensorrt"),
+        ([GRAPH], "tensorrt", r"tensorrt runs \.engine.* not model.onnx; export with --target"),
+        ([BUILT], "openvino", r"openvino runs \.onnx files, .*; use --engine tensorrt"),
+    ],
+)
+def test_an_engine_that_does_not_run_it(files, engine, message):
+    with pytest.raises(UsageError, match=message):
+        runtime_for(files, EngineChoice(engine=engine))
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "message"),
+    [
+        (["openvino"], {"provider": "cpu"}, "--provider cpu has no meaning for openvino"),
+        (["onnxruntime"], {"device": "GPU"}, "--device GPU .* use --engine openvino or tensorrt"),
+        (["onnxruntime"], {"engine_precision": "bf16"}, "--engine-precision bf16 .*openvino"),
+        (["onnxruntime", "openvino"], {"cuda_graph": "on"}, "onnxruntime and openvino"),
+    ],
+)
+def test_options_that_mean_nothing(names, asked, message):
+    used = [RUNTIMES[name] for name in names]
+    with pytest.raises(UsageError, match=message):
+        check_options(used, BenchSettings(**asked))
+    check_options(used, BenchSettings())
+
+
+def test_options_that_mean_something_to_one_of_the_engines():
+    used = list(RUNTIMES.values())
+    asked = BenchSettings(provider="cpu", device="GPU", engine_precision="fp16", cuda_graph="on")
+    check_options(used, asked)
+    assert all(row.options for row in used)
+
+
+def test_a_gpu_has_a_number():
+    with pytest.raises(UsageError, match="--device GPU is no number of a GPU"):
+        TENSORRT.load(BUILT, EngineChoice(device="GPU"))
+
+
+def test_each_name_has_a_row():
+    assert tuple(RUNTIMES) == ENGINES
+    assert all(name == row.name for name, row in RUNTIMES.items())
+
+
+def test_what_runs_in_words():
+    told = [
+        row.describe(GRAPH, EngineChoice(engine_precision="bf16"), "fp32")
+        for row in RUNTIMES.values()
+    ]
+    assert told == [
+        "ONNX Runtime, provider cpu",
+        "OpenVINO, CPU in bf16",
+        "the engine model.onnx",
+    ]
+
+
+def test_precisions():
+    assert [parse_precision(text, "--p") for text in ("f32", "fp32", "BF16", "f16")] == [
+        "fp32",
+        "fp32",
+        "bf16",
+        "fp16",
+    ]
+    with pytest.raises(UsageError, match="--p 'int8' is unknown; use one of f32, f16, bf16"):
+        parse_precision("int8", "--p")
+    assert coarser("fp32", "fp16") == coarser("fp16", "fp32") == "fp16"
+    assert coarser("fp16", "bf16") == "bf16"
