@@ -103,6 +103,11 @@ class GraphWriter:
         return self.config.num_tokens
 
     @property
+    def most_tokens(self) -> int:
+        """What S is at most."""
+        return self.config.at(self.sizes.max).num_tokens
+
+    @property
     def mask_width(self) -> int | str:
         """Tokens that the gate outputs tell about, a number or an int64 vector."""
         return self.method.mask_width(self.config)

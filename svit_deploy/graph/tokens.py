@@ -15,6 +15,7 @@ from onnx import TensorProto
 
 from svit_deploy.graph.builder import FLOAT, INT64, GraphBuilder
 from svit_deploy.graph.layers import MASKED, QKV, Attend, attend_heads, attention
+from svit_deploy.graph.ranking import top_k
 from svit_deploy.graph.rows import compact_rows, flat_rows, gather_rows, scatter_rows
 from svit_deploy.model.budget import UNIT, Budget
 
@@ -168,7 +169,13 @@ def select_dynamic(graph: GraphBuilder, grid: TokenGrid, decision: str) -> Selec
 
 
 def select_budget(
-    graph: GraphBuilder, grid: TokenGrid, decision: str, margin: str, budget: int | str
+    graph: GraphBuilder,
+    grid: TokenGrid,
+    decision: str,
+    margin: str,
+    budget: int | str,
+    *,
+    most: int,
 ) -> Selection:
     """The `budget` tokens of highest margin, in static shapes.
 
@@ -179,9 +186,10 @@ def select_budget(
         decision: `[B, S]` bool.
         margin: `[B, S]` float32.
         budget: K, rows per image, at most S; a number or an int64 vector.
+        most: what K is at most.
     """
     ranked = graph.op("Where", decision, margin, graph.constant(LOWEST, np.float32))
-    best, index = graph.ops("TopK", ranked, graph.vector(budget), outputs=2, axis=1)
+    best, index = top_k(graph, ranked, budget, most)
     valid = graph.op("Greater", best, graph.constant(LOWEST, np.float32))  # [B, K]
     rows = flat_rows(graph, index, grid.num_tokens)
     valid_rows = graph.reshape(valid, -1, 1)
@@ -226,9 +234,13 @@ def share_of(graph: GraphBuilder, share: float, tokens: int | str, prefix: int) 
 # after its prefix (the class token, which always stays in front), in the order they have by then.
 
 
-def top_tokens(graph: GraphBuilder, scores: str, count: int | str) -> str:
-    """Positions of the highest scores `[B, M]` of each image, best first: `[B, count]` int64."""
-    return graph.ops("TopK", scores, graph.vector(count), outputs=2, axis=1)[1]
+def top_tokens(graph: GraphBuilder, scores: str, count: int | str, most: int = 0) -> str:
+    """Positions of the highest scores `[B, M]` of each image, best first: `[B, count]` int64.
+
+    Args:
+        most: what a count that is no number is at most.
+    """
+    return top_k(graph, scores, count, count if isinstance(count, int) else most)[1]
 
 
 def attention_margin(graph: GraphBuilder, scores: str) -> str:

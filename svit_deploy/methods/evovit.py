@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -101,9 +102,10 @@ class EvoVitGraph(GraphTokens):
     def begin(self, stage: int) -> None:
         """A stage: the best patches and the class token are computed from here on."""
         graph, tokens = self.graph, self.writer.num_tokens
-        kept = share_of(graph, self.config.settings.prune_ratio[stage], tokens, 1)
+        share = self.config.settings.prune_ratio[stage]
+        kept, most = share_of(graph, share, tokens, 1), ceil(share * self.writer.most_tokens)
         margin = graph.rename(attention_margin(graph, self.score), margin_name(stage))
-        chosen = graph.rename(top_tokens(graph, margin, kept), decision_name(stage))
+        chosen = graph.rename(top_tokens(graph, margin, kept, most), decision_name(stage))
         self.decided.append(self.decide(margin, chosen))
         places = with_prefix(graph, chosen, 1)
         self.inside, self.ranking, self.chosen = True, self.score, chosen

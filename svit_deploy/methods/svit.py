@@ -76,8 +76,10 @@ class SvitGraph(GraphTokens):
                 return select_dynamic(graph, grid, decision)
             if self.writer.mode is TokenMode.MASKED:
                 return select_masked(graph, grid, decision)
-            rows = budget_rows(graph, self.writer.options.budgets[gate], grid.num_tokens)
-            return select_budget(graph, grid, decision, margin, rows)
+            budget = self.writer.options.budgets[gate]
+            rows = budget_rows(graph, budget, grid.num_tokens)
+            most = budget.rows(self.writer.most_tokens)
+            return select_budget(graph, grid, decision, margin, rows, most=most)
 
     def margin(self, name: str) -> str:
         """Keep logit minus prune logit `[R, 1]`.

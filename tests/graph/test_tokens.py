@@ -35,7 +35,7 @@ def build(mode: str, budget: int = TOKENS) -> bytes:
     elif mode == "dynamic":
         selection = select_dynamic(graph, grid, decision)
     else:
-        selection = select_budget(graph, grid, decision, margin, budget)
+        selection = select_budget(graph, grid, decision, margin, budget, most=budget)
     taken = selection.take(x)
     result = selection.put(x, taken, selection.attend((taken, taken, taken)))
     graph.output(graph.rename(result, "y"), FLOAT, ("rows", WIDTH))

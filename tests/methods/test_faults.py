@@ -100,7 +100,7 @@ def test_another_model(recording, tmp_path, monkeypatch, fault):
     assert f"every stage by itself: {words} the first" in report.verdict
 
 
-def nearest_not_farthest(graph, scores, count):
+def nearest_not_farthest(graph, scores, count, most=0):
     return graph.ops("TopK", scores, graph.constant([count]), outputs=2, axis=1, largest=0)[1]
 
 
@@ -114,9 +114,9 @@ MERGE = mergence.merge_tokens
 MARGIN = ats.sampling_margin
 
 
-def later_samples(graph, scores, alive):
+def later_samples(graph, scores, alive, most):
     """As if the smallest significances counted more."""
-    return MARGIN(graph, graph.op("Sqrt", scores), alive)
+    return MARGIN(graph, graph.op("Sqrt", scores), alive, most)
 
 
 CODE: dict[str, tuple[str, ModuleType, str, object, str]] = {

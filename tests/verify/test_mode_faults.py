@@ -52,14 +52,18 @@ def test_keys_hidden_from_the_wrong_image(broken, verify, monkeypatch):
 def test_budget_smaller_than_the_manifest_says(broken, verify, monkeypatch):
     select = svit.select_budget
     monkeypatch.setattr(
-        svit, "select_budget", lambda *values: select(*values[:-1], min(values[-1], 120))
+        svit,
+        "select_budget",
+        lambda *given, **most: select(*given[:-1], min(given[-1], 120), **most),
     )
     refused(verify(broken(mode="budget")), *first_stage("block 3"))
 
 
 def test_budget_larger_than_the_manifest_says(broken, verify, monkeypatch):
     select = svit.select_budget
-    monkeypatch.setattr(svit, "select_budget", lambda *values: select(*values[:-1], values[-1] + 1))
+    monkeypatch.setattr(
+        svit, "select_budget", lambda *given, **most: select(*given[:-1], given[-1] + 1, **most)
+    )
     refused(verify(broken(mode="budget", budget="30")), "keep mask follows the margins", "gate 0")
 
 

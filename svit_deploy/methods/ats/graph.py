@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 from svit_deploy.backbones.tokens import Decided, GraphTokens
 from svit_deploy.graph.builder import FLOAT, INT64_MAX, GraphBuilder
 from svit_deploy.graph.layers import attention
+from svit_deploy.graph.ranking import top_k
 from svit_deploy.graph.rows import gather_rows, true_positions
 from svit_deploy.graph.tokens import TINY, Packed, TokenGrid, attend_to_all, key_bias, pack
 from svit_deploy.methods.ats.settings import FAR
@@ -69,7 +70,8 @@ class AtsGraph(GraphTokens):
                     first = gather_rows(graph, normed, first_rows(graph, packed))
                 first = layers.part(first, f"{name}.attn", "q")
                 scores = self.significance(first, key, value, alive, packed)
-                margin = graph.rename(sampling_margin(graph, scores, alive), margin_name(gate))
+                margin = sampling_margin(graph, scores, alive, self.writer.most_tokens)
+                margin = graph.rename(margin, margin_name(gate))
                 threshold = np.array(self.config.thresholds[gate], np.float32)
                 kept = graph.op("Greater", margin, graph.weight(threshold_name(gate), threshold))
                 kept = graph.rename(kept, decision_name(gate))
@@ -143,7 +145,7 @@ def first_rows(graph: GraphBuilder, packed: Packed) -> str:
     return graph.slice(packed.lengths, 0, -1, axis=0)
 
 
-def sampling_margin(graph: GraphBuilder, scores: str, alive: str) -> str:
+def sampling_margin(graph: GraphBuilder, scores: str, alive: str, most: int) -> str:
     """Margins `[B, S]` of significances `[B, S]`: +inf for the class token, -inf where not alive.
 
     Samples are evenly spaced, so the two nearest to the middle of a token's reach are found by
@@ -163,7 +165,7 @@ def sampling_margin(graph: GraphBuilder, scores: str, alive: str) -> str:
     scores = op("Div", scores, op("Max", total, number(TINY)))
     tokens = graph.shape(scores, 1)
     keyed = op("Where", alive, scores, number(np.inf))
-    ranked, order = graph.ops("TopK", keyed, tokens, outputs=2, axis=1, largest=0)
+    ranked, order = top_k(graph, keyed, tokens, most, largest=False)
     there = op("Less", ranked, number(np.inf))
     ranked = op("Where", there, ranked, number(0))
     cdf = op("CumSum", ranked, graph.constant(1))

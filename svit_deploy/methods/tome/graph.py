@@ -9,6 +9,7 @@ import numpy as np
 from svit_deploy.backbones.tokens import Decided, GraphTokens
 from svit_deploy.graph.builder import FLOAT, INT64_MAX
 from svit_deploy.graph.layers import QKV, attention
+from svit_deploy.graph.ranking import top_k
 from svit_deploy.graph.rows import flat_rows, gather_rows
 from svit_deploy.graph.tokens import attend_to_all, merge_tokens, unit_rows
 from svit_deploy.methods.tome.settings import Merge, merges
@@ -79,8 +80,7 @@ class TomeGraph(GraphTokens):
             "Where", first, infinity, graph.op("Squeeze", nearest, graph.constant([2]))
         )
         margin = graph.rename(margin, margin_name(gate))
-        pairs = graph.constant([merge.pairs])
-        sources = graph.ops("TopK", margin, pairs, outputs=2, axis=1, largest=0)[1]
+        sources = top_k(graph, margin, merge.pairs, merge.pairs, largest=False)[1]
         sources = graph.rename(sources, decision_name(gate))
         index = graph.op("Squeeze", index, graph.constant([2]))
         target = graph.op("GatherElements", index, sources, axis=1)
@@ -93,8 +93,8 @@ class TomeGraph(GraphTokens):
         places = graph.op(
             "ScatterElements", graph.op("Expand", places, shape), sources, beyond, axis=1
         )
-        stay = graph.constant([merge.a - merge.pairs])
-        kept = graph.ops("TopK", places, stay, outputs=2, axis=1, largest=0)[1]
+        stay = merge.a - merge.pairs
+        kept = top_k(graph, places, stay, stay, largest=False)[1]
         return sources, kept, target
 
     def alternate(self, value: str, start: int, tokens: int) -> str:

@@ -26,6 +26,7 @@ from svit_deploy.engines.tensorrt.sidecar import read_sidecar
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.export.pipeline import export_model
 from svit_deploy.export.settings import ExportSettings
+from svit_deploy.graph.ranking import MOST_OF_TOPK
 from svit_deploy.inference.engine import open_bundle_engine
 from svit_deploy.model.model import Model
 from svit_deploy.options import read_options
@@ -300,6 +301,18 @@ def test_plugins_stand_for_the_same_row_moves(detection_golden: Any, graph: Any)
             assert not (plugins and {"NonZero", "ScatterND"} & nodes)
         plain, plugin = found
         assert all(plain[name].tobytes() == plugin[name].tobytes() for name in plain)
+
+
+@RTX
+@pytest.mark.parametrize("sizes", ["64x64:96x128:1344x1344", "1344x1344"])
+def test_more_tokens_than_topk_gives_build(graph: Any, tmp_path: Path, sizes: str) -> None:
+    """A budget of 0.9 of the 7056 tokens of the largest image, free and baked in."""
+    exported = graph("backbone", "budget", sizes=sizes)
+    build = {"target": "tensorrt-rtx", "batch": "1", "optimization_level": 0}
+    bundle = api.export(exported.path, tmp_path / "bundle", **build)
+    assert read_sidecar(bundle.engine_path).profiles[0].max == (1, 3, 1344, 1344)
+    counts = [node.op_type for node in bundle.load_model().graph.node].count("TopK")
+    assert counts == sum(-(-budget.rows(7056) // MOST_OF_TOPK) for budget in bundle.budgets) > 3
 
 
 @RTX
