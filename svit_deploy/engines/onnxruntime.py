@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +15,14 @@ import numpy as np
 
 from svit_deploy.engines.base import Engine, TensorSpec, check_feeds, check_outputs
 from svit_deploy.engines.onnxruntime_log import captured_output, first_error, one_line
-from svit_deploy.engines.providers import NVIDIA, PROVIDERS, full_provider_name, install_fix
+from svit_deploy.engines.providers import (
+    EXACT,
+    NVIDIA,
+    PROVIDERS,
+    TF32_VARIABLE,
+    full_provider_name,
+    install_fix,
+)
 from svit_deploy.errors import CapabilityError, InputError, SvitDeployError, UsageError
 from svit_deploy.machine.packages import require_onnxruntime
 
@@ -150,12 +160,12 @@ class OnnxRuntimeEngine(Engine):
         with captured_output() as log:
             ort.set_default_logger_severity(_ERROR)
             if self._provider in NVIDIA:
-                ort.preload_dlls()  # finds the CUDA libraries that pip installed
+                _load_libraries(ort, self._provider)
             try:
                 session = ort.InferenceSession(
                     model if isinstance(model, bytes) else str(model),
                     options,
-                    providers=[self._provider],
+                    providers=[(self._provider, EXACT.get(self._provider, {}))],
                     enable_fallback=0,
                 )
             except Exception as error:  # as in run
@@ -223,6 +233,15 @@ def _onnxruntime() -> ModuleType:
         import onnxruntime
 
     return onnxruntime
+
+
+def _load_libraries(ort: ModuleType, provider: str) -> None:
+    """Loads what a provider is linked to from where pip put it, where it does not look."""
+    ort.preload_dlls()  # CUDA's
+    if provider == PROVIDERS["tensorrt"]:
+        os.environ.setdefault(TF32_VARIABLE, "0")
+        with contextlib.suppress(ImportError, OSError):  # then the system's, or it will not start
+            importlib.import_module("tensorrt")
 
 
 def _check_available(ort: ModuleType, provider: str) -> None:

@@ -18,9 +18,14 @@ PROVIDERS = {
 }
 NVIDIA = (PROVIDERS["cuda"], PROVIDERS["tensorrt"])
 """Those that run on an NVIDIA GPU."""
+EXACT = {"CUDAExecutionProvider": {"use_tf32": "0"}}
+"""Options without which a provider rounds float32 products: it would flip decisions of gates."""
+TF32_VARIABLE = "NVIDIA_TF32_OVERRIDE"
+"""Set to 0, NVIDIA's libraries leave float32 as it is; TensorRT's provider has no option for it."""
 _INSTALL = {
     "CUDAExecutionProvider": "pip install 'onnxruntime-gpu[cuda,cudnn]'",
-    "TensorrtExecutionProvider": "pip install onnxruntime-gpu tensorrt",
+    # The provider is linked to libnvinfer.so.10; `tensorrt` alone is a later one.
+    "TensorrtExecutionProvider": "pip install 'onnxruntime-gpu[cuda,cudnn]' 'tensorrt-cu13<11'",
     "OpenVINOExecutionProvider": "pip install onnxruntime-openvino",
     "DmlExecutionProvider": "pip install onnxruntime-directml",
     "MIGraphXExecutionProvider": "pip install onnxruntime-migraphx",

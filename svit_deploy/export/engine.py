@@ -64,6 +64,7 @@ def add_engine(
         optimization_level=options.optimization_level,
         workspace_bytes=options.workspace_bytes,
         timing_cache=options.timing_cache,
+        device=options.device,
     )
     sidecar = build_engine(graph, graph.parent, settings, progress)
     layers = sidecar.settings.get("layers")
@@ -160,7 +161,7 @@ def rebuild(
             "leave it out, or give a checkpoint",
         )
     plan.needs(check_output, output, force=force)
-    plan.needs(require_builder, options.target)
+    plan.needs(require_builder, options.target, options.device)
     bundle = open_bundle(source)
     plugins = bundle.manifest["tokens"]["plugins"]
     plan.needs(find_plugin_library, options, plugins)

@@ -44,6 +44,7 @@ class EngineOptions:
         timing_cache: file; None for one in the user's cache folder, "none" for no cache.
         plugin_library: for a graph with plugin nodes; None for the one that `svit-deploy plugins
             build` made, "none" to build from the nodes' function bodies.
+        device: number of the GPU to build on.
     """
 
     target: str
@@ -51,6 +52,7 @@ class EngineOptions:
     workspace_bytes: int = 0
     timing_cache: str | None = None
     plugin_library: str | None = None
+    device: int = 0
 
     def __post_init__(self) -> None:
         from svit_deploy.machine.tensorrt import TARGETS
@@ -122,6 +124,7 @@ class EngineSettings:
         "Timing cache of the engine builder, or none. By default one in your cache folder.",
         metavar="FILE",
     )
+    device: int = option(0, "GPU to build the engine on.", metavar="N", low=0)
 
     @property
     def engine(self) -> EngineOptions | None:
@@ -137,12 +140,14 @@ class EngineSettings:
                 self.workspace or 0,
                 self.timing_cache,
                 self.plugin_library,
+                self.device,
             )
         options = {
             "--opt-level": self.optimization_level,
             "--workspace": self.workspace,
             "--timing-cache": self.timing_cache,
             "--plugin-library": self.plugin_library,
+            "--device": self.device or None,
         }
         if given := [name for name, value in options.items() if value is not None]:
             from svit_deploy.machine.tensorrt import TARGETS

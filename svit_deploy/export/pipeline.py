@@ -91,7 +91,7 @@ def export_source(
     task = task_named(settings.task)
     task.check_precision(settings.precision)
     if settings.engine is not None:
-        plan.needs(require_builder, settings.engine.target)
+        plan.needs(require_builder, settings.engine.target, settings.engine.device)
         plan.needs(find_plugin_library, settings.engine, settings.plugins)
     plan.needs(require_torch, "export", "the reference outputs that a bundle is verified with")
     for package, purpose in task.packages:

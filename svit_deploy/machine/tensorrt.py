@@ -18,7 +18,8 @@ from svit_deploy.machine.environment import release
 ENTERPRISE, RTX = "tensorrt", "tensorrt-rtx"
 TARGETS = {ENTERPRISE: "tensorrt", RTX: "tensorrt_rtx"}
 INSTALL = {
-    ENTERPRISE: "run: pip install 'svit-deploy[tensorrt]', or install the TensorRT of your JetPack",
+    ENTERPRISE: "run: pip install 'svit-deploy[tensorrt]'; on a Jetson 'svit-deploy[jetson]' in an "
+    "environment with --system-site-packages, for JetPack brings TensorRT",
     RTX: "run: pip install 'svit-deploy[tensorrt-rtx]'",
 }
 NAMES = {ENTERPRISE: "TensorRT", RTX: "TensorRT-RTX"}

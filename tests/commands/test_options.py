@@ -246,7 +246,8 @@ def test_export_gets_the_same_from_both(told):
         "--tokens budget --precision fp16 --target tensorrt --batch 1,2:8:8 --image-size 96x128 "
         "--budget auto --budget-percentile 99 --calibration a.npz --calibrate-gates b "
         "--target-keep 0.7,0.5 --max-images 4 --no-gate-outputs --opset 21 --plugins "
-        "--plugin-library none --workspace 1GiB --opt-level 2 --timing-cache none --allow-pickle"
+        "--plugin-library none --workspace 1GiB --opt-level 2 --timing-cache none "
+        "--device 3 --allow-pickle"
     )
     expected = ExportSettings(
         task="detect",
@@ -270,6 +271,7 @@ def test_export_gets_the_same_from_both(told):
         workspace=2**30,
         optimization_level=2,
         timing_cache="none",
+        device=3,
         allow_pickle=True,
     )
     assert told(*line.split()) == expected
@@ -282,7 +284,7 @@ def test_export_gets_the_same_from_both(told):
         "workspace": "1GiB",
     }
     assert read_options(ExportSettings, None, keywords | text) == expected
-    assert expected.engine == EngineOptions("tensorrt", 2, 2**30, "none", "none")
+    assert expected.engine == EngineOptions("tensorrt", 2, 2**30, "none", "none", 3)
 
 
 def test_other_commands_get_theirs(told):

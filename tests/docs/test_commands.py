@@ -29,6 +29,7 @@ NOT_RUN = {
     ("docs/detection.md", GPU): 1,
     ("docs/detection.md", MINUTES): 1,
     ("docs/gpu.md", GPU): 1,
+    ("docs/installing.md", "needs a Jetson"): 1,
     ("docs/methods.md", MINUTES): 1,
     ("docs/openvino.md", MINUTES): 1,
     ("docs/plugins.md", "needs nvcc and TensorRT's headers"): 1,

@@ -50,6 +50,15 @@ def test_no_other_extra_brings_a_runtime():
         assert not brought(extra) & RUNTIMES, f"{extra} could not be combined with the other"
 
 
+def test_a_jetson_keeps_its_tensorrt():
+    """JetPack's TensorRT 10.3 and driver of CUDA 12 must not be shadowed by PyPI's."""
+    new = brought("jetson", machine=JETSON) - brought(machine=JETSON)
+    assert new == {"cuda-bindings"}
+    (bindings,) = map(Requirement, EXTRAS["jetson"])
+    assert bindings.specifier.contains("12.9") and not bindings.specifier.contains("13.0")
+    assert "--system-site-packages" in text_of("docs/installing.md")
+
+
 def test_what_the_project_is_made_with_is_reachable():
     everything = brought(*EXTRAS)
     wanted = {"torch", "onnx", "onnxruntime-gpu", "tensorrt", "polygraphy", "typer"}

@@ -1,5 +1,6 @@
 """The ONNX Runtime engine: results, refusals, and no silent fallback."""
 
+import contextlib
 import os
 import sys
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ from svit_deploy.engines.onnxruntime import (
     require_provider,
 )
 from svit_deploy.engines.onnxruntime_log import one_line
-from svit_deploy.engines.providers import full_provider_name
+from svit_deploy.engines.providers import full_provider_name, install_fix
 from svit_deploy.errors import CapabilityError, InputError, UsageError
 from tests.engines.graphs import dynamic, linear, model_bytes
 
@@ -257,6 +258,37 @@ def test_a_silent_fallback_is_an_error_with_the_reason(monkeypatch, capfd):
         "CPUExecutionProvider: Failed to load library libcublas.so"
     )
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("provider", "given"), [("cuda", {"use_tf32": "0"}), ("tensorrt", {}), ("cpu", {})]
+)
+def test_a_provider_computes_in_float32_itself(monkeypatch, provider, given):
+    """CUDA's rounds float32 to ten bits by default; TensorRT's must find its library loaded."""
+    asked, imported = [], []
+
+    def session(model, options, providers, **rest):
+        asked.extend(providers)
+        return real(model, options, providers=["CPUExecutionProvider"])
+
+    real, full = onnxruntime.InferenceSession, full_provider_name(provider)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [full])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: imported.append("cuda"), raising=False)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(runtime.importlib, "import_module", imported.append)
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")
+    del os.environ["NVIDIA_TF32_OVERRIDE"]  # and what is set from now on is forgotten
+    with pytest.raises(CapabilityError) if provider != "cpu" else contextlib.nullcontext():
+        OnnxRuntimeEngine(linear(), provider=provider)
+    assert asked == [(full, given)]
+    libraries = {"cpu": [], "cuda": ["cuda"], "tensorrt": ["cuda", "tensorrt"]}
+    assert [name for name in imported if name != "onnxruntime"] == libraries[provider]
+    assert (os.environ.get("NVIDIA_TF32_OVERRIDE") == "0") == (provider == "tensorrt")
+
+
+def test_tensorrts_provider_names_a_tensorrt_that_it_can_load():
+    """It is linked to libnvinfer.so.10, and PyPI's tensorrt is a later one."""
+    assert "'tensorrt-cu13<11'" in install_fix("TensorrtExecutionProvider")
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])

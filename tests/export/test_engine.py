@@ -14,6 +14,7 @@ from svit_deploy import api
 from svit_deploy.bundle.bundle import Bundle, open_bundle
 from svit_deploy.cli import main
 from svit_deploy.engines.batches import Batches
+from svit_deploy.engines.tensorrt import build
 from svit_deploy.engines.tensorrt.sidecar import read_sidecar
 from svit_deploy.errors import CapabilityError, InputError, UsageError
 from svit_deploy.verify.expected import LiveReference, StoredReference
@@ -97,6 +98,7 @@ def test_what_a_bundle_cannot_be_asked(engine_bundle, export, options, words):
         ({"target": "tensorrt9"}, "--target 'tensorrt9' is unknown"),
         ({"target": "onnx", "workspace": "1GiB"}, "--workspace has no meaning without an engine"),
         ({"target": "onnx", "optimization_level": 3}, "--opt-level has no meaning without"),
+        ({"target": "onnx", "device": 1}, "--device has no meaning without"),
         ({"workspace": "much"}, "--workspace 'much' is no size"),
         ({"optimization_level": 9}, "--opt-level 9 is out of range"),
         ({"min_shapes": ["images:1x3x8x8"]}, "do not make profiles"),
@@ -215,6 +217,19 @@ def test_an_engine_of_another_model_is_refused(engine_bundle, export, monkeypatc
         open_bundle(bundle.path)
     with pytest.raises(InputError, match="is not the engine that was built"):
         verify_against(bundle, StoredReference(bundle), VERIFY)
+
+
+def test_it_is_built_on_the_gpu_that_is_asked_for(engine_bundle, export, monkeypatch):
+    asked = []
+
+    def environment(settings, scratch):
+        asked.append(settings.device)
+        return real(settings, scratch)
+
+    real = build._environment
+    monkeypatch.setattr(build, "_environment", environment)
+    engine_bundle("out", export("svit_cls", "budget").path, device=3)
+    assert asked == [3, 3]  # to look around, and to build
 
 
 def test_the_command_line_says_what_was_built(fake_process, tmp_path, capsys):

@@ -1,7 +1,8 @@
 """A program of its own: what TensorRT-RTX's plugin registry holds after each step.
 
 `load=LIBRARY` loads as `trtexec --staticPlugins` does, `dlopen=LIBRARY` as LD_PRELOAD and ONNX
-Runtime do, `build=32` builds a network of all plugins with 32-bit indices. Prints a JSON list.
+Runtime do, `build=32:64:INT8` builds a network of all plugins with 32-bit indices, 64-bit sizes and
+a mask of bytes. Prints a JSON list.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ LOGGER = trt.Logger(trt.Logger.ERROR)
 PLUGIN = {"domain": "trt.plugins", "plugin_namespace": "svit", "plugin_version": "1"}
 
 
-def build(bits: int) -> int:
+def build(bits: int, size_bits: int, mask: str) -> int:
     """Bytes of the engine; 0 where the builder refused."""
     outputs = ["rows", "slots", "places", "lengths", "counts", "total", "fullest"]
     nodes = [
-        helper.make_node("Cast", ["margins"], ["mask"], to=TensorProto.BOOL),
-        helper.make_node("SvitCompact", ["mask"], outputs, index_bits=bits, **PLUGIN),
+        helper.make_node("Cast", ["margins"], ["decision"], to=TensorProto.BOOL),
+        helper.make_node("Cast", ["decision"], ["mask"], to=TensorProto.DataType.Value(mask)),
+        helper.make_node(
+            "SvitCompact", ["mask"], outputs, index_bits=bits, size_bits=size_bits, **PLUGIN
+        ),
         helper.make_node("SvitGather", ["x", "rows"], ["packed"], **PLUGIN),
         helper.make_node("Relu", ["packed"], ["computed"]),
         helper.make_node("SvitGather", ["computed", "slots"], ["padded"], **PLUGIN),
@@ -66,7 +70,8 @@ def main(steps: list[str]) -> None:
         elif what == "dlopen":
             result = ctypes.CDLL(argument) is not None
         else:
-            result = build(int(argument))
+            bits, size_bits, mask = argument.split(":")
+            result = build(int(bits), int(size_bits), mask)
         ours = [c.name for c in registry.all_creators if c.plugin_namespace == "svit"]
         report.append([result, sorted(ours)])
     print(json.dumps(report))

@@ -64,21 +64,21 @@ def test_registry_loads_the_library(steps: Steps, library: Path):
     assert steps(f"load={library}") == [[True, ALL]]
 
 
-@pytest.mark.parametrize("bits", [32, 64])
-def test_builder_accepts_the_plugins(steps: Steps, library: Path, bits: int):
-    """Boolean input, two size tensors, empty and data-dependent shapes: all as the builder asks."""
-    _, (engine_bytes, registered) = steps(f"load={library}", f"build={bits}")
+@pytest.mark.parametrize("form", ["32:32:BOOL", "64:32:BOOL", "64:32:INT8"])
+def test_builder_accepts_the_plugins(steps: Steps, library: Path, form: str):
+    """A mask, two size tensors, empty and data-dependent shapes: all as the builder asks."""
+    _, (engine_bytes, registered) = steps(f"load={library}", f"build={form}")
     assert engine_bytes > 1000
     assert registered == ALL
 
 
 def test_builder_refuses_other_index_bits(steps: Steps, library: Path):
-    _, (engine_bytes, _) = steps(f"load={library}", "build=16")
+    _, (engine_bytes, _) = steps(f"load={library}", "build=16:32:BOOL")
     assert engine_bytes == 0
 
 
 def test_autoregister_registers_when_loaded(steps: Steps, autoregister: Path):
-    assert steps(f"dlopen={autoregister}", "build=64")[0] == [True, ALL]
+    assert steps(f"dlopen={autoregister}", "build=64:32:BOOL")[0] == [True, ALL]
     (loaded,) = steps(f"dlopen={autoregister}", preload=autoregister)
     assert loaded == [True, ALL]
 

@@ -56,7 +56,7 @@ class Binding:
             if not context.set_optimization_profile_async(profile, stream.handle):
                 raise loaded.failure(f"refused profile {profile}", RUN_AGAIN)
             stream.synchronize()
-        if not context.set_input_shape(input_name, shape) or context.infer_shapes():
+        if not context.set_input_shape(input_name, shape) or not _infers(context):
             raise loaded.failure(f"refused the shape {list(shape)}", RUN_AGAIN)
         if size:
             memory.reserve(size)
@@ -126,6 +126,14 @@ class Binding:
         self._context = None
         for allocator in self._allocators.values():
             allocator.buffer.close()
+
+
+def _infers(context: Any) -> bool:
+    """Whether the shapes of all tensors follow from those that were set."""
+    try:
+        return not context.infer_shapes()
+    except RuntimeError:  # what the bindings make of a failure; the logger has its reason
+        return False
 
 
 def _shared_memory(loaded: Loaded) -> tuple[Any, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import logging
 import os
@@ -18,6 +17,7 @@ from typing import IO, Any
 
 from svit_deploy import errors
 from svit_deploy.engines.tensorrt.channel import ERROR, LOG, PROGRESS, RESULT
+from svit_deploy.engines.tensorrt.rtx import link_libraries
 from svit_deploy.engines.tensorrt.settings import BuildSettings
 from svit_deploy.engines.tensorrt.sidecar import Sidecar, read_sidecar, sidecar_path
 from svit_deploy.errors import ExportError
@@ -30,7 +30,7 @@ WORKER = "svit_deploy.engines.tensorrt.worker"
 log = logging.getLogger(__name__)
 
 
-def require_builder(target: str) -> None:
+def require_builder(target: str, device: int = 0) -> None:
     """Starts a build process that looks around and ends; call it before a long run.
 
     Raises:
@@ -38,7 +38,7 @@ def require_builder(target: str) -> None:
     """
     require_library(target)
     with tempfile.TemporaryDirectory() as scratch:
-        _run_worker((), Path(scratch), BuildSettings(target, (), "", ""), SILENT)
+        _run_worker((), Path(scratch), BuildSettings(target, (), "", "", device=device), SILENT)
 
 
 def build_engine(
@@ -177,21 +177,7 @@ def _environment(settings: BuildSettings, scratch: Path) -> dict[str, str]:
             numbers[settings.device] if known else str(settings.device)
         )
     if settings.target == RTX:
-        links = _link_rtx(scratch)
-        paths = [links, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+        links = link_libraries(scratch / "links")
+        paths = [str(links), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
         environment["LD_LIBRARY_PATH"] = os.pathsep.join(paths)
     return environment
-
-
-def _link_rtx(scratch: Path) -> str:
-    """A folder in which TensorRT-RTX's library has the name that its plugin system looks for.
-
-    The wheel has it under its versioned name only; adding a plugin node then ends the process.
-    """
-    links = scratch / "links"
-    links.mkdir()
-    found = importlib.util.find_spec("tensorrt_rtx_libs")
-    for folder in (found.submodule_search_locations or []) if found else []:
-        for file in Path(folder).glob("lib*.so.*"):
-            (links / f"{file.name.partition('.so.')[0]}.so").symlink_to(file)
-    return str(links)

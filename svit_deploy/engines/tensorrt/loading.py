@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from svit_deploy.engines.tensorrt.cuda import Cuda
+from svit_deploy.engines.tensorrt.rtx import require_short_name
 from svit_deploy.engines.tensorrt.sidecar import BUILD_AGAIN, Sidecar, read_sidecar, sidecar_path
 from svit_deploy.errors import CapabilityError, InputError, SvitDeployError
 from svit_deploy.io.files import hash_file, reading
@@ -102,6 +103,8 @@ def load_engine(found: Runnable) -> Loaded:
         CapabilityError: out of memory, or the plugin library is of another TensorRT.
     """
     path, library, plugins = found.path, found.library, found.plugins
+    if plugins is not None and library.target == RTX:
+        require_short_name()
     if found.sidecar is None:
         log.warning("%s has no sidecar: nothing says where its native code is from", path)
     logger_of(library).take()  # what earlier failures left

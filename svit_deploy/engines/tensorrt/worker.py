@@ -25,6 +25,7 @@ from svit_deploy.engines.tensorrt.network import (
     parse_network,
 )
 from svit_deploy.engines.tensorrt.packed import pack_attention
+from svit_deploy.engines.tensorrt.plugin_nodes import FORMS, PluginGraph
 from svit_deploy.engines.tensorrt.settings import NO_TIMING_CACHE, BuildSettings
 from svit_deploy.engines.tensorrt.sidecar import Gpu, Sidecar
 from svit_deploy.engines.tensorrt.timing_cache import TimingCache, default_path
@@ -90,7 +91,7 @@ def build(onnx: Path, folder: Path, settings: BuildSettings, channel: Channel) -
         channel.progress("waiting for another build of the same engine", 0.0)
 
     with cache.hold(waiting) if cache else nullcontext():
-        packed_blocks = _build_file(library, onnx, engine, settings, cache, channel)
+        built = _build_file(library, onnx, engine, settings, cache, channel)
     layers = read_layer_lines(channel.layers)
     with _writing():
         Sidecar(
@@ -109,7 +110,7 @@ def build(onnx: Path, folder: Path, settings: BuildSettings, channel: Channel) -
             plugins=tuple(plugins),
             settings={
                 **settings.record(),
-                "packed_blocks": packed_blocks,
+                **built,
                 "layers": layers.to_dict() if layers else None,
             },
             build_s=time.monotonic() - start,
@@ -174,37 +175,51 @@ def _build_file(
     settings: BuildSettings,
     cache: TimingCache | None,
     channel: Channel,
-) -> int:
-    """Builds and writes the engine; returns how many of its blocks have packed attention.
+) -> dict[str, Any]:
+    """Builds and writes the engine; returns what came of it, for the sidecar.
 
-    Whether there is a kernel for packed attention, only a build tells: it fails, for TensorRT
-    cannot compose that attention of others. Then the graph's own, padded one is built.
+    Whether there is a kernel for packed attention, and in which form this release takes the
+    plugins, only a build tells. So one is tried after the other: packed attention first, then the
+    graph's own, padded one, at last with the plugins in other forms.
     """
     logger = make_logger(library.trt, channel)
     builder = _create_builder(library, logger, channel)
+    graph = None
     if settings.plugin_library is not None:
         load_plugins(library, builder, settings.plugin_library, channel)
-    for pack in (True, False) if settings.packed_attention else (False,):
-        channel.progress("reading the graph", PARSED / 2)
-        network, _parser = parse_network(library, builder, onnx, channel, logger)
-        blocks = pack_attention(library, network, settings.num_heads) if pack else 0
-        config = configure(library, builder, network, settings, channel)
-        if cache:
-            _use_cache(config, cache)
-        channel.errors.clear()
-        channel.progress("building the engine", PARSED)
-        plan = builder.build_serialized_network(network, config)
-        if plan is not None:
-            with _writing():
-                engine.write_bytes(plan)
+        graph = PluginGraph(onnx)
+    refused: list[ExportError | CapabilityError] = []
+    for form in graph.forms if graph else FORMS[:1]:
+        for pack in (True, False) if settings.packed_attention else (False,):
+            channel.progress("reading the graph", PARSED / 2)
+            source = graph.write(engine.with_suffix(".onnx"), form) if graph else onnx
+            network, _parser = parse_network(library, builder, source, channel, logger)
+            if graph:
+                graph.check(library, network)
+            blocks = pack_attention(library, network, settings.num_heads) if pack else 0
+            config = configure(library, builder, network, settings, channel)
             if cache:
-                cache.write(bytes(config.get_timing_cache().serialize()))
-            return blocks
-        if not blocks:
+                _use_cache(config, cache)
+            channel.errors.clear()
+            channel.progress("building the engine", PARSED)
+            plan = builder.build_serialized_network(network, config)
+            if plan is not None:
+                with _writing():
+                    engine.write_bytes(plan)
+                if cache:
+                    cache.write(bytes(config.get_timing_cache().serialize()))
+                return {"packed_blocks": blocks, "plugin_form": form.to_dict() if graph else None}
+            failure = _failure(library, "cannot build the engine", channel)
+            if not blocks:
+                break
+            reason = one_line(channel.errors[0]) if channel.errors else "no reason given"
+            log.info("no packed attention here, the padded one is built instead: %s", reason)
+        refused.append(failure)
+        if _is_of_the_machine(channel.errors):
             break
-        reason = one_line(channel.errors[0]) if channel.errors else "no reason given"
-        log.info("no packed attention here, the padded one is built instead: %s", reason)
-    raise _failure(library, "cannot build the engine", channel)
+        if graph:
+            log.info("the plugins are not taken as %s: %s", form, failure.message)
+    raise refused[0]
 
 
 def _create_builder(library: Library, logger: Any, channel: Channel) -> Any:
@@ -222,6 +237,11 @@ def _use_cache(config: Any, cache: TimingCache) -> None:
     if timings is None or not config.set_timing_cache(timings, ignore_mismatch=False):
         cache.reject()
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
+
+
+def _is_of_the_machine(errors: list[str]) -> bool:
+    """Whether another graph would fare no better."""
+    return any(_OUT_OF_MEMORY.search(error) or _OLD_DRIVER.search(error) for error in errors)
 
 
 def _failure(library: Library, what: str, channel: Channel) -> ExportError | CapabilityError:

@@ -3,6 +3,8 @@
 #include "plugin.h"
 #include "svit_kernels.h"
 
+#include <cuda_runtime_api.h>
+
 #include <cstring>
 
 namespace svit {
@@ -17,29 +19,42 @@ public:
 
     static trt::PluginFieldCollection const* fields()
     {
-        static trt::PluginField const field{"index_bits", nullptr, trt::PluginFieldType::kINT32, 1};
-        static trt::PluginFieldCollection const collection{1, &field};
+        static trt::PluginField const known[]{
+            {"index_bits", nullptr, trt::PluginFieldType::kINT32, 1},
+            {"size_bits", nullptr, trt::PluginFieldType::kINT32, 1}};
+        static trt::PluginFieldCollection const collection{2, known};
         return &collection;
     }
 
     static trt::IPluginV3* create(trt::PluginFieldCollection const* fields)
     {
-        int32_t bits = 64;
+        int32_t indexBits = 64, sizeBits = 32;
         for (int32_t i = 0; fields && i < fields->nbFields; ++i) {
             trt::PluginField const& field = fields->fields[i];
-            if (std::strcmp(field.name, "index_bits") != 0) {
+            bool const isIndex = std::strcmp(field.name, "index_bits") == 0;
+            if (!isIndex && std::strcmp(field.name, "size_bits") != 0) {
                 continue;
             }
             if (field.type != trt::PluginFieldType::kINT32 || field.length != 1 || !field.data) {
                 return nullptr;
             }
-            bits = *static_cast<int32_t const*>(field.data);
+            int32_t const bits = *static_cast<int32_t const*>(field.data);
+            if (bits != 32 && bits != 64) {
+                return nullptr;
+            }
+            (isIndex ? indexBits : sizeBits) = bits;
         }
-        return bits == 32 || bits == 64 ? new (std::nothrow) Compact(bits) : nullptr;
+        return new (std::nothrow) Compact(indexBits, sizeBits);
     }
 
-    explicit Compact(int32_t bits) : mBits(bits) { pointFields(); }
-    Compact(Compact const& other) : Plugin(other), mBits(other.mBits) { pointFields(); }
+    Compact(int32_t indexBits, int32_t sizeBits) : mBits(indexBits), mSizeBits(sizeBits)
+    {
+        pointFields();
+    }
+    Compact(Compact const& other) : Plugin(other), mBits(other.mBits), mSizeBits(other.mSizeBits)
+    {
+        pointFields();
+    }
 
     int32_t getOutputDataTypes(trt::DataType* types, int32_t outputs, trt::DataType const*,
                                int32_t inputs) const noexcept override
@@ -59,10 +74,12 @@ public:
         if (inputs != kInputs || outputs != kOutputs) {
             return false;
         }
-        trt::DataType const wanted
-            = position == 0 ? trt::DataType::kBOOL : outputType(position - kInputs);
         trt::PluginTensorDesc const& tensor = tensors[position].desc;
-        return tensor.format == trt::TensorFormat::kLINEAR && tensor.type == wanted;
+        bool const fits = position == 0
+                              ? tensor.type == trt::DataType::kBOOL
+                                    || tensor.type == trt::DataType::kINT8  // bytes, too
+                              : tensor.type == outputType(position - kInputs);
+        return fits && tensor.format == trt::TensorFormat::kLINEAR;
     }
 
     int32_t getOutputShapes(trt::DimsExprs const* inputs, int32_t nbInputs, trt::DimsExprs const*,
@@ -101,6 +118,12 @@ public:
                     cudaStream_t stream) noexcept override
     {
         trt::Dims const& mask = inputDescs[0].dims;
+        // The kernels write 32 bits of a size; the upper ones of a wider number are 0.
+        for (int32_t size = kTotal; mSizeBits == 64 && size <= kFullest; ++size) {
+            if (cudaError_t const error = cudaMemsetAsync(outputs[size], 0, 8, stream)) {
+                return error;
+            }
+        }
         return svit_cuda_compact(inputs[0], mask.d[0], mask.d[1], mBits, outputs[kRows],
                                  outputs[kSlots], outputs[kPlaces],
                                  static_cast<int32_t*>(outputs[kLengths]), outputs[kCounts],
@@ -111,22 +134,25 @@ public:
 private:
     enum Output : int32_t { kRows, kSlots, kPlaces, kLengths, kCounts, kTotal, kFullest };
 
-    // Size tensors are INT32: the headers of TensorRT 10.3, 10.9 and 11.1 alike demand it.
+    // Size tensors are INT32 by the headers of TensorRT 10.3, 10.9 and 11.1 alike, while its own
+    // samples moved to INT64 in 10.15: whoever builds may choose.
     trt::DataType outputType(int32_t output) const
     {
-        bool const isInt32 = mBits == 32 || output == kLengths || output == kTotal
-                             || output == kFullest;
-        return isInt32 ? trt::DataType::kINT32 : trt::DataType::kINT64;
+        bool const isSize = output == kTotal || output == kFullest;
+        int32_t const bits = output == kLengths ? 32 : isSize ? mSizeBits : mBits;
+        return bits == 32 ? trt::DataType::kINT32 : trt::DataType::kINT64;
     }
 
     void pointFields()
     {
-        mField = {"index_bits", &mBits, trt::PluginFieldType::kINT32, 1};
-        mFields = {1, &mField};
+        mOwn[0] = {"index_bits", &mBits, trt::PluginFieldType::kINT32, 1};
+        mOwn[1] = {"size_bits", &mSizeBits, trt::PluginFieldType::kINT32, 1};
+        mFields = {2, mOwn};
     }
 
     int32_t mBits;
-    trt::PluginField mField{};
+    int32_t mSizeBits;
+    trt::PluginField mOwn[2]{};
 };
 
 }  // namespace

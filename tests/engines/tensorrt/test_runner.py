@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import sys
@@ -14,6 +15,7 @@ from onnx import TensorProto, helper
 
 from svit_deploy.engines.base import TensorSpec
 from svit_deploy.engines.tensorrt import binding, loading
+from svit_deploy.engines.tensorrt import rtx as rtx_names
 from svit_deploy.engines.tensorrt.build import build_engine
 from svit_deploy.engines.tensorrt.cuda import Cuda
 from svit_deploy.engines.tensorrt.runner import MAX_SHAPES, TensorRTEngine
@@ -22,6 +24,7 @@ from svit_deploy.errors import CapabilityError, InputError, UsageError
 from svit_deploy.io.files import hash_file
 from svit_deploy.machine.tensorrt import TARGETS, load_library
 from svit_deploy.model.profiles import Profile
+from tests.engines.tensorrt.fake import runtime
 from tests.engines.tensorrt.fake.cuda import Device, Error
 from tests.engines.tensorrt.fake.engines import (
     RTX_VERSION,
@@ -242,6 +245,18 @@ def test_feeds_that_do_not_fit_are_refused_in_words(device, engine_file, feeds, 
         engine.run(feeds)
 
 
+def test_shapes_that_cannot_be_inferred(device, engine_file, monkeypatch):
+    """The bindings then raise, where the library gives an error code."""
+
+    def fail(self):
+        raise RuntimeError("infer_shapes error code: -1")
+
+    monkeypatch.setattr(runtime.IExecutionContext, "infer_shapes", fail)
+    sentence = r"model\.engine refused the shape \[1, 3, 4, 4\] by TensorRT"
+    with TensorRTEngine(engine_file) as engine, pytest.raises(InputError, match=sentence):
+        engine.run({"images": images(1)})
+
+
 def test_an_unknown_output_is_refused(device, engine_file):
     sentence = "no output 'depth'; ask for 'logits'"
     with TensorRTEngine(engine_file) as engine, pytest.raises(InputError, match=sentence):
@@ -395,6 +410,39 @@ def test_the_plugin_library_is_found_checked_and_loaded(device, tmp_path, monkey
         twice.run({"images": images(1)})
     library.write_bytes(b"\x7fELF of another build")
     assert "was built with another libsvit_trt.so than" in refused(path)
+
+
+def test_an_rtx_engine_with_plugins_wants_the_short_name_of_its_library(
+    device, tmp_path, monkeypatch
+):
+    """Without it the process would end; the fix names a folder that has it from then on."""
+    monkeypatch.setenv("SVIT_DEPLOY_CACHE", str(tmp_path))
+    library = tmp_path / "libsvit_trt.so"
+    library.write_bytes(b"\x7fELF")
+    plugins = (("libsvit_trt.so", hash_file(library)),)
+    rtx = {"library": "tensorrt_rtx", "version": RTX_VERSION, "plugins": ["libsvit_trt.so"]}
+    path = write_engine(
+        tmp_path / "m.engine",
+        largest_pixel(),
+        (SMALL,),
+        sidecar={"plugins": plugins, "gpu": None},
+        **rtx,
+    )
+    known = []
+
+    def find(name):
+        if name not in known:
+            raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(rtx_names.ctypes, "CDLL", find)
+    with pytest.raises(CapabilityError, match=r"start again with LD_LIBRARY_PATH=(\S+),") as caught:
+        TensorRTEngine(path, plugin_library=library)
+    if importlib.util.find_spec("tensorrt_rtx_libs"):
+        folder = caught.value.fix.split("=")[1].split(",")[0]
+        assert (Path(folder) / "libtensorrt_rtx.so").exists()
+    known.append("libtensorrt_rtx.so")
+    with TensorRTEngine(path, plugin_library=library) as engine:
+        engine.run({"images": images(1)})
 
 
 def test_the_plugin_library_is_missing(device, tmp_path, monkeypatch):

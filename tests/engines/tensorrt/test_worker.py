@@ -79,7 +79,7 @@ def test_an_engine_and_what_its_sidecar_says(graph, settings, trt):
     assert sidecar.plugins == ()
     assert sidecar.settings == {
         "optimization_level": None, "workspace_bytes": 0, "tf32": False, "packed_attention": True,
-        "packed_blocks": 0, "layers": None,
+        "packed_blocks": 0, "plugin_form": None, "layers": None,
     }  # fmt: skip
     assert sidecar.build_s > 0
 
@@ -240,6 +240,87 @@ def test_plugins_are_loaded_and_recorded(graph, settings, device, tmp_path):
     engine = build(model, settings(plugin_library=library))
     assert read_sidecar(engine).plugins == (("libsvit_trt.so", hash_file(library)),)
     assert Plan.from_bytes(engine.read_bytes()).plugins == ["libsvit_trt.so"]
+
+
+def with_function(model):
+    """The node's function body in the file, as `export --plugins` writes it."""
+    made = onnx.load(model)
+    body = helper.make_node("Relu", ["x"], ["y"])
+    opset = [helper.make_opsetid("", 20)]
+    function = helper.make_function("trt.plugins", "SvitGather", ["x"], ["y"], [body], opset)
+    made.functions.append(function)
+    onnx.save(made, model)
+    return model
+
+
+@pytest.fixture
+def plugins(tmp_path):
+    library = tmp_path / "libsvit_trt.so"
+    library.write_text("fake plugins: SvitGather SvitCompact")
+    return library
+
+
+def test_a_plugin_is_built_where_functions_come_first(graph, settings, trt, plugins):
+    """As up to TensorRT 10.6; the graph that is recorded is the one that was given."""
+    model = with_function(graph(plugin_node()))
+    engine = build(model, settings(plugin_library=plugins))
+    assert [layer.type.name for layer in trt.Builder.made[1].layers] == ["PLUGIN_V3"]
+    assert read_sidecar(engine).onnx_sha256 == hash_file(model)
+    build(model, settings())  # of its function body, without the library
+    assert [layer.type.name for layer in trt.Builder.made[1].layers] == ["IDENTITY"]
+
+
+def test_plugin_nodes_that_became_something_else(graph, settings, device, plugins, monkeypatch):
+    monkeypatch.setattr("tests.engines.tensorrt.fake.builder.OnnxParser._add", lambda *_: None)
+    with pytest.raises(ExportError, match="made no plugin of the graph's 1 plugin nodes"):
+        build(graph(plugin_node()), settings(plugin_library=plugins))
+
+
+def compact_nodes(*faults):
+    domain = {"domain": "trt.plugins"}
+    made = [
+        helper.make_node("Greater", ["images", "images"], ["mask"]),
+        helper.make_node("SvitCompact", ["mask"], ["logits"], name="compact", **domain),
+    ]
+    return [*faults, *made]
+
+
+@pytest.mark.parametrize("size_bits", [32, 64])
+@pytest.mark.parametrize("mask", ["BOOL", "INT8"])
+def test_plugins_in_the_one_form_that_a_release_takes(
+    graph, settings, device, plugins, size_bits, mask, caplog
+):
+    text = f"size_bits={size_bits} mask={mask}"
+    model = graph(*compact_nodes(), fault=("NoPluginForm", text))
+    caplog.set_level(logging.INFO)
+    sidecar = read_sidecar(build(model, settings(plugin_library=plugins)))
+    assert sidecar.settings["plugin_form"] == {"size_bits": size_bits, "mask": mask}
+    first = size_bits == 32 and mask == "BOOL"
+    assert ("the plugins are not taken as" in caplog.text) != first
+
+
+def test_no_form_is_taken(graph, settings, device, plugins):
+    """The first refusal is told; out of memory, none but the first is tried."""
+    model = graph(*compact_nodes(), fault=("NoPluginForm", "size_bits=16"))
+    with pytest.raises(ExportError, match="unsupported format combination"):
+        build(model, settings(plugin_library=plugins))
+    model = graph(*compact_nodes(), fault=("Refuse", "Error Code 2: OutOfMemory (nothing left)"))
+    channel = Channel()
+    with pytest.raises(ExportError, match="out of memory"):
+        build(model, settings(plugin_library=plugins), channel)
+    assert [what for what in channel.sent if what[1] == ("reading the graph", 0.025)][1:] == []
+
+
+@pytest.mark.parametrize("tokens", ["budget", "dynamic"])
+def test_memory_is_the_runners_where_shapes_are_static(
+    graph, settings, device, monkeypatch, tokens
+):
+    """TensorRT-RTX may else allocate during a run, which cannot be captured."""
+    fake = make_module("1.7.1.116", "tensorrt_rtx", device)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake)
+    build(graph(), settings(target="tensorrt-rtx", tokens=tokens))
+    flag = fake.BuilderFlag.REQUIRE_USER_ALLOCATION
+    assert (flag in fake.Builder.made[0].flags) == (tokens == "budget")
 
 
 @pytest.mark.parametrize(

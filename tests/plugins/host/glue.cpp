@@ -30,11 +30,13 @@ void creators()
         CHECK(std::strcmp(creator->getPluginVersion(), "1") == 0);
         CHECK(std::strcmp(creator->getPluginNamespace(), "svit") == 0);
         CHECK(creator->getFieldNames() != nullptr);
-        CHECK(creator->getFieldNames()->nbFields == (std::strcmp(name, kNames[0]) == 0));
+        CHECK(creator->getFieldNames()->nbFields == 2 * (std::strcmp(name, kNames[0]) == 0));
     }
-    trt::PluginField const& field = library.creators.at("SvitCompact")->getFieldNames()->fields[0];
-    CHECK(std::strcmp(field.name, "index_bits") == 0);
-    CHECK(field.type == trt::PluginFieldType::kINT32);
+    trt::PluginField const* field = library.creators.at("SvitCompact")->getFieldNames()->fields;
+    for (char const* name : {"index_bits", "size_bits"}) {
+        CHECK(std::strcmp(field->name, name) == 0);
+        CHECK(field++->type == trt::PluginFieldType::kINT32);
+    }
 }
 
 void fields()
@@ -46,6 +48,7 @@ void fields()
     CHECK(create("SvitCompact"));  // 64 by default
     CHECK(create("SvitCompact", {{"other", &bits[2], Type::kINT32, 1}}));
     CHECK(!create_compact(16) && !create_compact(0));
+    CHECK(create_compact(64, 64) && create_compact(32, 64) && !create_compact(64, 16));
     CHECK(!create("SvitCompact", {{"index_bits", &real, Type::kFLOAT32, 1}}));
     CHECK(!create("SvitCompact", {{"index_bits", bits, Type::kINT32, 2}}));
     CHECK(!create("SvitCompact", {{"index_bits", nullptr, Type::kINT32, 1}}));
@@ -93,10 +96,9 @@ std::vector<DataType> output_types(Plugin const& plugin, std::vector<DataType> c
     return types;
 }
 
-std::vector<DataType> compact_types(DataType index)
+std::vector<DataType> compact_types(DataType index, DataType size = DataType::kINT32)
 {
-    DataType const int32 = DataType::kINT32;
-    return {index, index, index, int32, index, int32, int32};
+    return {index, index, index, DataType::kINT32, index, size, size};
 }
 
 void types()
@@ -104,6 +106,8 @@ void types()
     std::vector<DataType> const mask{DataType::kBOOL};
     CHECK(output_types(create_compact(32), mask) == compact_types(DataType::kINT32));
     CHECK(output_types(create_compact(64), mask) == compact_types(DataType::kINT64));
+    CHECK(output_types(create_compact(32, 64), mask)
+          == compact_types(DataType::kINT32, DataType::kINT64));
     for (DataType type : {DataType::kFLOAT, DataType::kHALF, DataType::kBF16}) {
         std::vector<DataType> const same{type};
         CHECK(output_types(create("SvitGather"), {type, DataType::kINT64}) == same);
@@ -142,13 +146,15 @@ void formats()
 {
     using Types = std::vector<DataType>;
     for (int32_t bits : {32, 64}) {
-        Plugin const compact = create_compact(bits);
-        Types before;
-        Types wanted = compact_types(bits == 32 ? DataType::kINT32 : DataType::kINT64);
-        wanted.insert(wanted.begin(), DataType::kBOOL);
-        for (DataType type : wanted) {
-            CHECK(accepted(compact, before, 1) == Types{type});
-            before.push_back(type);
+        for (int32_t size : {32, 64}) {
+            Plugin const compact = create_compact(bits, size);
+            CHECK((accepted(compact, {}, 1) == Types{DataType::kINT8, DataType::kBOOL}));
+            Types before{DataType::kBOOL};
+            for (DataType type : compact_types(bits == 32 ? DataType::kINT32 : DataType::kINT64,
+                                               size == 32 ? DataType::kINT32 : DataType::kINT64)) {
+                CHECK(accepted(compact, before, 1) == Types{type});
+                before.push_back(type);
+            }
         }
     }
     Types const reals{DataType::kFLOAT, DataType::kHALF, DataType::kBF16};
@@ -257,16 +263,17 @@ void serialization()
 {
     for (int32_t bits : {32, 64}) {
         // A clone of what is gone: the fields must be its own.
-        Plugin plugin = create_compact(bits);
+        Plugin plugin = create_compact(bits, 96 - bits);
         Plugin const clone(plugin->clone());
         plugin.reset();
         trt::PluginFieldCollection const* const fields = runtime(clone).getFieldsToSerialize();
-        CHECK(fields != nullptr && fields->nbFields == 1);
-        Plugin const read = create("SvitCompact", {fields->fields, fields->fields + 1},
+        CHECK(fields != nullptr && fields->nbFields == 2);
+        Plugin const read = create("SvitCompact", {fields->fields, fields->fields + 2},
                                    trt::TensorRTPhase::kRUNTIME);
         CHECK(read != nullptr);
-        DataType const index = bits == 32 ? DataType::kINT32 : DataType::kINT64;
-        CHECK(output_types(read, {DataType::kBOOL}) == compact_types(index));
+        std::vector<DataType> const types = bits == 32 ? compact_types(DataType::kINT32, DataType::kINT64)
+                                       : compact_types(DataType::kINT64);
+        CHECK(output_types(read, {DataType::kBOOL}) == types);
     }
     for (char const* name : {"SvitGather", "SvitScatter"}) {
         trt::PluginFieldCollection const* const fields

@@ -32,7 +32,7 @@ using Plugin = std::unique_ptr<trt::IPluginV3>;
 
 Plugin create(char const* name, std::vector<trt::PluginField> const& fields = {},
               trt::TensorRTPhase phase = trt::TensorRTPhase::kBUILD);
-Plugin create_compact(int32_t index_bits);
+Plugin create_compact(int32_t index_bits, int32_t size_bits = 32);
 
 template <typename Capability>
 Capability& capability(Plugin const& plugin, trt::PluginCapabilityType type)

@@ -15,10 +15,10 @@ Plugin create(char const* name, std::vector<trt::PluginField> const& fields,
     return Plugin(library.creators.at(name)->createPlugin("layer", &collection, phase));
 }
 
-Plugin create_compact(int32_t index_bits)
+Plugin create_compact(int32_t index_bits, int32_t size_bits)
 {
-    return create("SvitCompact",
-                  {{"index_bits", &index_bits, trt::PluginFieldType::kINT32, 1}});
+    return create("SvitCompact", {{"index_bits", &index_bits, trt::PluginFieldType::kINT32, 1},
+                                  {"size_bits", &size_bits, trt::PluginFieldType::kINT32, 1}});
 }
 
 trt::IPluginV3OneCore& core(Plugin const& plugin)

@@ -283,8 +283,13 @@ class OnnxParser:
         return not self.errors
 
     def _add(self, node: onnx.NodeProto, tensors: dict[str, Tensor]) -> None:
-        kinds, fault = self.network.enums["LayerType"], None
+        enums, fault = self.network.enums, None
+        kinds, model = enums["LayerType"], self.network.model
         kind = getattr(kinds, "ATTENTION_INPUT", None) if node.op_type == "Attention" else None
+        if node.domain == "trt.plugins" and node.op_type in enums["registry"].all_creators:
+            functions = {function.name for function in model.functions}
+            if not (enums["prefers functions"] and node.op_type in functions):
+                kind = kinds.PLUGIN_V3
         if node.domain == "fault":
             text = onnx.helper.get_node_attr_value(node, "text").decode()
             fault = (node.op_type, text)
@@ -373,6 +378,15 @@ class Builder:
             Path(text).write_text(str(os.getpid()))
             time.sleep(60)
         outputs = [tensor for one in self.made[1].layers for tensor in one.outputs]
+        if kind == "NoPluginForm":  # its text: the one form that this library takes
+            wanted = dict(part.split("=") for part in text.split())
+            form = {"size_bits": "32", "mask": "BOOL"}
+            for node in self.made[1].model.graph.node:
+                told = {a.name: str(a.i) for a in node.attribute}
+                form |= {name: value for name, value in told.items() if name in form}
+                if node.op_type == "Cast":
+                    form["mask"] = onnx.TensorProto.DataType.Name(int(told["to"]))
+            return form == wanted or self._error("Error Code 4: unsupported format combination")
         packed = any(isinstance(tensor.attention, PackedAttention) for tensor in outputs)
         return self._error(text) if kind != "NoPackedKernel" or packed else True
 
@@ -401,18 +415,22 @@ def builder_side(name: str, version: str, device: Device) -> dict[str, Any]:
     numbers = tuple(int(part) for part in version.split(".")[:2])
     new = name == "tensorrt_rtx" or numbers >= (11, 0)
     flags = ["STRONGLY_TYPED"] if new else ["EXPLICIT_BATCH", "STRONGLY_TYPED"]
-    modes = ["DEBUG", "TF32"] if new else ["FP16", "INT8", "DEBUG", "GPU_FALLBACK", "TF32"]
-    kinds = ["CONVOLUTION", "CAST", "ACTIVATION", "IDENTITY"]
+    allocation = ["REQUIRE_USER_ALLOCATION"] if name == "tensorrt_rtx" else []
+    modes = (
+        ["DEBUG", "TF32", *allocation] if new else ["FP16", "INT8", "DEBUG", "GPU_FALLBACK", "TF32"]
+    )
+    kinds = ["CONVOLUTION", "CAST", "ACTIVATION", "IDENTITY", "PLUGIN_V2", "PLUGIN_V3"]
     if new or numbers >= (10, 14):
         kinds.insert(1, "ATTENTION_INPUT")
     enums: dict[str, Any] = {
         "NetworkDefinitionCreationFlag": _enum("NetworkDefinitionCreationFlag", flags),
         "BuilderFlag": _enum("BuilderFlag", modes),
         "LayerType": _enum("LayerType", kinds),
+        "prefers functions": name == "tensorrt" and numbers < (10, 7),
         "MemoryPoolType": _enum("MemoryPoolType", ["WORKSPACE", "TACTIC_DRAM"]),
         "ProfilingVerbosity": _enum("ProfilingVerbosity", ["LAYER_NAMES_ONLY", "NONE", "DETAILED"]),
     }
-    members = dict(enums)
+    members = {name: value for name, value in enums.items() if name[0].isupper()}
     if "ATTENTION_INPUT" in kinds:
         members["IAttentionInputLayer"] = AttentionInputLayer
     if new:
