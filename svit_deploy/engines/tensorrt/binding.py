@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from svit_deploy.engines.tensorrt.cuda import Buffer, Cuda, Graph, Stream
+from svit_deploy.engines.tensorrt.kernels import Kernels
 from svit_deploy.engines.tensorrt.loading import Loaded
 from svit_deploy.errors import InputError, SvitDeployError
 
@@ -19,6 +20,7 @@ class Binding:
     changes what a context keeps on the device. It also saves the shape inference of the next run.
 
     Args:
+        kernels: makes the context.
         memory: the activations' memory; contexts that run one after another may share it.
         input_name, shape: of the only input.
 
@@ -34,6 +36,7 @@ class Binding:
     def __init__(
         self,
         loaded: Loaded,
+        kernels: Kernels,
         stream: Stream,
         memory: Buffer,
         profile: int,
@@ -44,12 +47,7 @@ class Binding:
         self.profile = profile
         self.graph: Graph | None = None
         self._loaded, self._addresses = loaded, dict[str, int]()
-        managed, size = _shared_memory(loaded)
-        self._context = context = (
-            loaded.engine.create_execution_context(managed)
-            if size
-            else loaded.engine.create_execution_context()
-        )
+        self._context = context = kernels.create_context()
         if context is None:
             raise loaded.failure("could not get an execution context", RUN_AGAIN)
         if loaded.engine.num_optimization_profiles > 1:
@@ -58,7 +56,7 @@ class Binding:
             stream.synchronize()
         if not context.set_input_shape(input_name, shape) or not _infers(context):
             raise loaded.failure(f"refused the shape {list(shape)}", RUN_AGAIN)
-        if size:
+        if size := kernels.memory_bytes:
             memory.reserve(size)
             context.set_device_memory(memory.address, memory.size)
         found = {name: tuple(context.get_tensor_shape(name)) for name in outputs}
@@ -134,16 +132,6 @@ def _infers(context: Any) -> bool:
         return not context.infer_shapes()
     except RuntimeError:  # what the bindings make of a failure; the logger has its reason
         return False
-
-
-def _shared_memory(loaded: Loaded) -> tuple[Any, int]:
-    """How to ask for a context without activation memory of its own, and how much it needs then.
-
-    The size is 0 where the library or the engine has nothing to share.
-    """
-    managed = loaded.library.member("ExecutionContextAllocationStrategy", "USER_MANAGED")
-    size = int(getattr(loaded.engine, "device_memory_size_v2", 0))
-    return managed, size if managed is not None else 0
 
 
 def _make_allocator(trt: Any, cuda: Cuda) -> Any:

@@ -16,6 +16,7 @@ from svit_deploy.engines.tensorrt.binding import Binding
 from svit_deploy.engines.tensorrt.cuda import Buffer, Event, PinnedBuffer, Stream
 from svit_deploy.engines.tensorrt.graphs import DYNAMIC, CudaGraphs
 from svit_deploy.engines.tensorrt.inspector import LayerCounts, read_layers
+from svit_deploy.engines.tensorrt.kernels import Kernels
 from svit_deploy.engines.tensorrt.loading import Loaded, check_engine, load_engine
 from svit_deploy.errors import InputError
 from svit_deploy.model.profiles import Profile, Shape, choose_profile
@@ -64,6 +65,7 @@ class TensorRTEngine(Engine):
         self._inputs, self._outputs = _tensors(loaded)
         self.profiles = _profiles(loaded, self._inputs[0].name)
         self.layers: LayerCounts | None = _layers(loaded)
+        self._kernels = Kernels(loaded)
         self._times: tuple[bool, float, int] | None = None
         self._bindings: OrderedDict[Shape, Binding] = OrderedDict()
         self._types = {spec.name: spec.dtype for spec in self._inputs + self._outputs}
@@ -100,6 +102,7 @@ class TensorRTEngine(Engine):
             "precision": None if sidecar is None else sidecar.precision,
             "profiles": [str(profile) for profile in self.profiles],
             "cuda_graph": self._graphs.describe(),
+            "kernels": self._kernels.describe(),
             "layers": None if self.layers is None else self.layers.to_dict(),
         }
 
@@ -157,6 +160,7 @@ class TensorRTEngine(Engine):
     def close(self) -> None:
         if self._loaded is None:
             return
+        self._kernels.keep()
         for binding in self._bindings.values():
             binding.close()
         self._bindings.clear()
@@ -181,6 +185,7 @@ class TensorRTEngine(Engine):
             self._bindings.popitem(last=False)[1].close()
         self._bindings[key] = Binding(
             self._open(),
+            self._kernels,
             self._stream,
             self._memory,
             profile,

@@ -16,6 +16,12 @@ from svit_deploy.model.profiles import Profile
 SHAPE = ("B", 3, 4, 4)
 
 
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What is kept between runs goes to a folder of the test."""
+    monkeypatch.setenv("SVIT_DEPLOY_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def graph(tmp_path: Path) -> Callable[..., Path]:
     """Writes a graph `images` -> `logits` and gives its path.

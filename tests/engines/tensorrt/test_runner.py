@@ -174,6 +174,7 @@ def test_describes_itself(device, engine_file):
         "precision": "fp16",
         "profiles": ["1x3x4x4 to 4x3x4x4", "5x3x4x4 to 32x3x4x4"],
         "cuda_graph": {"mode": "auto", "used": True, "reason": None},
+        "kernels": None,
         "layers": None,
     }
 

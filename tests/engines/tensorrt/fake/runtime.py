@@ -30,6 +30,9 @@ LayerInformationFormat = IntEnum("LayerInformationFormat", ["ONELINE", "JSON"])
 ExecutionContextAllocationStrategy = IntEnum(
     "ExecutionContextAllocationStrategy", ["STATIC", "ON_PROFILE_CHANGE", "USER_MANAGED"]
 )
+DynamicShapesKernelSpecializationStrategy = IntEnum(
+    "DynamicShapesKernelSpecializationStrategy", ["LAZY", "EAGER", "NONE"]
+)
 Severity = IntEnum("Severity", ["INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"])
 
 _TYPES = {
@@ -221,9 +224,15 @@ class ICudaEngine:
         if "create_execution_context" in self.device.failures:
             self.logger.log(Severity.ERROR, "Error Code 2: OutOfMemory (Requested 9 bytes.)")
             return None
+        if isinstance(strategy, RuntimeConfig):
+            return RtxContext(self, strategy)
         managed = strategy is ExecutionContextAllocationStrategy.USER_MANAGED
-        is_rtx = self.runtime.library == "tensorrt_rtx"
-        return (RtxContext if is_rtx else IExecutionContext)(self, managed)
+        if self.runtime.library == "tensorrt_rtx":
+            return RtxContext(self, RuntimeConfig(self))
+        return IExecutionContext(self, managed)
+
+    def create_runtime_config(self) -> RuntimeConfig:
+        return RuntimeConfig(self)
 
     def create_engine_inspector(self) -> EngineInspector:
         return EngineInspector(self)
@@ -345,8 +354,60 @@ class IExecutionContext:
         return True
 
 
+class RuntimeCache:
+    """Kernels that were compiled: the shapes that they are for, on a GPU."""
+
+    def __init__(self, device: Device) -> None:
+        self.device, self.shapes = device, set[str]()
+
+    def serialize(self) -> memoryview:
+        return memoryview(f"{self.device.name}: {' '.join(sorted(self.shapes))}".encode())
+
+    def deserialize(self, blob: bytes) -> bool:
+        owner, _, shapes = bytes(blob).decode(errors="replace").partition(": ")
+        if owner == self.device.name:
+            self.shapes.update(shapes.split())
+        return owner == self.device.name
+
+
+class RuntimeConfig:
+    """Of TensorRT-RTX: by default kernels for a shape are compiled while others stand in."""
+
+    def __init__(self, engine: ICudaEngine) -> None:
+        self.engine = engine
+        strategies = DynamicShapesKernelSpecializationStrategy
+        self.dynamic_shapes_kernel_specialization_strategy = strategies.LAZY
+        self.managed, self.cache = False, RuntimeCache(engine.device)
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.managed = strategy is ExecutionContextAllocationStrategy.USER_MANAGED
+
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache(self.engine.device)
+
+    def set_runtime_cache(self, cache: RuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+
 class RtxContext(IExecutionContext):
-    """TensorRT-RTX can tell beforehand whether a capture would work."""
+    """TensorRT-RTX compiles where it runs, and can tell whether a capture would work.
+
+    The device's calls tell of each kernel that it compiles, and of each that stands in for one.
+    """
+
+    def __init__(self, engine: ICudaEngine, config: RuntimeConfig) -> None:
+        super().__init__(engine, config.managed)
+        self.config = config
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        shape = "x".join(map(str, self.shapes.get(self.engine.inputs[0], ())))
+        if shape not in self.config.cache.shapes:
+            strategy = self.config.dynamic_shapes_kernel_specialization_strategy
+            eager = strategy is DynamicShapesKernelSpecializationStrategy.EAGER
+            self.device.calls.append(f"compile {shape}" if eager else "fallback kernel")
+            self.config.cache.shapes.update([shape] if eager else [])
+        return super().execute_async_v3(stream_handle)
 
     def is_stream_capturable(self, stream: int) -> bool:
         return not self.engine.plan.data_dependent
@@ -355,7 +416,10 @@ class RtxContext(IExecutionContext):
 def runtime_side(name: str, version: str, device: Device) -> dict[str, Any]:
     """The runtime members of the module `tensorrt` or `tensorrt_rtx` of a version."""
     own = type("Runtime", (Runtime,), {"device": device, "library": name, "version": version})
+    strategies = DynamicShapesKernelSpecializationStrategy
+    compiles = {strategies.__name__: strategies} if name == "tensorrt_rtx" else {}
     return {
+        **compiles,
         "__version__": version,
         "Runtime": own,
         "nptype": nptype,
