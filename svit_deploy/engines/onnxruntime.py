@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +12,11 @@ import numpy as np
 
 from svit_deploy.engines.base import Engine, TensorSpec, check_feeds, check_outputs
 from svit_deploy.engines.onnxruntime_log import captured_output, first_error, one_line
+from svit_deploy.engines.plugin_providers import PACKAGES, installed_plugins
+from svit_deploy.engines.provider_choice import choose_providers, count_nodes
 from svit_deploy.engines.providers import (
-    EXACT,
     NVIDIA,
     PROVIDERS,
-    TF32_VARIABLE,
     full_provider_name,
     install_fix,
 )
@@ -66,6 +63,8 @@ class OnnxRuntimeEngine(Engine):
         threads: threads of one operator; 0 is ONNX Runtime's default, one per physical core.
         graph_optimization: none, basic, extended or all.
         name: what sentences call a model that is given as bytes.
+        provider_options: of the provider's own, instead of ours where both name one.
+        device: number of the GPU of an NVIDIA provider.
 
     Raises:
         InputError: the file is missing, broken, or no model that ONNX Runtime can run.
@@ -81,6 +80,8 @@ class OnnxRuntimeEngine(Engine):
         threads: int = 0,
         graph_optimization: str = "all",
         name: str = "the model",
+        provider_options: Mapping[str, str] | None = None,
+        device: int = 0,
     ) -> None:
         if graph_optimization not in _OPTIMIZATIONS:
             raise UsageError(
@@ -90,8 +91,11 @@ class OnnxRuntimeEngine(Engine):
         if threads < 0:
             raise UsageError(f"{threads} threads make no sense", "give 0 (all cores) or more")
         self._provider = full_provider_name(provider)
+        self._given, self._device = dict(provider_options or {}), device
         ort = _onnxruntime()
-        _check_available(ort, self._provider)
+        plugin = self._provider in PACKAGES
+        if not plugin:
+            _check_available(ort, self._provider)
         self._name = name if isinstance(model, bytes) else str(model)
         if not isinstance(model, bytes) and not Path(model).is_file():
             raise InputError(f"{model} is not a file", "give the path of an .onnx file")
@@ -109,7 +113,7 @@ class OnnxRuntimeEngine(Engine):
         # A session's threads spin on for a while after a run and would steal the cores from the
         # next engine of an interleaved comparison.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        self._session = self._open(ort, model, options)
+        self._session = self._open(ort, model, options, device)
         self._inputs = tuple(self._spec(node) for node in self._session.get_inputs())
         self._outputs = tuple(self._spec(node) for node in self._session.get_outputs())
         self._output_names = [spec.name for spec in self._outputs]
@@ -120,6 +124,11 @@ class OnnxRuntimeEngine(Engine):
             "threads": threads,
             "graph_optimization": graph_optimization,
         }
+        if self._provider in NVIDIA:
+            self._description |= {
+                "provider_options": self._given,
+                "nodes": count_nodes(self._session, self._provider),
+            }
 
     def inputs(self) -> tuple[TensorSpec, ...]:
         return self._inputs
@@ -133,7 +142,7 @@ class OnnxRuntimeEngine(Engine):
 
     @property
     def nvidia_gpu(self) -> int | None:
-        return 0 if self._provider in NVIDIA else None  # no other is asked of a provider
+        return self._device if self._provider in NVIDIA else None
 
     def run(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
@@ -154,18 +163,17 @@ class OnnxRuntimeEngine(Engine):
     def close(self) -> None:
         self._session = None
 
-    def _open(self, ort: ModuleType, model: Path | bytes, options: Any) -> Any:
+    def _open(self, ort: ModuleType, model: Path | bytes, options: Any, device: int) -> Any:
         """Creates the session, or says why the model or the provider cannot work."""
         on_cpu = self._provider == PROVIDERS["cpu"]
-        with captured_output() as log:
+        with captured_output() as printed:
             ort.set_default_logger_severity(_ERROR)
-            if self._provider in NVIDIA:
-                _load_libraries(ort, self._provider)
+            wanted = choose_providers(ort, self._provider, self._given, model, options, device)
             try:
                 session = ort.InferenceSession(
                     model if isinstance(model, bytes) else str(model),
                     options,
-                    providers=[(self._provider, EXACT.get(self._provider, {}))],
+                    providers=wanted,
                     enable_fallback=0,
                 )
             except Exception as error:  # as in run
@@ -176,7 +184,7 @@ class OnnxRuntimeEngine(Engine):
                 ort.set_default_logger_severity(_FATAL)  # runs are timed, so nothing is captured
         session.disable_fallback()
         if session.get_providers()[0] != self._provider:
-            reason = first_error(log)
+            reason = first_error(printed)
             raise CapabilityError(
                 f"{self._provider} could not start and ONNX Runtime fell back to "
                 f"{session.get_providers()[0]}{f': {reason}' if reason else ''}",
@@ -193,8 +201,10 @@ class OnnxRuntimeEngine(Engine):
             )
         if fix:
             return InputError(f"{self._name} {what}: {reason}", fix)
+        install = install_fix(self._provider)
         return CapabilityError(
-            f"{self._name} {what} on {self._provider}: {reason}", install_fix(self._provider)
+            f"{self._name} {what} on {self._provider}: {reason}",
+            f"check --provider-option, or {install}" if self._given else install,
         )
 
     def _spec(self, node: Any) -> TensorSpec:
@@ -213,7 +223,7 @@ def available_providers() -> list[str]:
     Raises:
         CapabilityError: ONNX Runtime is missing or broken.
     """
-    return list(_onnxruntime().get_available_providers())
+    return [*_onnxruntime().get_available_providers(), *installed_plugins()]
 
 
 def require_provider(provider: str) -> None:
@@ -233,15 +243,6 @@ def _onnxruntime() -> ModuleType:
         import onnxruntime
 
     return onnxruntime
-
-
-def _load_libraries(ort: ModuleType, provider: str) -> None:
-    """Loads what a provider is linked to from where pip put it, where it does not look."""
-    ort.preload_dlls()  # CUDA's
-    if provider == PROVIDERS["tensorrt"]:
-        os.environ.setdefault(TF32_VARIABLE, "0")
-        with contextlib.suppress(ImportError, OSError):  # then the system's, or it will not start
-            importlib.import_module("tensorrt")
 
 
 def _check_available(ort: ModuleType, provider: str) -> None:

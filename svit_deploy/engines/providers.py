@@ -6,26 +6,32 @@ from svit_deploy.errors import UsageError
 
 CPU = "cpu"
 """The provider that every ONNX Runtime has; where no engine runs, the default."""
+CUDA = "CUDAExecutionProvider"
+TENSORRT_PROVIDER = "TensorrtExecutionProvider"
+RTX_PROVIDER = "NvTensorRTRTXExecutionProvider"
 PROVIDERS = {
     CPU: "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
+    "cuda": CUDA,
+    "tensorrt": TENSORRT_PROVIDER,
+    "nv-tensorrt-rtx": RTX_PROVIDER,
     "openvino": "OpenVINOExecutionProvider",
     "coreml": "CoreMLExecutionProvider",
     "dml": "DmlExecutionProvider",
     "migraphx": "MIGraphXExecutionProvider",
     "qnn": "QNNExecutionProvider",
 }
-NVIDIA = (PROVIDERS["cuda"], PROVIDERS["tensorrt"])
+NVIDIA = (CUDA, TENSORRT_PROVIDER, RTX_PROVIDER)
 """Those that run on an NVIDIA GPU."""
-EXACT = {"CUDAExecutionProvider": {"use_tf32": "0"}}
-"""Options without which a provider rounds float32 products: it would flip decisions of gates."""
 TF32_VARIABLE = "NVIDIA_TF32_OVERRIDE"
-"""Set to 0, NVIDIA's libraries leave float32 as it is; TensorRT's provider has no option for it."""
+"""Set to 0, NVIDIA's libraries leave float32 as it is; TensorRT's providers have no option for it.
+
+TF32 rounds factors to ten bits: decisions of gates would flip.
+"""
 _INSTALL = {
-    "CUDAExecutionProvider": "pip install 'onnxruntime-gpu[cuda,cudnn]'",
+    CUDA: "pip install 'onnxruntime-gpu[cuda,cudnn]'",
     # The provider is linked to libnvinfer.so.10; `tensorrt` alone is a later one.
-    "TensorrtExecutionProvider": "pip install 'onnxruntime-gpu[cuda,cudnn]' 'tensorrt-cu13<11'",
+    TENSORRT_PROVIDER: "pip install 'onnxruntime-gpu[cuda,cudnn]' 'tensorrt-cu13<11'",
+    RTX_PROVIDER: "pip install onnxruntime-gpu onnxruntime-ep-nv-tensorrt-rtx",
     "OpenVINOExecutionProvider": "pip install onnxruntime-openvino",
     "DmlExecutionProvider": "pip install onnxruntime-directml",
     "MIGraphXExecutionProvider": "pip install onnxruntime-migraphx",

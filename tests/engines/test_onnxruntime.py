@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from svit_deploy.engines import onnxruntime as runtime
+from svit_deploy.engines import provider_choice
 from svit_deploy.engines.base import TensorSpec
 from svit_deploy.engines.onnxruntime import (
     OnnxRuntimeEngine,
@@ -261,7 +262,12 @@ def test_a_silent_fallback_is_an_error_with_the_reason(monkeypatch, capfd):
 
 
 @pytest.mark.parametrize(
-    ("provider", "given"), [("cuda", {"use_tf32": "0"}), ("tensorrt", {}), ("cpu", {})]
+    ("provider", "given"),
+    [
+        ("cuda", ("CUDAExecutionProvider", {"device_id": "0", "use_tf32": "0"})),
+        ("tensorrt", ("TensorrtExecutionProvider", {"device_id": "0"})),
+        ("cpu", "CPUExecutionProvider"),
+    ],
 )
 def test_a_provider_computes_in_float32_itself(monkeypatch, provider, given):
     """CUDA's rounds float32 to ten bits by default; TensorRT's must find its library loaded."""
@@ -275,12 +281,12 @@ def test_a_provider_computes_in_float32_itself(monkeypatch, provider, given):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [full])
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: imported.append("cuda"), raising=False)
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
-    monkeypatch.setattr(runtime.importlib, "import_module", imported.append)
+    monkeypatch.setattr(provider_choice.importlib, "import_module", imported.append)
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")
     del os.environ["NVIDIA_TF32_OVERRIDE"]  # and what is set from now on is forgotten
     with pytest.raises(CapabilityError) if provider != "cpu" else contextlib.nullcontext():
         OnnxRuntimeEngine(linear(), provider=provider)
-    assert asked == [(full, given)]
+    assert asked == [given]
     libraries = {"cpu": [], "cuda": ["cuda"], "tensorrt": ["cuda", "tensorrt"]}
     assert [name for name in imported if name != "onnxruntime"] == libraries[provider]
     assert (os.environ.get("NVIDIA_TF32_OVERRIDE") == "0") == (provider == "tensorrt")

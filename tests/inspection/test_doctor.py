@@ -49,6 +49,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
         monkeypatch.setattr(doctor, "examine_nvidia", lambda: iter(()))
         monkeypatch.setattr(DEVICES, lambda: "CPU in f32, bf16")
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CPU])
+        monkeypatch.setattr("svit_deploy.engines.onnxruntime.installed_plugins", list)
         return examine()
 
     return with_versions

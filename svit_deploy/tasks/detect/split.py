@@ -66,7 +66,7 @@ class SplitDetector(Engine):
     def __init__(self, front: Engine, heads: Path) -> None:
         self.front = front
         try:
-            self.heads = _open_heads(heads)
+            self.heads = _open_heads(heads, front.nvidia_gpu or 0)
         except BaseException:
             front.close()
             raise
@@ -113,9 +113,9 @@ class SplitDetector(Engine):
         return self.front.nvidia_gpu
 
 
-def _open_heads(path: Path) -> Engine:
+def _open_heads(path: Path, device: int) -> Engine:
     try:
-        return OnnxRuntimeEngine(path, provider="cuda")
+        return OnnxRuntimeEngine(path, provider="cuda", device=device)
     except CapabilityError as error:
         log.info("the detector's heads run on the CPU: %s", error.message)
         return OnnxRuntimeEngine(path, provider="cpu")
