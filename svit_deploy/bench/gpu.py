@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from svit_deploy.bench.stats import LatencySummary, summarise
+from svit_deploy.bench.stats import LatencySummary, RatioInterval, ratio_interval, summarise
 from svit_deploy.engines.base import RunTimes
 
 ENQUEUE_BOUND = 0.8
@@ -26,6 +26,8 @@ class GpuTimes:
         enqueue_share: that over the median of `gpu`.
         graph: whether every run was a CUDA graph.
         profile, shape: the optimisation profile and the input's shape.
+        speedup: of the time on the device over the baseline's, if both can tell. Transfers, and
+            what the host does before and after, pull the speed-up from host to host towards 1.
     """
 
     gpu: LatencySummary
@@ -36,6 +38,21 @@ class GpuTimes:
     graph: bool
     profile: int
     shape: tuple[int, ...]
+    speedup: RatioInterval | None = None
+
+
+def with_speedup(
+    times: GpuTimes | None, runs: Sequence[RunTimes], baseline: Sequence[RunTimes], seed: int
+) -> GpuTimes | None:
+    """Adds the speed-up of the time on the device.
+
+    Args:
+        runs, baseline: of all rounds, two in each.
+    """
+    if times is None or len(runs) != len(baseline):
+        return times
+    pair = (np.reshape([run.gpu_ms for run in side], (-1, 2)) for side in (baseline, runs))
+    return replace(times, speedup=ratio_interval(*pair, seed=seed))
 
 
 def gpu_times(times: Sequence[RunTimes], shape: tuple[int, ...]) -> GpuTimes | None:

@@ -96,6 +96,14 @@ def _lines(result: TargetResult, baseline: str) -> list[str]:
     lines = []
     if result.speedup:
         lines.append(f"speed-up over {baseline}: {_speedup(result.speedup)}")
+    if result.gpu and result.gpu.speedup:
+        lines.append(f"speed-up of GPU time over {baseline}: {_speedup(result.gpu.speedup)}")
+    if flight := result.in_flight:
+        rate = f"{flight.images_per_s:.{1 if flight.images_per_s < 100 else 0}f} img/s"
+        lines.append(
+            f"{flight.runs_in_flight} runs in flight: {rate}, {_ms(flight.device_ms)} ms of the "
+            "device each; the table is of one at a time, which overlaps with nothing"
+        )
     if result.worst_case and result.worst_case.speedup:
         lines.append(f"speed-up in the worst case: {_speedup(result.worst_case.speedup)}")
     if result.terciles:

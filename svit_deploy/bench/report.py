@@ -11,6 +11,7 @@ import numpy as np
 
 from svit_deploy import __version__
 from svit_deploy.bench.clocks import GpuState
+from svit_deploy.bench.flight import InFlight
 from svit_deploy.bench.gpu import GpuTimes
 from svit_deploy.bench.settings import Provenance
 from svit_deploy.bench.stats import LatencySummary, RatioInterval
@@ -109,6 +110,7 @@ class TargetResult:
     worst_case: WorstCase | None
     sweep: Sweep | None
     gpu: GpuTimes | None
+    in_flight: InFlight | None
     unstable: tuple[str, ...]
     notes: tuple[str, ...]
     rounds: int

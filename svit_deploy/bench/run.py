@@ -17,7 +17,8 @@ import numpy as np
 
 from svit_deploy.bench.content import keep_masks, kept_tokens, terciles
 from svit_deploy.bench.estimate import make_schedule
-from svit_deploy.bench.gpu import advice, gpu_times
+from svit_deploy.bench.flight import InFlight, fly
+from svit_deploy.bench.gpu import advice, gpu_times, with_speedup
 from svit_deploy.bench.lanes import clock_sampler, cold_start
 from svit_deploy.bench.report import BenchReport, TargetResult
 from svit_deploy.bench.settings import QUICK_NOTE, BenchSettings, BenchTarget
@@ -70,11 +71,14 @@ def run_bench(
         for batch in settings.batches:
             index = compose_batches(len(targets[0].inputs), batch, settings.seed)
             timed = timer.time(lanes, index, f"batch {batch}")
+            flights = fly(lanes, index, timed, settings)
             for number, (target, lane) in enumerate(zip(targets, lanes, strict=True)):
-                result = _result(target, lane, index, timed, number)
+                result = _result(target, lane, index, timed, number, flights[number])
                 if number:
                     pair = (timed.samples_ms[0], timed.samples_ms[number])
-                    result = replace(result, speedup=ratio_interval(*pair, seed=settings.seed))
+                    gpu = with_speedup(result.gpu, lane.times, lanes[0].times, settings.seed)
+                    over = ratio_interval(*pair, seed=settings.seed)
+                    result = replace(result, speedup=over, gpu=gpu)
                 results.append(with_variants(result, target, lanes[0], index, timer, settings))
         # Only now: an engine learns while it runs whether its work can be captured.
         infos = [
@@ -129,7 +133,12 @@ def _engine_notes(target: BenchTarget, lane: Lane) -> tuple[str, ...]:
 
 
 def _result(
-    target: BenchTarget, lane: Lane, index: np.ndarray, timed: Timed, number: int
+    target: BenchTarget,
+    lane: Lane,
+    index: np.ndarray,
+    timed: Timed,
+    number: int,
+    in_flight: InFlight | None,
 ) -> TargetResult:
     """The numbers at one batch size of the target that was timed in a lane."""
     samples_ms, blocks = timed.samples_ms[number], timed.rounds
@@ -169,6 +178,7 @@ def _result(
         worst_case=None,
         sweep=None,
         gpu=gpu,
+        in_flight=in_flight,
         unstable=tuple(unstable),
         notes=tuple(notes),
         rounds=blocks,

@@ -227,6 +227,14 @@ class BenchSettings(RunSettings):
         metavar="FILE",
         after=("allow_foreign",),
     )
+    in_flight: int = option(
+        2,
+        "Runs in flight when throughput is measured, on TensorRT; 1 leaves it out, as --max-time "
+        "does.",
+        metavar="N",
+        low=1,
+        high=16,
+    )
     seed: int = option(0, "Seed for the order of images and runs.", metavar="N", low=0)
     require_stable: bool = option(False, "Fail if the timings are unstable.")
     fail_above: Mapping[str, float] = option(

@@ -46,6 +46,24 @@ class RunTimes:
     profile: int
 
 
+@dataclass(frozen=True)
+class Flight:
+    """Runs of which several were under way at a time.
+
+    Attributes:
+        in_flight: how many.
+        runs: how many in all.
+        seconds: from the first array handed over to the last one given back.
+        device_ms: of a run on the device, transfers included: from the start of the first to the
+            end of the last, over the runs. The device does not wait for the host in between.
+    """
+
+    in_flight: int
+    runs: int
+    seconds: float
+    device_ms: float
+
+
 class Engine(abc.ABC):
     """A loaded model that turns named arrays into named arrays.
 
@@ -80,6 +98,26 @@ class Engine(abc.ABC):
             InputError: the feeds do not fit the graph, or the graph failed on them.
             CapabilityError: the machine ran out of memory.
         """
+
+    def fly(
+        self,
+        feeds: Sequence[Mapping[str, np.ndarray]],
+        outputs: Sequence[str] | None,
+        runs: int,
+        in_flight: int,
+    ) -> Flight | None:
+        """Runs several batches at a time, for throughput; None where an engine does not.
+
+        Args:
+            feeds: batches to run in turn.
+            outputs: as for `run`.
+            runs: how many runs to time.
+            in_flight: how many at a time.
+
+        Raises:
+            SvitDeployError: as `run`.
+        """
+        return None
 
     @abc.abstractmethod
     def close(self) -> None:

@@ -32,7 +32,7 @@ def fastest(report: Mapping[str, Any]) -> str:
         return f"{one['label']}: p50 {one['latency']['p50_ms']:.3g} ms at batch {one['batch']}"
     best = max(compared, key=lambda result: result["speedup"]["ratio"])
     baseline = report["targets"][0]["label"]
-    return f"{best['label']}: {_speedup(best)} of {baseline} at batch {best['batch']}"
+    return f"{best['label']}: {_speedup(best['speedup'])} of {baseline} at batch {best['batch']}"
 
 
 def bench_sections(report: Mapping[str, Any]) -> list[Section]:
@@ -79,14 +79,19 @@ def _table(results: Sequence[Mapping[str, Any]], batch: int) -> Table:
                 f"{result['throughput_images_per_s']:.4g}",
                 str(latency["count"]),
                 f"{kept['mean']:.3g} of {kept['tokens']}" if kept else "-",
-                _speedup(result) if result["speedup"] else "baseline",
+                _speedups(result) if result["speedup"] else "baseline",
             )
         )
     return Table(f"Batch {batch}, interleaved", headings, rows)
 
 
-def _speedup(result: Mapping[str, Any]) -> str:
-    speedup = result["speedup"]
+def _speedups(result: Mapping[str, Any]) -> str:
+    """From host to host, and of the time on a GPU where that is known."""
+    gpu = (result["gpu"] or {}).get("speedup")
+    return _speedup(result["speedup"]) + (f"; GPU time {_speedup(gpu)}" if gpu else "")
+
+
+def _speedup(speedup: Mapping[str, Any]) -> str:
     return f"{speedup['ratio']:.2f}x ({speedup['low']:.2f} to {speedup['high']:.2f})"
 
 

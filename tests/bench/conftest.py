@@ -11,7 +11,7 @@ import pytest
 from svit_deploy.bench.report import BenchReport
 from svit_deploy.bench.run import run_bench
 from svit_deploy.bench.settings import BenchSettings, BenchTarget
-from svit_deploy.engines.base import Engine, RunTimes, TensorSpec
+from svit_deploy.engines.base import Engine, Flight, RunTimes, TensorSpec
 
 TOKENS = 10
 LOAD_NS = 50_000_000
@@ -36,14 +36,16 @@ class World:
         count: int = 20,
         times: RunTimes | None = None,
         about: dict[str, Any] | None = None,
+        overlap: float | None = None,
         **options: Any,
     ) -> BenchTarget:
         """A model without content, unless the options say otherwise.
 
         Args:
             times, about: what its engine tells of its last run and of itself.
+            overlap: how many times more runs it does where several are in flight, if it can.
         """
-        more = {"times": times, "about": about or {}}
+        more = {"times": times, "about": about or {}, "overlap": overlap}
         values = np.arange(count, dtype=np.float32)
         return BenchTarget(
             **{
@@ -91,6 +93,7 @@ class FakeEngine(Engine):
     kept: int | None = None
     times: RunTimes | None = None
     about: dict[str, Any] = field(default_factory=dict)
+    overlap: float | None = None
 
     def __post_init__(self):
         self.world.open.add(self.name)
@@ -104,6 +107,13 @@ class FakeEngine(Engine):
             TensorSpec("logits", np.dtype("float32"), ("B", 4)),
             TensorSpec("keep_mask", np.dtype("bool"), ("B", 2, TOKENS)),
         )
+
+    def fly(self, feeds, outputs, runs, in_flight):
+        if self.overlap is None:
+            return None
+        seconds = runs * self.cost_ms(0) / 1e3 / self.overlap
+        self.world.runs.append((f"{self.name} in flight", [runs, in_flight], tuple(outputs)))
+        return Flight(in_flight, runs, seconds, 3.0)
 
     @property
     def description(self):

@@ -112,6 +112,49 @@ def test_gpu_time_stands_beside_the_time_of_the_host(world, nvml):
     assert plain["results"][1]["gpu"] is None
 
 
+def test_the_speed_up_of_gpu_time_is_a_headline_of_its_own(world, nvml):
+    """From host to host 20 ms over 18, on the device 4 ms over 2."""
+    half = replace(TIMES, gpu_ms=2)
+    report = world.bench(
+        world.dense(lambda kept: 20, about=ON_GPU, times=TIMES),
+        world.dense(lambda kept: 18, label="half", about=ON_GPU, times=half),
+        world.dense(label="on cpu"),
+    )
+    first, second, on_cpu = report.results
+    assert first.gpu.speedup is None and on_cpu.gpu is None
+    assert second.speedup.ratio == pytest.approx(20 / 18)
+    assert second.gpu.speedup.ratio == second.gpu.speedup.low == pytest.approx(2)
+    text = printed(report)
+    assert "half: speed-up over dense: 1.11x" in text
+    assert "half: speed-up of GPU time over dense: 2.00x" in text
+    plain = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert plain["results"][1]["gpu"]["speedup"]["verdict"] == "faster"
+
+
+def test_throughput_with_several_runs_in_flight(world, nvml):
+    """Where an engine can; the others are timed as ever."""
+    able = world.dense(about=ON_GPU, times=TIMES, overlap=1.6)
+    report = world.bench(able, world.dense(label="alone"), batches=(1, 4), duration_s=1)
+    first, alone, batch_4 = report.results[:3]
+    assert alone.in_flight is None
+    assert first.throughput_images_per_s == pytest.approx(100)
+    assert first.in_flight.images_per_s == pytest.approx(160)
+    assert batch_4.in_flight.images_per_s == pytest.approx(640)
+    # Half of a second at 10 ms, forwards and backwards.
+    assert (first.in_flight.runs, first.in_flight.runs_in_flight) == (100, 2)
+    assert first.in_flight.device_ms == 3
+    flown = [counts for name, counts, _ in world.runs if name == "dense in flight"]
+    assert flown == [[50, 2]] * 4
+    assert "dense: 2 runs in flight: 160 img/s, 3.00 ms of the device each" in printed(report)
+    assert report.to_dict()["results"][0]["in_flight"]["images_per_s"] == pytest.approx(160)
+
+
+@pytest.mark.parametrize("settings", [{"in_flight": 1}, {"max_time_s": 100.0}])
+def test_nothing_in_flight(world, nvml, settings):
+    (result,) = world.bench(world.dense(overlap=2), **settings).results
+    assert result.in_flight is None
+
+
 @pytest.mark.parametrize(
     ("times", "engine", "sentence"),
     [

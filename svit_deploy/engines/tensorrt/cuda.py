@@ -41,6 +41,8 @@ class Cuda:
                 f"give --device a number below {count}",
             )
         self.use()
+        # Woken by an interrupt, the host would be late by as much as a small model takes.
+        self.quietly("cudaSetDeviceFlags", self.runtime.cudaDeviceScheduleSpin)
         about = self.call("cudaGetDeviceProperties", device)
         name = about.name.rstrip(b"\0").decode()
         self.gpu = Gpu(name, f"{about.major}.{about.minor}")
@@ -66,7 +68,7 @@ class Cuda:
         return values[0] if values else None
 
     def quietly(self, function: str, *arguments: Any) -> None:
-        """Calls a function that frees: after an error that ended the device, it fails too."""
+        """Calls a function whose failure changes nothing, or comes of an earlier one."""
         getattr(self.runtime, function)(*arguments)
 
     def _failure(self, function: str, error: Any) -> SvitDeployError:
@@ -181,6 +183,10 @@ class Stream:
             CapabilityError: some of it failed.
         """
         self.cuda.call("cudaStreamSynchronize", self._stream)
+
+    def drain(self) -> None:
+        """Waits for all work, whatever becomes of it."""
+        self.cuda.quietly("cudaStreamSynchronize", self._stream)
 
     def capture(self, enqueue: Callable[[], None]) -> Graph:
         """Records what `enqueue` puts on the stream, without running it.

@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from svit_deploy.engines.base import Engine, RunTimes, TensorSpec, check_feeds, check_outputs
-from svit_deploy.engines.tensorrt.binding import Binding
-from svit_deploy.engines.tensorrt.cuda import Buffer, Event, PinnedBuffer, Stream
-from svit_deploy.engines.tensorrt.graphs import DYNAMIC, CudaGraphs
+from svit_deploy.engines.base import (
+    Engine,
+    Flight,
+    RunTimes,
+    TensorSpec,
+    check_feeds,
+    check_outputs,
+)
+from svit_deploy.engines.tensorrt.cuda import Event
+from svit_deploy.engines.tensorrt.graphs import DYNAMIC
 from svit_deploy.engines.tensorrt.inspector import LayerCounts, read_layers
 from svit_deploy.engines.tensorrt.kernels import Kernels
 from svit_deploy.engines.tensorrt.loading import Loaded, check_engine, load_engine
+from svit_deploy.engines.tensorrt.slot import Slot, Tensors
 from svit_deploy.errors import InputError
 from svit_deploy.model.profiles import Profile, Shape, choose_profile
-
-MAX_SHAPES = 16
-OwnedT = TypeVar("OwnedT", Stream, Buffer, PinnedBuffer, Event)
 
 
 class TensorRTEngine(Engine):
     """An engine file on a GPU.
 
-    Runs go one after another on a stream of their own, through staging buffers in page-locked
-    memory. Each input shape has its execution context and CUDA graph; the `MAX_SHAPES` used last
-    are kept.
+    Runs go one after another in one `Slot`; only `fly` has several in flight.
 
     Args:
         path: an .engine file with its sidecar.
@@ -66,24 +67,12 @@ class TensorRTEngine(Engine):
         self.profiles = _profiles(loaded, self._inputs[0].name)
         self.layers: LayerCounts | None = _layers(loaded)
         self._kernels = Kernels(loaded)
-        self._times: tuple[bool, float, int] | None = None
-        self._bindings: OrderedDict[Shape, Binding] = OrderedDict()
-        self._types = {spec.name: spec.dtype for spec in self._inputs + self._outputs}
-        with contextlib.ExitStack() as made:
-
-            def own(thing: OwnedT) -> OwnedT:
-                return made.enter_context(contextlib.closing(thing))
-
-            cuda = loaded.cuda
-            self._stream = own(Stream(cuda))
-            self._memory = own(Buffer(cuda))
-            self._device = {name: own(Buffer(cuda)) for name in self._types}
-            self._host = {name: own(PinnedBuffer(cuda)) for name in self._types}
-            self._events = [own(Event(cuda)) for _ in range(4)]
-            self._graphs = CudaGraphs(cuda_graph, self._stream)
-            if loaded.sidecar is not None and loaded.sidecar.tokens == "dynamic":
-                self._graphs.forbid(DYNAMIC)
-            self._owned = made.pop_all()
+        types = {spec.name: spec.dtype for spec in self._inputs + self._outputs}
+        names = tuple(spec.name for spec in self._outputs)
+        self._tensors = Tensors(self._inputs[0].name, types, names)
+        self._cuda_graph = cuda_graph
+        self._slots: list[Slot] = []
+        self._add_slot()
 
     def inputs(self) -> tuple[TensorSpec, ...]:
         return self._inputs
@@ -101,7 +90,7 @@ class TensorRTEngine(Engine):
             "gpu": {"name": gpu.name, "compute_capability": gpu.compute_capability},
             "precision": None if sidecar is None else sidecar.precision,
             "profiles": [str(profile) for profile in self.profiles],
-            "cuda_graph": self._graphs.describe(),
+            "cuda_graph": self._slots[0].graphs.describe(),
             "kernels": self._kernels.describe(),
             "layers": None if self.layers is None else self.layers.to_dict(),
         }
@@ -112,110 +101,98 @@ class TensorRTEngine(Engine):
 
     @property
     def last_times(self) -> RunTimes | None:
-        if self._times is None:
-            return None
-        graph, enqueue_ms, profile = self._times
-        start, copied_in, computed, copied_out = self._events
-        return RunTimes(
-            gpu_ms=computed.since(copied_in),
-            h2d_ms=copied_in.since(start),
-            d2h_ms=copied_out.since(computed),
-            enqueue_ms=enqueue_ms,
-            graph=graph,
-            profile=profile,
-        )
+        return self._slots[0].times if self._slots else None
 
     def run(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
         loaded = self._open()
-        check_feeds(self._inputs, feeds)
-        names = [spec.name for spec in self._outputs] if outputs is None else list(outputs)
-        check_outputs(self._outputs, names)
+        names = self._check(feeds, outputs)
         loaded.cuda.use()
-        name, array = self._inputs[0].name, feeds[self._inputs[0].name]
-        binding = self._binding(array.shape)
-        self._device[name].reserve(array.nbytes)
-        self._host[name].reserve(array.nbytes)
-        self._host[name].array(array.shape, array.dtype)[...] = array
-        binding.bind(self._addresses(binding))
+        self._start(self._slots[0], feeds, names)
+        return self._slots[0].finish()
 
-        start, copied_in, computed, copied_out = self._events
-        stream, self._times = self._stream, None
-        stream.record(start)
-        stream.to_device(self._device[name], self._host[name], array.nbytes)
-        stream.record(copied_in)
-        began = time.perf_counter_ns()
-        graph = self._graphs.enqueue(binding)
-        enqueue_ms = (time.perf_counter_ns() - began) / 1e6
-        stream.record(computed)
-        views = {wanted: self._fetch(binding, wanted) for wanted in names}
-        stream.record(copied_out)
-        stream.synchronize()
-        self._times = (graph, enqueue_ms, binding.profile)
-        found = {wanted: view.copy() for wanted, view in views.items()}
-        self._graphs.capture(binding)
-        return found
+    def fly(
+        self,
+        feeds: Sequence[Mapping[str, np.ndarray]],
+        outputs: Sequence[str] | None,
+        runs: int,
+        in_flight: int,
+    ) -> Flight:
+        loaded = self._open()
+        for feed in feeds:
+            names = self._check(feed, outputs)
+        loaded.cuda.use()
+        while len(self._slots) < in_flight:
+            self._add_slot()
+        slots = self._slots[:in_flight]
+        for slot in slots:  # contexts and graphs are made before the clock starts
+            for feed in (feeds[0], feeds[-1]):
+                self._start(slot, feed, names)
+                slot.finish()
+        with contextlib.ExitStack() as made:
+            for slot in slots:
+                made.callback(slot.abandon)
+            first, *last = (
+                made.enter_context(contextlib.closing(Event(loaded.cuda)))
+                for _ in range(1 + in_flight)
+            )
+            began = time.perf_counter()
+            slots[0].record(first)
+            for number in range(runs):
+                slot = slots[number % in_flight]
+                if slot.is_running:
+                    slot.finish()
+                self._start(slot, feeds[number % len(feeds)], names)
+            left = [slots[number % in_flight] for number in range(max(0, runs - in_flight), runs)]
+            for slot, event in zip(left, last, strict=False):
+                slot.record(event)
+                slot.finish()
+            seconds = time.perf_counter() - began
+            device_ms = max(event.since(first) for event in last[: len(left)])
+        return Flight(in_flight, runs, seconds, device_ms / runs)
 
     def close(self) -> None:
         if self._loaded is None:
             return
         self._kernels.keep()
-        for binding in self._bindings.values():
-            binding.close()
-        self._bindings.clear()
         self._loaded = None
-        self._owned.close()
+        for slot in self._slots:
+            slot.close()
+        self._slots.clear()
+
+    def _add_slot(self) -> None:
+        loaded = self._open()
+        slot = Slot(loaded, self._kernels, self._tensors, self._cuda_graph)
+        try:
+            if loaded.sidecar is not None and loaded.sidecar.tokens == "dynamic":
+                slot.graphs.forbid(DYNAMIC)
+        except BaseException:
+            slot.close()
+            raise
+        self._slots.append(slot)
+
+    def _check(
+        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None
+    ) -> tuple[str, ...]:
+        """Checks what a run is given; returns the names of the outputs to fetch."""
+        check_feeds(self._inputs, feeds)
+        names = self._tensors.outputs if outputs is None else tuple(outputs)
+        check_outputs(self._outputs, names)
+        return names
+
+    def _start(self, slot: Slot, feeds: Mapping[str, np.ndarray], names: Sequence[str]) -> None:
+        images = feeds[self._tensors.input_name]
+        key = (images.shape[0], images.shape[1], images.shape[2], images.shape[3])
+        profile = choose_profile(self.profiles, key)
+        if profile is None:
+            raise _outside(self.profiles, key)
+        slot.start(images, profile, names)
 
     def _open(self) -> Loaded:
         if self._loaded is None:
             raise RuntimeError("the engine is closed")
         return self._loaded
-
-    def _binding(self, shape: tuple[int, ...]) -> Binding:
-        """The context for a shape, made if it is new; the one used longest ago makes room."""
-        key = (shape[0], shape[1], shape[2], shape[3])
-        if key in self._bindings:
-            self._bindings.move_to_end(key)
-            return self._bindings[key]
-        profile = choose_profile(self.profiles, key)
-        if profile is None:
-            raise _outside(self.profiles, key)
-        while len(self._bindings) >= MAX_SHAPES:
-            self._bindings.popitem(last=False)[1].close()
-        self._bindings[key] = Binding(
-            self._open(),
-            self._kernels,
-            self._stream,
-            self._memory,
-            profile,
-            self._inputs[0].name,
-            key,
-            tuple(spec.name for spec in self._outputs),
-        )
-        return self._bindings[key]
-
-    def _addresses(self, binding: Binding) -> dict[str, int]:
-        """Where the input and the outputs of known size are, after making room for them."""
-        names = [self._inputs[0].name]
-        for name, shape in binding.shapes.items():
-            if shape is not None:
-                self._device[name].reserve(_size(shape, self._types[name]))
-                names.append(name)
-        return {name: self._device[name].address for name in names}
-
-    def _fetch(self, binding: Binding, name: str) -> np.ndarray:
-        """Enqueues the copy of an output; the array holds it once the stream is done."""
-        address, shape = binding.output(name)
-        size = _size(shape, self._types[name])
-        self._host[name].reserve(size)
-        self._stream.to_host(self._host[name], address, size)
-        return self._host[name].array(shape, self._types[name])
-
-
-def _size(shape: Sequence[int], dtype: np.dtype) -> int:
-    """Bytes of an array."""
-    return int(np.prod(shape)) * dtype.itemsize
 
 
 def _tensors(loaded: Loaded) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

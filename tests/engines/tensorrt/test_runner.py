@@ -14,12 +14,13 @@ import pytest
 from onnx import TensorProto, helper
 
 from svit_deploy.engines.base import TensorSpec
-from svit_deploy.engines.tensorrt import binding, loading
+from svit_deploy.engines.tensorrt import binding, loading, slot
 from svit_deploy.engines.tensorrt import rtx as rtx_names
 from svit_deploy.engines.tensorrt.build import build_engine
 from svit_deploy.engines.tensorrt.cuda import Cuda
-from svit_deploy.engines.tensorrt.runner import MAX_SHAPES, TensorRTEngine
+from svit_deploy.engines.tensorrt.runner import TensorRTEngine
 from svit_deploy.engines.tensorrt.sidecar import Gpu, Sidecar
+from svit_deploy.engines.tensorrt.slot import MAX_SHAPES
 from svit_deploy.errors import CapabilityError, InputError, UsageError
 from svit_deploy.io.files import hash_file
 from svit_deploy.machine.tensorrt import TARGETS, load_library
@@ -500,6 +501,11 @@ def test_no_gpu(device, engine_file, monkeypatch):
         TensorRTEngine(engine_file)
 
 
+def test_the_host_waits_without_sleeping(device, engine_file):
+    with TensorRTEngine(engine_file):
+        assert "cudaSetDeviceFlags" in device.calls
+
+
 def test_the_device_asked_for(device, engine_file):
     with pytest.raises(UsageError, match=r"no GPU 1, only 1 .*--device a number below 1"):
         TensorRTEngine(engine_file, device=1)
@@ -641,3 +647,73 @@ def test_on_a_real_gpu(real_engine, cuda_graph):
             times = engine.last_times
             assert min(times.gpu_ms, times.h2d_ms, times.d2h_ms, times.enqueue_ms) > 0
             assert not times.graph or cuda_graph == "auto"
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 3])
+@pytest.mark.parametrize("cuda_graph", ["on", "off"])
+def test_several_runs_in_flight(device, engine_file, monkeypatch, in_flight, cuda_graph):
+    """Each has its own memory: nothing overwrites what another one has not given back yet."""
+    found, most, open_runs = [], 0, 0
+    start, finish = slot.Slot.start, slot.Slot.finish
+
+    def begin(self, *args):
+        nonlocal most, open_runs
+        open_runs += 1
+        most = max(most, open_runs)
+        start(self, *args)
+
+    def end(self):
+        nonlocal open_runs
+        open_runs -= 1
+        found.append(finish(self)["logits"])
+        return {"logits": found[-1]}
+
+    monkeypatch.setattr(slot.Slot, "start", begin)
+    monkeypatch.setattr(slot.Slot, "finish", end)
+    feeds = [{"images": images(2, seed)} for seed in range(3)]
+    with TensorRTEngine(engine_file, cuda_graph=cuda_graph) as engine:
+        flight = engine.fly(feeds, ("logits",), 7, in_flight)
+        timed = found[-7:]
+        alone = [engine.run(feed, ["logits"])["logits"] for feed in feeds]
+    assert (flight.in_flight, flight.runs, most) == (in_flight, 7, in_flight)
+    assert flight.seconds > 0 and flight.device_ms > 0
+    for number, array in enumerate(timed):
+        np.testing.assert_array_equal(array, alone[number % 3])
+    assert device.open == NOTHING
+
+
+def test_fewer_runs_than_may_be_in_flight(device, engine_file):
+    with TensorRTEngine(engine_file) as engine:
+        assert engine.fly([{"images": images(1)}], None, 1, 4).runs == 1
+        with pytest.raises(InputError, match="does not serve the shape 33x3x4x4"):
+            engine.fly([{"images": images(33)}], None, 1, 2)
+    assert device.open == NOTHING
+
+
+def test_a_run_that_fails_leaves_no_other_one_under_way(device, engine_file, monkeypatch):
+    feeds = [{"images": images(2)}]
+    with TensorRTEngine(engine_file, cuda_graph="off") as engine:
+        engine.fly(feeds, None, 2, 2)
+        start, number = slot.Slot.start, iter(range(99))
+
+        def begin(self, *args):
+            if next(number) == 7:  # four of the warm-up, then the fourth: two are under way
+                device.failures["execute_async_v3"] = [Error.cudaErrorLaunchFailure]
+            start(self, *args)
+
+        monkeypatch.setattr(slot.Slot, "start", begin)
+        with pytest.raises(InputError, match="could not be run"):
+            engine.fly(feeds, None, 6, 2)
+        assert not any(one.is_running for one in engine._slots)
+        found = engine.run(feeds[0])["logits"]
+    np.testing.assert_array_equal(found[:, 0], images(2).reshape(2, -1).max(axis=1))
+
+
+def test_out_of_memory_for_another_run_in_flight(device, engine_file):
+    with TensorRTEngine(engine_file) as engine:
+        engine.run({"images": images(32)})
+        device.capacity = device.used() + 5000
+        with pytest.raises(CapabilityError, match="the GPU is out of memory; lower the batch size"):
+            engine.fly([{"images": images(32)}], None, 4, 2)
+        engine.run({"images": images(32)})  # and it goes on
+    assert device.open == NOTHING

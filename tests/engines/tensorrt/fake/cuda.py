@@ -140,6 +140,7 @@ def make_cuda(device: Device) -> ModuleType:
         "cudaStreamCaptureMode": CaptureMode,
         "cudaMemcpyKind": MemcpyKind,
         "cudaHostAllocDefault": 0,
+        "cudaDeviceScheduleSpin": 1,
         "cudaStreamNonBlocking": 1,
     }
     for name, function in vars(_Functions(device)).items():
@@ -189,6 +190,9 @@ class _Functions:
             return (SimpleNamespace(name=device.name.encode(), major=major, minor=minor),)
 
         self.cudaSetDevice, self.cudaGetDeviceProperties = set_device, properties
+        self.cudaSetDeviceFlags = lambda flags: (
+            OK if flags == 1 and device.current is not None else Error.cudaErrorInvalidValue
+        )
 
         def malloc(size: int) -> Any:
             if any(state.captured is not None for state in device.streams.values()):
