@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4
 HAS_GPU := $(shell command -v nvidia-smi)$(wildcard $(VENV)/lib/python*/site-packages/onnxruntime_gpu-*)
 RUNTIME ?= $(if $(HAS_GPU),gpu,cpu)
 
-.PHONY: demo test fast lint format hooks docs mutants clean
+.PHONY: demo test fast lint format hooks docs mutants gpu-report clean
 
 demo: $(VENV)/demo  ## checkpoint -> ONNX -> verified -> measured, on the trained digits model
 	$(BIN)/svit-deploy quickstart -o quickstart --force
@@ -38,6 +38,10 @@ docs: $(VENV)/installed  ## the pages as a site; a broken link fails it
 mutants: $(VENV)/installed  ## faults put into exported graphs, and which of them verify refuses; takes long
 	mkdir -p build
 	$(BIN)/python benchmarks/mutants.py --json build/mutants.json
+
+gpu-report: $(VENV)/installed  ## on a GPU: every runtime that is there, verified and measured, into docs/gpu.md
+	$(BIN)/python -m pytest -m gpu -q
+	$(BIN)/python benchmarks/gpu.py --output build/gpu --page docs/gpu.md
 
 $(VENV)/demo: EXTRAS = $(RUNTIME),torch
 $(VENV)/installed: EXTRAS = $(RUNTIME),dev

@@ -1,4 +1,4 @@
-"""Exported models on an NVIDIA GPU: ONNX Runtime's CUDA provider, and TensorRT engines."""
+"""Exported models on NVIDIA GPUs: ONNX Runtime's providers, TensorRT engines and plugins."""
 
 from __future__ import annotations
 
@@ -6,25 +6,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 
-from svit_deploy import api
+from svit_deploy import api, names
 from svit_deploy.bundle.bundle import Bundle
-from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine, require_provider
+from svit_deploy.engines.providers import CUDA, full_provider_name
 from svit_deploy.engines.tensorrt.gpu import find_gpu
+from svit_deploy.engines.tensorrt.runner import TensorRTEngine
+from svit_deploy.engines.tensorrt.sidecar import read_sidecar
 from svit_deploy.errors import CapabilityError
 from svit_deploy.machine.tensorrt import TARGETS, load_library
+from svit_deploy.plugins import library_path
 from tests.conftest import GOLDEN
-from tests.told import SETTINGS
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.slow,
     pytest.mark.skipif(find_gpu() is None, reason="no NVIDIA GPU"),
 ]
 MODES = ("dynamic", "budget", "masked", "dense")
+STATIC = MODES[1:]
 DETECTION = {"backbone": "svit_adapter", "detect": "svit_mask_rcnn"}
+TASKS = ("classify", *DETECTION)
 
 
 @pytest.fixture
@@ -39,41 +46,80 @@ def export(tmp_path: Path) -> Callable[..., Bundle]:
         if mode == "budget":
             options["budget"] = "1.0"
         checkpoint = GOLDEN / name / "checkpoint.pth"
-        common = {"task": task, "tokens": mode, "overrides": SETTINGS[name], **sizes}
+        common = {"task": task, "tokens": mode, "overrides": {"num_heads": "6"}, **sizes}
         return api.export(checkpoint, tmp_path / "bundle", **common, **options)
 
     return make
 
 
-@pytest.fixture(scope="module")
-def target() -> str:
-    """The TensorRT that is installed."""
-    reasons = []
-    for name in TARGETS:
-        try:
-            load_library(name)
-            return name
-        except CapabilityError as error:
-            reasons.append(error.message)
-    pytest.skip("; ".join(reasons))
-
-
-@pytest.mark.parametrize("task", ["classify", *DETECTION])
-@pytest.mark.parametrize("mode", MODES)
-def test_cuda_provider(export: Callable[..., Bundle], task: str, mode: str) -> None:
-    bundle = export(task, mode)
+@pytest.fixture(params=list(TARGETS))
+def target(request: pytest.FixtureRequest) -> str:
+    """Each TensorRT that is installed."""
     try:
-        OnnxRuntimeEngine(bundle.model_path, provider="cuda").close()
+        load_library(request.param)
     except CapabilityError as error:
         pytest.skip(error.message)
-    report = api.verify(bundle.path, provider="cuda")
-    assert report.passed, report.verdict
-    assert report.engine["provider"] == "CUDAExecutionProvider"
+    return str(request.param)
+
+
+@pytest.fixture(params=["cuda", "tensorrt", "nv-tensorrt-rtx"])
+def provider(request: pytest.FixtureRequest) -> str:
+    """Each of NVIDIA's providers that starts."""
+    try:
+        require_provider(request.param)
+    except CapabilityError as error:
+        pytest.skip(error.message)
+    return str(request.param)
+
+
+@pytest.fixture
+def plugins() -> Path:
+    """The plugin library that was built here."""
+    try:
+        return library_path()
+    except CapabilityError as error:
+        pytest.skip(error.message)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("mode", ["budget", "masked", "dense"])
-@pytest.mark.parametrize("task", ["classify", *DETECTION])
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("mode", MODES)
+def test_provider(
+    export: Callable[..., Bundle], provider: str, task: str, mode: str, precision: str
+) -> None:
+    report = api.verify(export(task, mode, precision=precision).path, provider=provider)
+    assert report.passed, report.verdict
+    assert report.engine["provider"] == full_provider_name(provider)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_all_of_a_graph_runs_on_the_gpu(
+    export: Callable[..., Bundle], provider: str, mode: str
+) -> None:
+    """What TensorRT does not take, CUDA does: the CPU is left shapes and counts at most."""
+    bundle = export("classify", mode)
+    with OnnxRuntimeEngine(bundle.model_path, provider=provider) as engine:
+        nodes = engine.description["nodes"]
+    if nodes is None:
+        pytest.skip("this ONNX Runtime does not tell which nodes went where")
+    on_gpu = nodes.get(full_provider_name(provider), 0) + nodes.get(CUDA, 0)
+    assert on_gpu > 0.8 * sum(nodes.values()), nodes
+
+
+def test_float32_stays_float32_on_cuda(export: Callable[..., Bundle], provider: str) -> None:
+    """TF32 would be off by 1e-3."""
+    bundle = export("classify", "dense")
+    x = np.random.default_rng(0).standard_normal((2, 3, *bundle.config.image_size), np.float32)
+    found = []
+    for chosen in ("cpu", provider):
+        with OnnxRuntimeEngine(bundle.model_path, provider=chosen) as engine:
+            found.append(engine.run({names.INPUT: x}, [names.LOGITS])[names.LOGITS])
+    np.testing.assert_allclose(found[1], found[0], atol=2e-5 * np.abs(found[0]).max())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("mode", STATIC)
+@pytest.mark.parametrize("task", TASKS)
 def test_engine(
     export: Callable[..., Bundle], target: str, task: str, mode: str, precision: str
 ) -> None:
@@ -81,3 +127,96 @@ def test_engine(
     report = api.verify(bundle.path)
     assert report.passed, report.verdict
     assert report.engine["runtime"] == target
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("mode", ["dynamic", "budget"])
+@pytest.mark.parametrize("task", TASKS)
+def test_engine_with_plugins(
+    export: Callable[..., Bundle],
+    target: str,
+    plugins: Path,
+    task: str,
+    mode: str,
+    precision: str,
+) -> None:
+    """The whole path: parsed plugins, size tensors, allocators, attention packed or padded."""
+    options = {"precision": precision, "target": target, "plugins": True}
+    bundle = export(task, mode, batch="1:1:2", **options)
+    assert bundle.engine_path is not None
+    told = read_sidecar(bundle.engine_path)
+    assert [name for name, _ in told.plugins] == [plugins.name]
+    print(told.settings["plugin_form"], told.settings["packed_blocks"])
+    report = api.verify(bundle.path)
+    assert report.passed, report.verdict
+
+
+def test_plugins_keep_nothing_and_everything(
+    export: Callable[..., Bundle], target: str, plugins: Path
+) -> None:
+    """Sizes of 0 and of all tokens, in turn, in one engine."""
+    bundle = export("classify", "dynamic", target=target, plugins=True, batch="1:1:4")
+    assert bundle.engine_path is not None
+    size = bundle.config.image_size
+    random = np.random.default_rng(0)
+    batches = [
+        scale * random.standard_normal((count, 3, *size), np.float32)
+        for count, scale in ((1, 1), (4, 50), (2, 0), (4, 1), (1, 50))
+    ]
+    with (
+        TensorRTEngine(bundle.engine_path) as engine,
+        OnnxRuntimeEngine(bundle.model_path) as graph,
+    ):
+        for x in batches:
+            found, expected = (one.run({names.INPUT: x}) for one in (engine, graph))
+            same = found[names.KEEP_MASK] == expected[names.KEEP_MASK]
+            assert same.mean() > 0.999
+            if same.all():
+                np.testing.assert_allclose(
+                    found[names.LOGITS], expected[names.LOGITS], rtol=1e-3, atol=1e-3
+                )
+
+
+@pytest.mark.parametrize("cuda_graph", ["on", "off"])
+def test_several_runs_in_flight(
+    export: Callable[..., Bundle], target: str, cuda_graph: str
+) -> None:
+    bundle = export("classify", "budget", target=target, batch="1:1:4")
+    assert bundle.engine_path is not None
+    x = np.zeros((4, 3, *bundle.config.image_size), np.float32)
+    with TensorRTEngine(bundle.engine_path, cuda_graph=cuda_graph) as engine:
+        alone = engine.run({names.INPUT: x})
+        flight = engine.fly([{names.INPUT: x}], None, 64, 3)
+        again = engine.run({names.INPUT: x})
+        kernels = engine.description["kernels"]
+    assert flight.runs == 64 and 0 < flight.device_ms < 1e3
+    for name, array in alone.items():
+        np.testing.assert_array_equal(again[name], array)
+    assert (kernels is None) == (target == "tensorrt")
+
+
+def test_compiled_kernels_are_found_again(
+    export: Callable[..., Bundle], target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if target != "tensorrt-rtx":
+        pytest.skip("TensorRT compiles when it builds")
+    monkeypatch.setenv("SVIT_DEPLOY_CACHE", str(tmp_path / "cache"))
+    bundle = export("classify", "dense", target=target)
+    assert bundle.engine_path is not None
+    x = np.zeros((1, 3, *bundle.config.image_size), np.float32)
+    for expected in (False, True):
+        with TensorRTEngine(bundle.engine_path) as engine:
+            engine.run({names.INPUT: x})
+            assert engine.description["kernels"]["from_cache"] is expected
+
+
+def test_the_largest_images_of_a_detector(export: Callable[..., Bundle], target: str) -> None:
+    """More tokens kept than TensorRT ranks at once."""
+    options = {"image_size": "1344x1344", "budget": "0.75"}
+    folder = export("backbone", "masked").path.parent / "large"
+    bundle = api.export(
+        GOLDEN / "svit_adapter" / "checkpoint.pth", folder, task="backbone", tokens="budget",
+        overrides={"num_heads": "6"}, target=target, batch="1", **options,
+    )  # fmt: skip
+    report = api.verify(bundle.path)
+    assert report.passed, report.verdict
