@@ -77,7 +77,16 @@ class Runtime(abc.ABC):
 
 class OnnxRuntime(Runtime):
     name = "onnxruntime"
-    options = ("provider",)
+    options = ("provider", "provider_options")
+
+    def given(self, settings: EngineChoice) -> dict[str, Any]:
+        given = super().given(settings)
+        if settings.provider_options and settings.provider is None:
+            raise UsageError(
+                "--provider-option has no meaning without a provider",
+                "add --provider, for example --provider cuda",
+            )
+        return given
 
     def load(self, model: Path | bytes, settings: EngineChoice, precision: str = "fp32") -> Engine:
         return OnnxRuntimeEngine(model, threads=settings.threads, **self.given(settings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from svit_deploy.engines.providers import PROVIDERS
@@ -20,6 +21,17 @@ def parse_precision(text: str, flag: str) -> str:
         if text.lower() in (name, other):
             return name
     raise UsageError(f"{flag} {text!r} is unknown", f"use one of {', '.join(PRECISIONS.values())}")
+
+
+def parse_pairs(pairs: Sequence[str], flag: str) -> dict[str, str]:
+    """Reads `KEY=VALUE`, any number of them; raises UsageError for anything else."""
+    told = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals):
+            raise UsageError(f"{flag} {pair!r} is not KEY=VALUE", f"write, e.g., {flag} use_tf32=1")
+        told[key] = value
+    return told
 
 
 def coarser(one: str, other: str) -> str:
@@ -51,6 +63,14 @@ class EngineChoice:
         "even where the bundle brings an engine.",
         metavar="NAME",
         choices=lambda: PROVIDERS,
+    )
+    provider_options: Mapping[str, str] = option(
+        dict,
+        "Option of the provider, trt_fp16_enable=1; may be repeated, and goes before ours.",
+        flag="--provider-option",
+        metavar="KEY=VALUE",
+        many=True,
+        parse=parse_pairs,
     )
     device: str | None = option(
         None,

@@ -7,8 +7,14 @@ from pathlib import Path
 import pytest
 
 from svit_deploy.bench.settings import BenchSettings
-from svit_deploy.engines.runtimes import RUNTIMES, TENSORRT, check_options, runtime_for
-from svit_deploy.engines.settings import ENGINES, EngineChoice, coarser, parse_precision
+from svit_deploy.engines.runtimes import ONNXRUNTIME, RUNTIMES, TENSORRT, check_options, runtime_for
+from svit_deploy.engines.settings import (
+    ENGINES,
+    EngineChoice,
+    coarser,
+    parse_pairs,
+    parse_precision,
+)
 from svit_deploy.errors import UsageError
 
 GRAPH, BUILT = Path("out/model.onnx"), Path("out/model.trt10.engine")
@@ -51,6 +57,7 @@ def test_an_engine_that_does_not_run_it(files, engine, message):
     [
         (["openvino"], {"provider": "cpu"}, "--provider cpu has no meaning for openvino"),
         (["onnxruntime"], {"device": "GPU"}, "--device GPU .* use --engine openvino or tensorrt"),
+        (["openvino"], {"provider_options": {"a": "1"}}, "--provider-option .* has no meaning for"),
         (["onnxruntime"], {"engine_precision": "bf16"}, "--engine-precision bf16 .*openvino"),
         (["onnxruntime", "openvino"], {"cuda_graph": "on"}, "onnxruntime and openvino"),
     ],
@@ -67,6 +74,17 @@ def test_options_that_mean_something_to_one_of_the_engines():
     asked = BenchSettings(provider="cpu", device="GPU", engine_precision="fp16", cuda_graph="on")
     check_options(used, asked)
     assert all(row.options for row in used)
+
+
+def test_options_of_a_provider():
+    assert parse_pairs(["a=1", "b=c=d", "e="], "--p") == {"a": "1", "b": "c=d", "e": ""}
+    for text in ("a", "=1"):
+        with pytest.raises(UsageError, match=f"--p '{text}' is not KEY=VALUE"):
+            parse_pairs([text], "--p")
+    told = {"provider": "cuda", "provider_options": {"use_tf32": "1"}}
+    assert ONNXRUNTIME.given(EngineChoice(**told)) == told
+    with pytest.raises(UsageError, match="without a provider; add --provider"):
+        ONNXRUNTIME.load(b"", EngineChoice(provider_options={"use_tf32": "1"}))
 
 
 def test_a_gpu_has_a_number():
