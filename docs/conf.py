@@ -37,6 +37,7 @@ contents = {
         "docs/methods",
         "docs/detection",
         "docs/verify",
+        "docs/debugging",
         "docs/evaluate",
         "docs/reports",
         "docs/tensorrt",
