@@ -28,15 +28,17 @@ release = version = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 
 root_doc = "README"
-include_patterns = ["*.md", "docs/**", "examples/digits/README.md"]
+include_patterns = ["*.md", "docs/**", "examples/*/README.md"]
 contents = {
     "Using it": [
         "docs/installing",
         "docs/command_line",
         "docs/application",
+        "examples/cpp/README",
         "docs/methods",
         "docs/detection",
         "docs/verify",
+        "docs/debugging",
         "docs/evaluate",
         "docs/reports",
         "docs/tensorrt",

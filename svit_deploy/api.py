@@ -28,6 +28,9 @@ from svit_deploy.bench.report import BenchReport
 from svit_deploy.bench.settings import BenchSettings
 from svit_deploy.bench.targets import bench_paths
 from svit_deploy.bundle import MANIFEST, Bundle, open_bundle
+from svit_deploy.debug.readme import Contents
+from svit_deploy.debug.run import debug_bundle
+from svit_deploy.debug.settings import DebugSettings
 from svit_deploy.errors import InputError
 from svit_deploy.evaluate.report import Evaluation
 from svit_deploy.evaluate.run import evaluate_bundle
@@ -52,6 +55,7 @@ __all__ = [
     "DryRun",
     "bench",
     "catalogue",
+    "debug",
     "evaluate",
     "export",
     "init",
@@ -112,6 +116,27 @@ def verify(
     """
     chosen = read_options(VerifySettings, settings, options)
     return verify_bundle(_open(bundle, "verify"), chosen, progress, plan)
+
+
+def debug(
+    bundle: PathLike,
+    output: PathLike,
+    settings: DebugSettings | None = None,
+    *,
+    force: bool = False,
+    progress: Progress = SILENT,
+    plan: Plan = RUN,
+    **options: Any,
+) -> Contents:
+    """Writes a folder with which NVIDIA's Polygraphy finds the node of a graph that goes wrong.
+
+    Args:
+        force: replace such a folder that is there.
+        options: fields of `DebugSettings`; `svit-deploy debug --help` explains them.
+    """
+    chosen = read_options(DebugSettings, settings, options)
+    opened = _open(bundle, "debug")
+    return debug_bundle(opened, Path(output), chosen, force=force, progress=progress, plan=plan)
 
 
 def bench(

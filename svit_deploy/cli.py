@@ -19,6 +19,7 @@ from svit_deploy.commands.common import (
     one_line,
     restore_logging,
 )
+from svit_deploy.commands.debug import debug
 from svit_deploy.commands.evaluate import evaluate
 from svit_deploy.commands.export import export
 from svit_deploy.commands.others import doctor, init, inspect, list_, quickstart
@@ -51,7 +52,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 for command in (
-    *(export, verify, evaluate, bench, predict),
+    *(export, verify, debug, evaluate, bench, predict),
     *(inspect, visualize, init, list_, doctor, quickstart),
 ):
     app.command(command.__name__.rstrip("_"))(command)

@@ -37,8 +37,8 @@ FROM_HUBS = ("export hf://", "export timm:")
 DETECTORS = ("export --task detect", "verify --against, detect")
 ANNOTATED = ("verify --annotations", "evaluate --annotations", "predict --format coco")
 EVERY = (
-    "export", *FROM_HUBS, "verify", "verify --against", *DETECTORS, "evaluate", *ANNOTATED,
-    "bench", "bench --sweep-tokens", "predict", "predict --format parquet", "visualize",
+    "export", *FROM_HUBS, "verify", "verify --against", *DETECTORS, "debug", "evaluate",
+    *ANNOTATED, "bench", "bench --sweep-tokens", "predict", "predict --format parquet", "visualize",
     "inspect", "init", "quickstart",
 )  # fmt: skip
 WITHOUT_RUNNING = ("inspect", "export", *FROM_HUBS, "export --task detect", "init")
@@ -101,6 +101,7 @@ REQUIREMENTS = (
     ),
     Requirement("torchvision", "0.21", DETECTORS),
     Requirement("pycocotools", "2.0.8", ANNOTATED),
+    Requirement("polygraphy", "0.53.4", ("debug",)),
     Requirement("pyarrow", "15.0", ("predict --format parquet",)),
     Requirement("huggingface-hub", "0.25", FROM_HUBS),
     Requirement("timm", "1.0", ("export timm:",)),

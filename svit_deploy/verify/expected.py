@@ -36,6 +36,7 @@ class ExpectedResults(ABC):
         has_rounded: whether parts tell what rounded weights give (`Part.rounded`).
         differences: a check's name to the settings in which the bundle differs from the reference.
         notes: what else a reader of the verdict should know.
+        model: the checkpoint, with what the export chose; None where it was not given.
     """
 
     description: str
@@ -44,6 +45,7 @@ class ExpectedResults(ABC):
     has_rounded: bool = False
     differences: Mapping[str, list[str]] = MappingProxyType({})
     notes: tuple[str, ...] = ()
+    model: Model | None = None
 
     @abstractmethod
     def parts(self) -> Iterator[Part]:
@@ -117,7 +119,7 @@ class LiveReference(ExpectedResults):
             model = dataclasses.replace(model, config=dataclasses.replace(model.config, **chosen))
         self.bundle, self.pictures = bundle, images
         self.seen: set[tuple[int, int]] = set()
-        self.reference = Reference(model, bundle.task)
+        self.model, self.reference = model, Reference(model, bundle.task)
         self.has_rounded = bundle.precision != "fp32"
         self.together = together or bundle.task.together
         self.samples = [i for part in bundle.load_samples() for i in part.images]

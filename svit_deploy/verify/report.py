@@ -36,9 +36,14 @@ class Check:
 
 @dataclass(frozen=True)
 class Stage:
-    """Largest error of one stage of the model, its inputs being the reference's."""
+    """Largest error of one stage of the model, its inputs being the reference's.
+
+    Attributes:
+        value: the graph's value that it computes.
+    """
 
     name: str
+    value: str
     error: float
     limit: float
 
@@ -229,7 +234,7 @@ class VerifyReport:
 
 
 def _stages(stages: list[Stage]) -> list[dict[str, Any]]:
-    return [{"name": s.name, "error": _finite(s.error), "limit": s.limit} for s in stages]
+    return [_finite(asdict(stage)) for stage in stages]
 
 
 def _gate_dict(result: GateResult) -> dict[str, Any]:

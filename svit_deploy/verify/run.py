@@ -61,14 +61,7 @@ def verify_bundle(
         plan.tell("assumed", in_words(bundle.assumed))
     if settings.against is None:
         return _verify_against_recorded(bundle, settings, progress, plan)
-    plan.needs(
-        require_torch,
-        "verify --against",
-        "the reference forward pass",
-        "leave --against out to compare with the recorded samples",
-    )
-    for package, purpose in task.packages:
-        plan.needs(require, package, "verify --against", purpose)
+    require_reference(bundle, plan, "verify --against")
     from svit_deploy.verify.checkpoint import load_reference_model
 
     truth = None
@@ -86,12 +79,25 @@ def verify_bundle(
         weights=settings.weights,
     )
     reference = LiveReference(bundle, model, images)
-    _tell_reference(plan, reference)
+    tell_reference(plan, reference)
     plan.begin()
     return verify_against(bundle, reference, settings, progress, truth)
 
 
-def _tell_reference(plan: Plan, reference: ExpectedResults) -> None:
+def require_reference(bundle: Bundle, plan: Plan, who: str) -> None:
+    """Asks for what runs the reference of a checkpoint; `who` needs it."""
+    plan.needs(
+        require_torch,
+        who,
+        "the reference forward pass",
+        "leave --against out to compare with the recorded samples",
+    )
+    for package, purpose in bundle.task.packages:
+        plan.needs(require, package, who, purpose)
+
+
+def tell_reference(plan: Plan, reference: ExpectedResults) -> None:
+    """What is compared with."""
     plan.tell("against", reference.description)
     for note in reference.notes:
         plan.tell("note", note)
@@ -102,7 +108,7 @@ def _verify_against_recorded(
 ) -> VerifyReport:
     """Compares the bundle's samples, and evaluates the exported model on labelled images."""
     reference = StoredReference(bundle)
-    _tell_reference(plan, reference)
+    tell_reference(plan, reference)
     if settings.images is None:
         plan.begin()
         return verify_against(bundle, reference, settings, progress)

@@ -121,7 +121,7 @@ class Stages:
         """Lists the stages in the order they run and names the first that differs."""
         report, task = self.model.report, self.model.task
         stages = [
-            Stage(label, self.errors[name], float(limit))
+            Stage(label, name, self.errors[name], float(limit))
             for label, name, limit in self.limits.of_stages()
             if name in self.errors
         ]

@@ -97,6 +97,7 @@ AGAINST = "verify {files}/dynamic --against {checkpoint}"
 BENCH = "bench {files}/dynamic {images}"
 MAPS = "visualize {files}/dynamic {images} -o {here}/m"
 EVALUATE = "evaluate {files}/dynamic {images}"
+DEBUG = "debug {files}/dynamic -o {here}/d"
 PREDICT = "predict {files}/dynamic {pictures} -o {here}/classes.csv"
 PLUGINS = "plugins build --tensorrt-include {here} -o {here}/p"
 CASES = [
@@ -131,6 +132,10 @@ CASES = [
     Case("onnxruntime", "quickstart -o {here}/q", 4, "pip install 'svit-deploy[cpu]'"),
     Case("onnxruntime", EVALUATE, 4, "pip install 'svit-deploy[cpu]'"),
     Case("onnxruntime", PREDICT, 4, "pip install 'svit-deploy[cpu]'"),
+    Case("onnxruntime", DEBUG, 4, "pip install 'svit-deploy[cpu]'"),
+    Case("polygraphy", DEBUG, 4, "pip install 'svit-deploy[debug]'"),
+    Case("torch", f"{DEBUG} --against {{checkpoint}}", 4, "svit-deploy[torch]"),
+    Case("a report", f"{DEBUG} --report {{here}}/file", 3, "is no report of this version's verify"),
     Case("pyarrow", PREDICT.replace(".csv", ".parquet"), 4, "svit-deploy[parquet]"),
     Case("matplotlib.figure", f"{BENCH} --sweep-tokens {{here}}/x.png", 4, "svit-deploy[plot]"),
     Case("nvcc", f"{PLUGINS} --nvcc /nix/nvcc", 4, "no CUDA compiler at /nix/nvcc"),
@@ -140,9 +145,11 @@ CASES = [
     Case("rights", PREDICT, 2, "Permission denied"),
     Case("rights", "init deit_tiny -o {here}/x.safetensors", 2, "Permission denied"),
     Case("rights", "quickstart -o {here}/q", 5, "Permission denied"),
+    Case("rights", DEBUG, 5, "Permission denied"),
     Case("rights", PLUGINS, 5, "Permission denied"),
     Case("--force", EXPORT.replace("{here}/out", "{files}/dynamic"), 5, "--force"),
     Case("--force", REBUILD.replace("{here}/out", "{files}/engine"), 5, "--force"),
+    Case("--force", DEBUG.replace("{here}/d", "{files}/dynamic"), 5, "no folder that debug wrote"),
     Case("--force", "init deit_tiny -o {checkpoint}", 5, "--force"),
     Case("--force", "quickstart -o {files}", 5, "--force"),
     Case("a place", EXPORT.replace("{here}", "{here}/file"), 5, "Not a directory"),
@@ -169,7 +176,14 @@ def machine(monkeypatch, tmp_path, fake_process, files) -> Callable[[Case], list
             text = "".join(f"#define NV_TENSORRT_{part} {number}\n" for part, number in parts)
             (tmp_path / name).write_text(text)
         lacks, find = case.lacks, importlib.util.find_spec
-        if lacks in ("torch", "torchvision", "onnxruntime", "pyarrow", "matplotlib.figure"):
+        if lacks in (
+            "torch",
+            "torchvision",
+            "onnxruntime",
+            "pyarrow",
+            "polygraphy",
+            "matplotlib.figure",
+        ):
             monkeypatch.setitem(sys.modules, lacks, None)
         elif lacks.startswith("tensorrt"):
             monkeypatch.delitem(sys.modules, lacks, raising=False)
@@ -246,6 +260,7 @@ WORKING = [
     ("bench {files}/dynamic --batch 1,4", ["dynamic, on ONNX Runtime", "36 s or more", "worst"]),
     (f"{BENCH} --quick --max-time 300 --json {{here}}/b.json", ["b.json", "5 min 0 s", "publish"]),
     (EVALUATE, ["images      360, labels of the images' own file", "ONNX Runtime, provider cpu"]),
+    (DEBUG, ["first       a verification", "d/reference.json"]),
     (PREDICT, ["images      360 (npz)", "classes.csv"]),
     (f"{MAPS} --max-images 2", ["mean_map.png", "images      2 (npz)"]),
     ("init svit_s -o {here}/x.pth", ["22391962 random weights", "about 85.4 MiB", "x.pth"]),

@@ -18,6 +18,7 @@ from svit_deploy.bench.settings import BenchSettings
 from svit_deploy.bench.stats import percentile_floor
 from svit_deploy.cli import main
 from svit_deploy.commands.parameters import with_options
+from svit_deploy.debug.settings import DebugSettings
 from svit_deploy.engines.settings import RunSettings
 from svit_deploy.errors import UsageError
 from svit_deploy.evaluate.settings import EvaluateSettings
@@ -30,6 +31,7 @@ from svit_deploy.verify.settings import VerifySettings
 
 ALL = (
     BenchSettings,
+    DebugSettings,
     EvaluateSettings,
     ExportSettings,
     LoadSettings,

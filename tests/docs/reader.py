@@ -176,6 +176,16 @@ class Reader:
         for wanted in map(Requirement, args[1:]):
             assert wanted.name != "svit-deploy" or wanted.extras <= EXTRAS.keys()
 
+    def _cmake(self, block: Block, args: list[str]) -> None:
+        """Only whether there is something to build; tests/examples builds it."""
+        assert block.reason is not None
+        if "-S" in args:
+            assert (ROOT / args[args.index("-S") + 1] / "CMakeLists.txt").is_file()
+
+    def _svit_run(self, block: Block, args: list[str]) -> None:
+        assert block.reason is not None
+        self._check({"bundle": Path(args[0]), "picture": Path(args[1])})
+
     def _polygraphy(self, block: Block, args: list[str]) -> None:
         self._check({"model": Path(args[1])})
         tried([str(Path(sys.executable).with_name("polygraphy")), *args, "--gen-script", "-"])

@@ -11,12 +11,13 @@ import pytest
 import typer
 
 from svit_deploy.cli import app
-from tests.docs.pages import PAGES, Block, blocks_of, tokens_of
+from tests.docs.pages import PAGES, Block, blocks_of, text_of, tokens_of
 
 pytest.importorskip("torch")
 
 GPU = "needs an NVIDIA GPU with TensorRT"
 MINUTES = "measures for minutes"
+COMPILER = "needs a C++ compiler and ONNX Runtime's headers; tests/examples does it"
 OWN_TEST = "docs/contributing/"
 """Pages whose Python is run by tests/contributing."""
 NOT_RUN = {
@@ -36,6 +37,7 @@ NOT_RUN = {
     ("docs/speed.md", MINUTES): 2,
     ("docs/tensorrt.md", GPU): 3,
     ("docs/verify.md", MINUTES): 2,
+    ("examples/cpp/README.md", COMPILER): 1,
     ("examples/digits/README.md", "trains for minutes"): 1,
 }
 
@@ -102,6 +104,7 @@ def flags_of(command: Any) -> Iterator[str]:
 
 def test_options_named_in_sentences_exist():
     known = {"--help", *flags_of(typer.main.get_command(app)), *TRTEXEC}
+    known.update(re.findall(r"--[a-z][\w-]*", text_of("examples/cpp/source/main.cpp")))
     spans = (
         (page, child.content)
         for page in PAGES

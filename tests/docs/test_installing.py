@@ -64,7 +64,7 @@ def test_what_the_project_is_made_with_is_reachable():
     wanted = {"torch", "onnx", "onnxruntime-gpu", "tensorrt", "polygraphy", "typer"}
     assert wanted <= everything
     assert {"torch", "torchvision", "pycocotools", "matplotlib"} <= brought("all")
-    assert "torch" not in brought("cpu", "gpu", "tensorrt", "tensorrt-rtx", "plugins", "polygraphy")
+    assert "torch" not in brought("cpu", "gpu", "tensorrt", "tensorrt-rtx", "plugins", "debug")
 
 
 def test_the_page_has_every_extra_and_what_it_brings():

@@ -27,6 +27,7 @@ GOOD = {
     "pyyaml": "6.0.3", "safetensors": "0.8.0", "torch": "2.13.0+cpu", "matplotlib": "3.11.2",
     "torchvision": "0.28.0+cpu", "pycocotools": "2.0.11", "pyarrow": "20.0.0",
     "huggingface-hub": "1.0.0", "timm": "1.0.20", "openvino": "2026.4.1",
+    "polygraphy": "0.53.6",
 }  # fmt: skip
 DEVICES = "svit_deploy.engines.openvino.library.describe_devices"
 Machine = Callable[..., Diagnosis]
@@ -80,9 +81,10 @@ def test_complete_machine(machine: Machine) -> None:
     assert broken_commands(diagnosis) == set()
     assert list(diagnosis.commands) == [
         "export", "export hf://", "export timm:", "verify", "verify --against",
-        "export --task detect", "verify --against, detect", "evaluate", "verify --annotations",
-        "evaluate --annotations", "predict --format coco", "bench", "bench --sweep-tokens",
-        "predict", "predict --format parquet", "visualize", "inspect", "init", "quickstart",
+        "export --task detect", "verify --against, detect", "debug", "evaluate",
+        "verify --annotations", "evaluate --annotations", "predict --format coco", "bench",
+        "bench --sweep-tokens", "predict", "predict --format parquet", "visualize", "inspect",
+        "init", "quickstart",
         "--engine openvino", "export --target tensorrt", "export --target tensorrt-rtx",
         "export --target tensorrt --plugins", "engines: verify, bench", "plugins build",
     ]  # fmt: skip
@@ -100,6 +102,7 @@ def test_complete_machine(machine: Machine) -> None:
         ({"matplotlib": None}, "missing", {"bench --sweep-tokens"}),
         ({"pycocotools": None}, "missing", set(doctor.ANNOTATED)),
         ({"torchvision": None}, "missing", set(doctor.DETECTORS)),
+        ({"polygraphy": "0.49.26"}, "too old", {"debug"}),
         ({"pyarrow": None}, "missing", {"predict --format parquet"}),
         ({"timm": "0.9.16"}, "too old", {"export timm:"}),
         ({"huggingface_hub": None}, "missing", {"export hf://", "export timm:"}),

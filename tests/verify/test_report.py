@@ -28,6 +28,13 @@ def test_report_as_json(export, verify):
     assert content["settings"]["engine"]["threads"] == 1
     results = content["results"]
     assert len(results["stages"]) == 23
+    assert {stage["name"]: stage["value"] for stage in results["stages"][:5]} == {
+        "embedding": "embedding",
+        "block 0": "block_0.out",
+        "block 1": "block_1.out",
+        "block 2": "block_2.out",
+        "gate 0": "gate_0.margin",
+    }
     assert results["logits_error"] < results["stages"][-1]["limit"]
     assert [gate["agreement"] for gate in results["gates"]] == [1.0] * 9
     assert all(gate["margin_drift"] < gate["rounding"] for gate in results["gates"])
@@ -35,7 +42,7 @@ def test_report_as_json(export, verify):
 
 def test_a_failed_report_as_json_and_on_a_terminal(export, verify):
     report = verify(export("svit_cls", "dynamic"))
-    report.stages.append(Stage("head", np.inf, 1e-5))
+    report.stages.append(Stage("head", "logits", np.inf, 1e-5))
     report.checks.append(Check("no random operator", False, "the graph samples in [bold]x[/] [/]"))
     content = report.to_dict()
     json.dumps(content, allow_nan=False)
