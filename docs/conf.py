@@ -39,6 +39,7 @@ contents = {
         "docs/verify",
         "docs/evaluate",
         "docs/reports",
+        "docs/serving",
         "docs/tensorrt",
         "docs/openvino",
         "docs/plugins",

@@ -34,6 +34,7 @@ from svit_deploy.evaluate.run import evaluate_bundle
 from svit_deploy.evaluate.settings import EvaluateSettings
 from svit_deploy.export.pipeline import export_source
 from svit_deploy.export.settings import ExportSettings
+from svit_deploy.inference.engine import require_run, tell_run
 from svit_deploy.inspection import Inspection, inspect_path
 from svit_deploy.inspection.catalogue import Catalogue, make_catalogue
 from svit_deploy.loading.random import RandomCheckpoint, init_checkpoint
@@ -44,6 +45,14 @@ from svit_deploy.predict.predictions import predict_images
 from svit_deploy.predict.settings import PredictSettings, VisualizeSettings
 from svit_deploy.predict.token_maps import draw_token_maps
 from svit_deploy.progress import SILENT, Progress
+from svit_deploy.serve.settings import ServeSettings
+from svit_deploy.serve.start import (
+    choose_batch,
+    import_kserve,
+    named_bundles,
+    require_kserve,
+    tell_addresses,
+)
 from svit_deploy.verify.report import VerifyReport
 from svit_deploy.verify.run import verify_bundle
 from svit_deploy.verify.settings import VerifySettings
@@ -57,6 +66,7 @@ __all__ = [
     "init",
     "inspect",
     "predict",
+    "serve",
     "verify",
     "visualize",
 ]  # fmt: skip
@@ -195,6 +205,36 @@ def visualize(
     """
     chosen = read_options(VisualizeSettings, settings, options)
     return draw_token_maps(_open(bundle, "visualize"), Path(output), chosen, progress, plan)
+
+
+def serve(
+    bundles: Sequence[PathLike],
+    settings: ServeSettings | None = None,
+    *,
+    plan: Plan = RUN,
+    **options: Any,
+) -> None:
+    """Serves bundles over REST and gRPC until the process gets SIGTERM or SIGINT.
+
+    Args:
+        bundles: folders, or NAME=FOLDER; the name of the model is that of the folder otherwise.
+        options: fields of `ServeSettings`; `svit-deploy serve --help` explains them.
+    """
+    chosen = read_options(ServeSettings, settings, options)
+    plan.needs(require_kserve)
+    paths = named_bundles(bundles)
+    for name, path in paths.items():
+        bundle = _open(path, "serve")
+        plan.needs(require_run, bundle, chosen)
+        plan.needs(choose_batch, bundle, chosen)
+        plan.tell("model", f"{name}, --task {bundle.task.name}")
+        tell_run(plan, bundle, chosen)
+    tell_addresses(plan, chosen)
+    plan.begin()
+    import_kserve()
+    from svit_deploy.serve.server import serve_bundles
+
+    serve_bundles(paths, chosen)
 
 
 def inspect(path: PathLike) -> Inspection:
