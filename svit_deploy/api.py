@@ -40,6 +40,8 @@ from svit_deploy.inspection.catalogue import Catalogue, make_catalogue
 from svit_deploy.loading.random import RandomCheckpoint, init_checkpoint
 from svit_deploy.model.config import parse_ratios
 from svit_deploy.options import read_options
+from svit_deploy.package.run import package_bundle
+from svit_deploy.package.settings import PackageSettings
 from svit_deploy.plan import RUN, DryRun, Plan
 from svit_deploy.predict.predictions import predict_images
 from svit_deploy.predict.settings import PredictSettings, VisualizeSettings
@@ -65,6 +67,7 @@ __all__ = [
     "export",
     "init",
     "inspect",
+    "package",
     "predict",
     "serve",
     "verify",
@@ -235,6 +238,25 @@ def serve(
     from svit_deploy.serve.server import serve_bundles
 
     serve_bundles(paths, chosen)
+
+
+def package(
+    bundle: PathLike,
+    output: PathLike,
+    settings: PackageSettings | None = None,
+    *,
+    force: bool = False,
+    plan: Plan = RUN,
+    **options: Any,
+) -> Path:
+    """Writes a folder to deploy a bundle with: for Triton, KServe or a container.
+
+    Args:
+        force: replace a package that is there.
+        options: fields of `PackageSettings`; `svit-deploy package --help` explains them.
+    """
+    chosen = read_options(PackageSettings, settings, options)
+    return package_bundle(_open(bundle, "package"), Path(output), chosen, force=force, plan=plan)
 
 
 def inspect(path: PathLike) -> Inspection:
