@@ -41,6 +41,7 @@ contents = {
         "docs/debugging",
         "docs/evaluate",
         "docs/reports",
+        "docs/serving",
         "docs/tensorrt",
         "docs/openvino",
         "docs/plugins",

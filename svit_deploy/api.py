@@ -37,16 +37,27 @@ from svit_deploy.evaluate.run import evaluate_bundle
 from svit_deploy.evaluate.settings import EvaluateSettings
 from svit_deploy.export.pipeline import export_source
 from svit_deploy.export.settings import ExportSettings
+from svit_deploy.inference.engine import require_run, tell_run
 from svit_deploy.inspection import Inspection, inspect_path
 from svit_deploy.inspection.catalogue import Catalogue, make_catalogue
 from svit_deploy.loading.random import RandomCheckpoint, init_checkpoint
 from svit_deploy.model.config import parse_ratios
 from svit_deploy.options import read_options
+from svit_deploy.package.run import package_bundle
+from svit_deploy.package.settings import PackageSettings
 from svit_deploy.plan import RUN, DryRun, Plan
 from svit_deploy.predict.predictions import predict_images
 from svit_deploy.predict.settings import PredictSettings, VisualizeSettings
 from svit_deploy.predict.token_maps import draw_token_maps
 from svit_deploy.progress import SILENT, Progress
+from svit_deploy.serve.settings import ServeSettings
+from svit_deploy.serve.start import (
+    choose_batch,
+    import_kserve,
+    named_bundles,
+    require_kserve,
+    tell_addresses,
+)
 from svit_deploy.verify.report import VerifyReport
 from svit_deploy.verify.run import verify_bundle
 from svit_deploy.verify.settings import VerifySettings
@@ -60,7 +71,9 @@ __all__ = [
     "export",
     "init",
     "inspect",
+    "package",
     "predict",
+    "serve",
     "verify",
     "visualize",
 ]  # fmt: skip
@@ -220,6 +233,55 @@ def visualize(
     """
     chosen = read_options(VisualizeSettings, settings, options)
     return draw_token_maps(_open(bundle, "visualize"), Path(output), chosen, progress, plan)
+
+
+def serve(
+    bundles: Sequence[PathLike],
+    settings: ServeSettings | None = None,
+    *,
+    plan: Plan = RUN,
+    **options: Any,
+) -> None:
+    """Serves bundles over REST and gRPC until the process gets SIGTERM or SIGINT.
+
+    Args:
+        bundles: folders, or NAME=FOLDER; the name of the model is that of the folder otherwise.
+        options: fields of `ServeSettings`; `svit-deploy serve --help` explains them.
+    """
+    chosen = read_options(ServeSettings, settings, options)
+    plan.needs(require_kserve)
+    paths = named_bundles(bundles)
+    for name, path in paths.items():
+        bundle = _open(path, "serve")
+        plan.needs(require_run, bundle, chosen)
+        plan.needs(choose_batch, bundle, chosen)
+        plan.tell("model", f"{name}, --task {bundle.task.name}")
+        tell_run(plan, bundle, chosen)
+    tell_addresses(plan, chosen)
+    plan.begin()
+    import_kserve()
+    from svit_deploy.serve.server import serve_bundles
+
+    serve_bundles(paths, chosen)
+
+
+def package(
+    bundle: PathLike,
+    output: PathLike,
+    settings: PackageSettings | None = None,
+    *,
+    force: bool = False,
+    plan: Plan = RUN,
+    **options: Any,
+) -> Path:
+    """Writes a folder to deploy a bundle with: for Triton, KServe or a container.
+
+    Args:
+        force: replace a package that is there.
+        options: fields of `PackageSettings`; `svit-deploy package --help` explains them.
+    """
+    chosen = read_options(PackageSettings, settings, options)
+    return package_bundle(_open(bundle, "package"), Path(output), chosen, force=force, plan=plan)
 
 
 def inspect(path: PathLike) -> Inspection:

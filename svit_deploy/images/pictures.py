@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -19,32 +21,47 @@ _MAX_ASPECT_RATIO = 100
 
 
 def read_picture(path: Path) -> np.ndarray:
+    """Decodes a file; see `decode_picture`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return decode_picture(path, str(path))
+
+
+def decode_picture(
+    file: Path | BinaryIO,
+    name: str,
+    *,
+    formats: tuple[str, ...] = _FORMATS,
+    max_pixels: int | None = None,
+) -> np.ndarray:
     """Decodes a picture upright (EXIF) as RGB, uint8 `[H, W, 3]`.
 
     Transparency is dropped, as training loaders do; 16-bit grey keeps its upper 8 bits; of
     several frames the first is taken.
 
+    Args:
+        name: what sentences call it.
+        formats: those that may be decoded, by Pillow's names.
+        max_pixels: by default Pillow's limit against decompression bombs.
+
     Raises:
-        InputError: damaged, not one of the known formats, float pixels, or more pixels than
-            Pillow's limit against decompression bombs.
+        InputError: damaged, not one of the formats, float pixels, or too many pixels: the size
+            is read before any of them is decoded.
     """
+    most = min(max_pixels or sys.maxsize, Image.MAX_IMAGE_PIXELS or sys.maxsize)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(file, formats=formats) as image:
+            if image.width * image.height <= most:
                 return _to_rgb(ImageOps.exif_transpose(image))
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"picture {path} has more than {Image.MAX_IMAGE_PIXELS} pixels",
-            "scale it down or remove it",
-        ) from error
+    except Image.DecompressionBombError:  # Pillow refuses twice its limit by itself
+        pass
     except Exception as error:  # Pillow's decoders fail in many ways on a damaged file
         unknown = isinstance(error, UnidentifiedImageError)
-        why = f"not a {', '.join(_FORMATS)} file" if unknown else reason(error)
+        why = f"not a {', '.join(formats)} file" if unknown else reason(error)
         raise InputError(
-            f"picture {path} cannot be read ({why})", "replace or remove it"
+            f"picture {name} cannot be read ({why})", "replace or remove it"
         ) from error
+    raise InputError(f"picture {name} has more than {most} pixels", "scale it down or remove it")
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

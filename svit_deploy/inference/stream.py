@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -157,17 +157,23 @@ class Stream:
         self.progress.update(
             "running the model", over / self.total, f"{self.done / self.seconds:.1f} images/s"
         )
-        tokens = self.bundle.config.at(images[0].size).num_tokens
-        keep, overflow = outputs.get(KEEP_MASK), outputs.get(OVERFLOW)
-        for i, (read, found) in enumerate(zip(batch, task.read(outputs, images), strict=True)):
-            yield Seen(
-                read.number,
-                read.array,
-                read.image,
-                found,
-                None if keep is None else keep[i, :, :tokens],
-                None if overflow is None else overflow[i],
-            )
+        yield from see(self.bundle, outputs, batch)
+
+
+def see(bundle: Bundle, outputs: Mapping[str, np.ndarray], batch: Sequence[Read]) -> Iterator[Seen]:
+    """What a run of images of one size gave, image by image."""
+    images = [read.image for read in batch]
+    tokens = bundle.config.at(images[0].size).num_tokens
+    keep, overflow = outputs.get(KEEP_MASK), outputs.get(OVERFLOW)
+    for i, (read, found) in enumerate(zip(batch, bundle.task.read(outputs, images), strict=True)):
+        yield Seen(
+            read.number,
+            read.array,
+            read.image,
+            found,
+            None if keep is None else keep[i, :, :tokens],
+            None if overflow is None else overflow[i],
+        )
 
 
 def choose_batch(bundle: Bundle, engine: Engine, settings: InferenceSettings) -> int:

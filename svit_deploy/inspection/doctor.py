@@ -39,9 +39,17 @@ ANNOTATED = ("verify --annotations", "evaluate --annotations", "predict --format
 EVERY = (
     "export", *FROM_HUBS, "verify", "verify --against", *DETECTORS, "debug", "evaluate",
     *ANNOTATED, "bench", "bench --sweep-tokens", "predict", "predict --format parquet", "visualize",
-    "inspect", "init", "quickstart",
+    "serve", "package", "package --format triton", "inspect", "init", "quickstart",
 )  # fmt: skip
-WITHOUT_RUNNING = ("inspect", "export", *FROM_HUBS, "export --task detect", "init")
+WITHOUT_RUNNING = (
+    "package",
+    "package --format triton",
+    "inspect",
+    "export",
+    *FROM_HUBS,
+    "export --task detect",
+    "init",
+)
 RUNNING = tuple(command for command in EVERY if command not in WITHOUT_RUNNING)
 WITH_CHECKPOINT = (
     "export", *FROM_HUBS, *DETECTORS, "verify --against", "init", "quickstart",
@@ -103,6 +111,8 @@ REQUIREMENTS = (
     Requirement("pycocotools", "2.0.8", ANNOTATED),
     Requirement("polygraphy", "0.53.4", ("debug",)),
     Requirement("pyarrow", "15.0", ("predict --format parquet",)),
+    Requirement("kserve", "0.21", ("serve",)),
+    Requirement("tritonclient", "2.40", ("package --format triton",)),
     Requirement("huggingface-hub", "0.25", FROM_HUBS),
     Requirement("timm", "1.0", ("export timm:",)),
     Requirement("matplotlib", "3.8", ("bench --sweep-tokens",)),

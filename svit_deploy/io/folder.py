@@ -19,7 +19,7 @@ def write_folder(output: Path, check: Callable[[Path], None]) -> Iterator[Path]:
     """Gives a temporary folder that becomes `output`, whole, when the block ends well.
 
     The folder stands beside `output`; it is removed when the block fails, and when the process
-    was killed the next one to write the same output removes it. Files lie in it, no folders.
+    was killed the next one to write the same output removes it.
 
     Args:
         check: raises an error when `output` is in the way; what it lets pass is replaced. It is
@@ -73,9 +73,10 @@ def _explained(output: Path) -> Iterator[None]:
 
 
 def _flush(folder: Path) -> None:
-    for file in folder.iterdir():
-        with file.open("r+b") as stream:
-            os.fsync(stream.fileno())
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("r+b") as stream:
+                os.fsync(stream.fileno())
 
 
 def _put_in_place(folder: Path, output: Path, check: Callable[[Path], None]) -> None:

@@ -43,22 +43,29 @@ def draw_pictures(
 
     A picture shows what the task draws, and beside it how many gated blocks computed each patch.
     """
-    task, config = bundle.task, bundle.config
+    task = bundle.task
     results: list[dict[str, Any]] = []
     for seen in found:
         image, shown = seen.image, task.shown(seen.outputs, show)
-        picture = seen.array if seen.array.dtype == np.uint8 else image.picture(config.preprocess)
-        drawn = Image.fromarray(task.draw(picture, shown, classes))
-        if seen.keep_mask is not None:
-            drawn = beside(drawn, draw_tokens(image, seen.keep_mask, config))
-            drawn = with_legend(drawn, config.num_gates)
         file = picture_file(seen.number, image.name)
-        drawn.save(folder / file)
+        draw_result(seen, bundle, show, classes).save(folder / file)
         result = {"name": image.name, "file": file, "size": list(image.original_size)}
         results.append(result | task.describe(shown, classes) | kept_tokens(seen))
     content = {"min_score": show.min_score, "images": results}
     write_numbers(folder / RESULTS, {"schema_version": SCHEMA_VERSION, **content})
     return [*(result["file"] for result in results), RESULTS]
+
+
+def draw_result(seen: Seen, bundle: Bundle, show: Show, classes: ClassNames) -> Image.Image:
+    """The picture with what came out over it, beside it what tokens were computed."""
+    config, image = bundle.config, seen.image
+    picture = seen.array if seen.array.dtype == np.uint8 else image.picture(config.preprocess)
+    shown = bundle.task.shown(seen.outputs, show)
+    drawn = Image.fromarray(bundle.task.draw(picture, shown, classes))
+    if seen.keep_mask is None:
+        return drawn
+    drawn = beside(drawn, draw_tokens(image, seen.keep_mask, config))
+    return with_legend(drawn, config.num_gates)
 
 
 def draw_tokens(image: Prepared, keep: np.ndarray, config: ModelConfig) -> Image.Image:

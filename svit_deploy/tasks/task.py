@@ -19,6 +19,7 @@ import numpy as np
 from svit_deploy import names
 from svit_deploy.backbones.writer import GraphWriter
 from svit_deploy.engines.base import Engine
+from svit_deploy.errors import InputError
 from svit_deploy.images.prepared import Prepared
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.class_names import ClassNames
@@ -149,6 +150,10 @@ class Task:
         """The graph's inputs for images of one size."""
         raise NotImplementedError
 
+    def fed(self, feeds: Mapping[str, np.ndarray]) -> list[Prepared]:
+        """The inverse of `feeds`; shapes and types are those of the graph's inputs."""
+        return [Prepared.whole(pixels) for pixels in feeds[names.INPUT]]
+
     # The graph.
 
     def write(self, writer: GraphWriter) -> None:
@@ -195,6 +200,23 @@ class Task:
     def read(self, outputs: Mapping[str, np.ndarray], images: Sequence[Prepared]) -> list[Outputs]:
         """A run's outputs, image by image, as far as the graph shows them."""
         raise NotImplementedError
+
+    def split(self, outputs: Mapping[str, np.ndarray], images: int) -> list[Arrays]:
+        """A run's outputs as they are, each image's by themselves, as of a batch of one."""
+        return [{name: array[i : i + 1] for name, array in outputs.items()} for i in range(images)]
+
+    def join(self, parts: Sequence[Arrays]) -> Arrays:
+        """The inverse of `split`, of some or all outputs.
+
+        Raises:
+            InputError: images of different sizes have one of another shape each.
+        """
+        for name, first in parts[0].items():
+            if any(part[name].shape[1:] != first.shape[1:] for part in parts):
+                raise InputError(
+                    f"{name!r} has another shape for each image size", "give images of one size"
+                )
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def record(self, parts: Sequence[Part], config: ModelConfig) -> Arrays:
         """Samples as named arrays, for reference.npz."""

@@ -34,6 +34,8 @@ NOT_RUN = {
     ("docs/methods.md", MINUTES): 1,
     ("docs/openvino.md", MINUTES): 1,
     ("docs/plugins.md", "needs nvcc and TensorRT's headers"): 1,
+    ("docs/serving.md", MINUTES): 1,
+    ("docs/serving.md", "serves until it is stopped"): 1,
     ("docs/speed.md", MINUTES): 2,
     ("docs/tensorrt.md", GPU): 3,
     ("docs/verify.md", MINUTES): 2,

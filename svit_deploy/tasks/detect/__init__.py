@@ -35,6 +35,7 @@ from svit_deploy.tasks.detect.compare import (
 )
 from svit_deploy.tasks.detect.detections import (
     BOXES,
+    IMAGE_INDEX,
     LABELS,
     MASKS,
     OUTPUTS,
@@ -124,6 +125,15 @@ class Detect(Features):
             SCALE_FACTORS: np.array([image.scale for image in images], np.float32),
         }
 
+    def fed(self, feeds: Mapping[str, np.ndarray]) -> list[Prepared]:
+        images = []
+        for pixels, size, scale in zip(*(feeds[name] for name in self.inputs), strict=True):
+            height, width = (int(side) for side in size)
+            across, down = scale.tolist()[:2]
+            original = (max(round(height / down), 1), max(round(width / across), 1))
+            images.append(Prepared(pixels, (height, width), tuple(scale.tolist()), original))
+        return images
+
     def write(self, writer: GraphWriter) -> None:
         self.add_gate_outputs(writer, MaskRcnnGraph(writer).write())
 
@@ -157,6 +167,23 @@ class Detect(Features):
             for result, found in zip(results, split_images(outputs, len(images)), strict=True):
                 result |= found.arrays()
         return results
+
+    def split(self, outputs: Mapping[str, np.ndarray], images: int) -> list[Arrays]:
+        found = {name: outputs[name] for name in OUTPUTS}
+        rest = {name: array for name, array in outputs.items() if name not in found}
+        parts = super().split(rest, images)
+        for image, part in enumerate(parts):
+            own = found[IMAGE_INDEX] == image
+            part |= {name: array[own] for name, array in found.items()}
+            part[IMAGE_INDEX] = np.zeros_like(part[IMAGE_INDEX])
+        return parts
+
+    def join(self, parts: Sequence[Arrays]) -> Arrays:
+        joined = super().join(parts)
+        if IMAGE_INDEX in joined:
+            counts = [len(part[IMAGE_INDEX]) for part in parts]
+            joined[IMAGE_INDEX] += np.repeat(np.arange(len(parts)), counts)
+        return joined
 
     def wanted(self, config: ModelConfig) -> Wanted:
         return super().wanted(config) | {

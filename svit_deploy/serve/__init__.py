@@ -1,0 +1,1 @@
+"""Bundles behind the Open Inference Protocol, on KServe's Python model server."""
