@@ -217,11 +217,11 @@ def test_results_of_another_seed_or_other_code_are_not_continued(tmp_path):
 def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS.parent))
     command = ["mutants", "--precision", "fp32", "--workers", "1", "--json", str(tmp_path / "r")]
-    command += ["--only", "deit/dense/fp32/designed/positions"]
+    command += ["--only", "deit/dense/fp32/designed/heads exchanged"]
     monkeypatch.setattr(sys, "argv", command)
     mutants.main()
     first = capsys.readouterr().out
-    assert "refused deit/dense/fp32/designed/positions shifted" in first
+    assert "refused deit/dense/fp32/designed/heads exchanged" in first
     assert "| all | 1 | 1 | 1 (100.0%) | 1 | 0 | 0 | 0 |" in first
     mutants.main()
     second = capsys.readouterr().out

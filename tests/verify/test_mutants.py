@@ -13,7 +13,7 @@ from mutation.graph import Graph
 from mutation.judge import Judge
 from mutation.run import write_mutant
 
-from svit_deploy.loading.load import load_model
+from svit_deploy.verify.checkpoint import load_reference_model
 
 pytestmark = pytest.mark.slow
 
@@ -46,8 +46,8 @@ def test_it_is_refused_and_its_place_is_named(tmp_path, name, precision, fault):
     graph = Graph(bundle)
     next(found for found in DESIGNED if found.name == fault).change(graph)
     write_mutant(bundle, graph, tmp_path / "mutant")
-    task = case.options.get("task", "classify")
-    model = load_model(case.checkpoint, task=task, overrides=dict(case.told))
+    told = {"arch": case.arch, "overrides": dict(case.told)}
+    model = load_reference_model(bundle, case.checkpoint, **told)
     verdict = Judge(bundle, model).verify(tmp_path / "mutant")
     assert not verdict.passed
     assert graph.places() & set(verdict.named), verdict.words
