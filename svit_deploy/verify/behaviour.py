@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from svit_deploy.errors import InputError
 from svit_deploy.images.prepared import Prepared
-from svit_deploy.model.result import Result
 from svit_deploy.progress import Progress
+from svit_deploy.verify.batches import check_batches
 from svit_deploy.verify.decisions import decision_distance
 from svit_deploy.verify.expected import ExpectedResults
 from svit_deploy.verify.exported import ModelUnderTest
 from svit_deploy.verify.thresholds import check_other_thresholds
 from svit_deploy.verify.words import number_of
-
-BATCH_PIXELS = 2**21  # of a large batch: 41 images of 224x224, 2 of 800x1216
 
 
 def check_behaviour(
@@ -39,42 +36,6 @@ def check_behaviour(
             run()
         except InputError as error:  # the graph ran so far, and must run here too
             model.report.check(name, False, error.message)
-
-
-def check_batches(model: ModelUnderTest, images: Sequence[Prepared]) -> None:
-    """An image alone, inside a batch, the reversed batch and large ones: the same result.
-
-    A lone image has its mirror image for company. Large are the bundle's largest batch, as far as
-    `BATCH_PIXELS` go, and one in between. Nothing to check where the graph takes one image at a
-    time.
-    """
-    images = list(images[: model.settings.companions])
-    given, (height, width) = len(images), images[0].size
-    if given < 2:
-        images.insert(0, _mirrored(images[0]))
-    largest = min(model.bundle.manifest["batch"]["max"], max(2, BATCH_PIXELS // (height * width)))
-    counts = sorted({(given + largest) // 2, largest} - {given}) if largest > given else []
-    order = np.arange(len(images))
-    with model.shipped() as engine:
-        if engine.inputs()[0].shape[0] == 1:
-            return
-        alone = Result.concatenate([model.observe(engine, [image]) for image in images])
-
-        def compare(numbers: np.ndarray) -> tuple[bool, str]:
-            together = model.observe(engine, [images[number] for number in numbers])
-            return model.compare(together, alone[numbers], model.rows(images))
-
-        for numbers in (order, order[::-1]):
-            ok, detail = compare(numbers)
-            if not ok:
-                break
-        model.report.check("alone = inside a batch", ok, detail)
-        for count in counts:
-            ok, detail = compare(np.arange(count) % len(images))
-            if not ok:
-                break
-        if counts:
-            model.report.check("alone = inside a large batch", ok, f"batch {count}: {detail}")
 
 
 def check_determinism(model: ModelUnderTest, images: Sequence[Prepared]) -> None:
@@ -101,7 +62,7 @@ def check_hidden_gates(model: ModelUnderTest, images: Sequence[Prepared]) -> Non
     """
     if model.shows_gates:
         return
-    with model.shipped() as engine:
+    with model.engine(model.in_view_as_it_runs()) as engine:
         seen = model.observe(engine, images)
     with model.file() as engine:
         plain = model.outputs(engine, images)
@@ -118,7 +79,3 @@ def check_hidden_gates(model: ModelUnderTest, images: Sequence[Prepared]) -> Non
         else:
             words = "no image tells; more images may, or an export with its gate outputs does"
     model.report.check("alike without its gates in view", ok, f"{words} (in {of})")
-
-
-def _mirrored(image: Prepared) -> Prepared:
-    return dataclasses.replace(image, pixels=np.ascontiguousarray(image.pixels[:, :, ::-1]))

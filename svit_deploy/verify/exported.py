@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from types import MappingProxyType
 
 import numpy as np
@@ -37,6 +38,7 @@ class ModelUnderTest:
         values: what of the graph decides, by name (`Method.values`), at the typical image size.
         scales: `[G]`, what an error of a margin is measured in, once margins are known.
         reach: `[G]`, how far rounding may move a margin, where that was measured.
+        float32: limits of the graph where it computes in float32.
     """
 
     def __init__(self, bundle: Bundle, settings: VerifySettings, report: VerifyReport) -> None:
@@ -47,6 +49,7 @@ class ModelUnderTest:
         check_options((self.runtime, self.graphs), settings)
         self.config, self.task = bundle.config, bundle.task
         self.limits = self._limits()
+        self.float32 = self.task.limits["fp32"]
         self.model = self._editable(inline_functions(bundle.load_model()))
         self.method, self.gates = bundle.family.method, range(self.config.num_gates)
         self.values = self.method.values(self.config)
@@ -102,6 +105,13 @@ class ModelUnderTest:
         """The graph in half precision with the same weights, computing in float32."""
         return emulate_halves(inline_functions(self.bundle.load_model()), exact=True)
 
+    def computing_in_float32(self) -> ModelUnderTest:
+        """The same with that graph in place of its own, on the CPU."""
+        view = copy(self)
+        view.model, view.limits, view.reach = self.in_float32(), self.float32, None
+        view.graphs, view.settings = ONNXRUNTIME, VerifySettings(threads=self.settings.threads)
+        return view
+
     def engine(self, model: onnx.ModelProto, *, exact: bool = False) -> Engine:
         """Runs a graph on the engine under verification.
 
@@ -142,6 +152,13 @@ class ModelUnderTest:
         """The graph with its gates and what is compared inside it in view, shipped so or not."""
         gates = () if self.shows_gates else tuple(self.values)
         return add_outputs(self.model, [*gates, *self.task.inner()])
+
+    def in_view_as_it_runs(self) -> onnx.ModelProto:
+        """The same in the arithmetic of the file itself, where this program can run that."""
+        if self.graphs.lacks(self.bundle.precision, self.settings):
+            return self.in_view()
+        graph = inline_functions(self.bundle.load_model())
+        return add_outputs(graph, [*self.values, *self.task.inner()])
 
     def shipped(self) -> Engine:
         """The file as it is; of a graph that hides some of what is compared, with that in view."""
@@ -225,6 +242,18 @@ class ModelUnderTest:
         flipped, decisions = sum(f.flips for f in flips), sum(f.tokens for f in flips)
         few = HANDFUL + max(self.limits.turned * decisions, predicted)
         return flipped <= few, f"{flipped} of {decisions}, at most {few:.0f} may"
+
+    def explain_drift(self, drift: np.ndarray) -> tuple[bool, str]:
+        """Whether rounding explains how far margins moved `[G]`, and that in words."""
+        beyond = np.flatnonzero(~(drift <= self.rounding))
+        if len(beyond):
+            gate = beyond[0]
+            return False, (
+                f"those of gate {gate} differ by {drift[gate]:.2g} where rounding explains "
+                f"{self.rounding[gate]:.2g}"
+            )
+        most = np.max(drift / self.scales, initial=0.0)
+        return True, f"differ by at most {most:.2g}, in units of max(1, rms of the gate)"
 
     def runs(self, actual: Sequence[Outputs], expected: Sequence[Outputs]) -> Runs:
         """Two runs of the same images, as the task compares them."""

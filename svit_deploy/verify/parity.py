@@ -221,16 +221,7 @@ class Parity:
         total = [GateFlips.total(of_gate) for of_gate in zip(*flips, strict=True)]
         self.check("gate decisions", *model.explain_flips(total))
         self.check("few decisions flip", *model.count_flips(total, predicted))
-        beyond = [gate for gate in self.gates if not drift[gate] <= model.rounding[gate]]
-        self.check(
-            "margins",
-            not beyond,
-            f"those of gate {beyond[0]} differ by {drift[beyond[0]]:.2g} where rounding explains "
-            f"{model.rounding[beyond[0]]:.2g}"
-            if beyond
-            else f"differ by at most {np.max(drift / model.scales):.2g}, in units of "
-            "max(1, rms of the gate)",
-        )
+        self.check("margins", *model.explain_drift(drift))
         self.list_gates(total, drift)
 
     def list_gates(self, flips: list[GateFlips], drift: np.ndarray) -> None:

@@ -122,7 +122,9 @@ class WholeRounding:
         model, exact = self.model, self.model.task.limits["fp32"]
         if self.shaken:
             mine, theirs = ([pair[side] for pair in self.shaken] for side in (0, 1))
-            model.limits = model.task.swayed(model.limits, model.runs(mine, theirs))
+            swayed = model.runs(mine, theirs)
+            model.limits = model.task.swayed(model.limits, swayed)
+            model.float32 = model.task.swayed(model.float32, swayed)
         if not self.known:
             return
         model.reach = exact.rounding * model.scales + WHOLE * self.margins
