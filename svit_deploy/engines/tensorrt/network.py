@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from svit_deploy.engines.tensorrt.channel import Channel, make_monitor
-from svit_deploy.engines.tensorrt.settings import DYNAMIC, BuildSettings
+from svit_deploy.engines.tensorrt.settings import BuildSettings
 from svit_deploy.errors import CapabilityError, ExportError, UsageError
 from svit_deploy.machine.tensorrt import Library, one_line
 from svit_deploy.names import INPUT
@@ -75,9 +75,6 @@ def configure(
     tf32 = library.member("BuilderFlag", "TF32")
     if tf32 is not None:
         (config.set_flag if settings.tf32 else config.clear_flag)(tf32)
-    allocation = library.member("BuilderFlag", "REQUIRE_USER_ALLOCATION")
-    if allocation is not None and settings.tokens != DYNAMIC:
-        config.set_flag(allocation)  # else a large engine may take memory while it runs
     # The inspector can then tell fused attention from other kernels.
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if settings.optimization_level is not None:

@@ -11,8 +11,6 @@ from typing import Any
 from svit_deploy.model.profiles import Profile
 
 NO_TIMING_CACHE = "none"
-DYNAMIC = "dynamic"
-"""The token mode whose shapes only the device knows."""
 
 
 @dataclass(frozen=True)

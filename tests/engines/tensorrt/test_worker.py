@@ -311,18 +311,6 @@ def test_no_form_is_taken(graph, settings, device, plugins):
     assert [what for what in channel.sent if what[1] == ("reading the graph", 0.025)][1:] == []
 
 
-@pytest.mark.parametrize("tokens", ["budget", "dynamic"])
-def test_memory_is_the_runners_where_shapes_are_static(
-    graph, settings, device, monkeypatch, tokens
-):
-    """TensorRT-RTX may else allocate during a run, which cannot be captured."""
-    fake = make_module("1.7.1.116", "tensorrt_rtx", device)
-    monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake)
-    build(graph(), settings(target="tensorrt-rtx", tokens=tokens))
-    flag = fake.BuilderFlag.REQUIRE_USER_ALLOCATION
-    assert (flag in fake.Builder.made[0].flags) == (tokens == "budget")
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
