@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from svit_deploy.images import synthetic_images
 
 ROOT = Path(__file__).parents[2]
 GOLDEN, DIGITS = ROOT / "tests" / "data" / "golden", ROOT / "examples" / "digits"
+TOLD: Mapping[str, Mapping[str, str]] = runpy.run_path(str(ROOT / "tests" / "told.py"))["SETTINGS"]
+"""What the weights of each golden do not tell."""
 ALL, NO_BFLOAT16 = ("fp32", "fp16", "bf16"), ("fp32", "fp16")
 SIZES = "64x64:96x128:128x128"
 
@@ -22,11 +25,11 @@ class Case:
     """A model and how it is exported.
 
     Attributes:
-        name: the golden's, then the token mode.
+        name: the golden's and the token mode, or `init` and a preset.
         checkpoint: a file, or the name of a preset whose weights `init` draws.
         told: what the weights do not tell, as after `--set`, for the export and for `verify`.
         options: of the export.
-        drawn: how many faults are drawn at random in each precision.
+        precisions: that it may be exported in.
     """
 
     name: str
@@ -34,7 +37,6 @@ class Case:
     told: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     precisions: tuple[str, ...] = ALL
-    drawn: int = 0
 
     @property
     def arch(self) -> str | None:
@@ -63,82 +65,70 @@ class Case:
         )
 
 
-def _golden(name: str, mode: str, drawn: int, heads: int | None = 6, **told: str) -> Case:
-    if heads is not None:
-        told["num_heads"] = str(heads)
+def _golden(name: str, mode: str) -> Case:
     options = {"tokens": mode} | ({"budget": "0.6"} if mode == "budget" else {})
-    return Case(f"{name}/{mode}", GOLDEN / name / "checkpoint.pth", told, options, drawn=drawn)
+    return Case(f"{name}/{mode}", GOLDEN / name / "checkpoint.pth", TOLD[name], options)
 
 
-def _detection(name: str, mode: str, drawn: int, task: str = "backbone") -> Case:
-    case = _golden(name, mode, drawn)
+def _detection(name: str, mode: str, task: str = "backbone") -> Case:
+    case = _golden(name, mode)
     options = {**case.options, "task": task, "image_size": SIZES}
     precisions = NO_BFLOAT16 if task == "detect" else ALL
-    return Case(case.name, case.checkpoint, case.told, options, precisions, drawn)
+    return Case(case.name, case.checkpoint, case.told, options, precisions)
 
 
 def _digits() -> Case:
     options = {"tokens": "dynamic", "calibration": DIGITS / "heldout.npz"}
-    return Case("digits/dynamic", DIGITS / "svit_digits.pth", {}, options, drawn=6)
+    return Case("digits/dynamic", DIGITS / "svit_digits.pth", {}, options)
 
 
 def _hidden() -> Case:
-    case = _golden("svit_cls", "dynamic", 0)
+    case = _golden("svit_cls", "dynamic")
     return Case(
         "svit_cls/hidden", case.checkpoint, case.told, {**case.options, "gate_outputs": False}
     )
 
 
-_EVIT = {"family": "evit", "keep_rate": "0.7"}
+def _preset(name: str) -> Case:
+    """A published size with random weights, of a method that no golden has."""
+    return Case(f"init/{name}", name, {}, {"calibration": synthetic_images(4, (224, 224))})
+
+
 CASES: dict[str, Case] = {
     case.name: case
     for case in (
-        _golden("svit_cls", "dynamic", 8),
-        _golden("svit_cls", "budget", 6),
-        _golden("svit_cls", "masked", 3),
-        _golden("svit_cls", "dense", 3),
+        _golden("svit_cls", "dynamic"),
+        _golden("svit_cls", "budget"),
+        _golden("svit_cls", "masked"),
+        _golden("svit_cls", "dense"),
         _hidden(),
-        _golden("svit_cls_224", "dynamic", 2),
-        _golden("svit_cls_empty_gate", "budget", 2),
+        _golden("svit_cls_224", "dynamic"),
+        _golden("svit_cls_empty_gate", "budget"),
         _digits(),
-        _golden("deit", "dense", 8),
-        _golden("deit_distilled", "dense", 6),
-        _golden("lvvit", "dense", 6, heads=4, skip_lam="2"),
-        _golden("dynamicvit", "static", 8),
-        _golden("dynamicvit_lvvit", "static", 4, skip_lam="2"),
-        _golden("evit_fuse", "static", 6, **_EVIT, fuse="true"),
-        _golden("evit_nofuse", "static", 6, fuse="false"),
-        _golden("evovit", "static", 8),
-        _golden("ats", "dynamic", 6, family="ats"),
-        _golden("ats", "masked", 2, family="ats"),
-        _golden("tome", "static", 6, family="tome", r="13"),
-        _golden("stvitr", "static", 5, heads=None),
-        _detection("svit_adapter", "dynamic", 5),
-        _detection("svit_adapter", "budget", 3),
-        _detection("vit_adapter_dense", "dense", 4),
-        _detection("evovit_adapter", "static", 4),
-        _detection("svit_mask_rcnn", "dynamic", 6, task="detect"),
+        _golden("deit", "dense"),
+        _golden("deit_distilled", "dense"),
+        _golden("lvvit", "dense"),
+        _golden("dynamicvit", "static"),
+        _golden("dynamicvit_lvvit", "static"),
+        _golden("evit_fuse", "static"),
+        _golden("evit_nofuse", "static"),
+        _golden("evovit", "static"),
+        _golden("ats", "dynamic"),
+        _golden("ats", "masked"),
+        _golden("tome", "static"),
+        _golden("stvitr", "static"),
+        _detection("svit_adapter", "dynamic"),
+        _detection("svit_adapter", "budget"),
+        _detection("vit_adapter_dense", "dense"),
+        _detection("evovit_adapter", "static"),
+        _detection("svit_mask_rcnn", "dynamic", task="detect"),
+        *map(_preset, ("mergence_t", "stvit_t", "swin_t")),
     )
 }
 """By name."""
 
 
-def _preset(name: str, **options: Any) -> Case:
-    options.setdefault("calibration", synthetic_images(4, (224, 224)))
-    return Case(f"init/{name}", name, {}, options)
-
-
-CONTROLS: dict[str, Case] = CASES | {
-    case.name: case
-    for case in (
-        _preset("deit_tiny"),
-        _preset("svit_s"),
-        _preset("evovit_t"),
-        _preset("tome_t"),
-        _preset("mergence_t"),
-        _preset("stvit_t"),
-        _preset("swin_t"),
-        _preset("svit_adapter_t", task="backbone", image_size=SIZES, calibration=None),
-    )
-}
-"""Those whose unbroken bundles must pass: the same, and published sizes with random weights."""
+def precision_of(case: str, seed: int) -> str:
+    """Precisions take turns, and with another seed a case has its next one."""
+    precisions = CASES[case].precisions
+    return precisions[(list(CASES).index(case) + seed) % len(precisions)]

@@ -2,8 +2,8 @@
 
 A mutant is *equivalent* if no output and no decision of it differs from the unbroken export's by
 more than twice what rounding made of that export: so far apart may two correct ones be. Rounding is
-the distance of the unbroken export from the float32 reference on the same images, in the same
-arithmetic, and never less than a step of float32.
+the distance of the unbroken export from the float32 reference on the same images and the
+reference's decisions, in the same arithmetic, and never less than a step of float32.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 
 from svit_deploy.backbones.rules import keep_above, keep_budget
 from svit_deploy.bundle import Bundle
+from svit_deploy.graph.edit import add_outputs
 from svit_deploy.images import synthetic_images
 from svit_deploy.images.prepared import Prepared
 from svit_deploy.model.model import Model
@@ -25,6 +26,7 @@ from svit_deploy.tasks import Runs
 from svit_deploy.verify.decisions import compare_selections, margin_drift
 from svit_deploy.verify.expected import LiveReference
 from svit_deploy.verify.exported import ModelUnderTest
+from svit_deploy.verify.forced_decisions import decisions_of, forced_graph
 from svit_deploy.verify.report import VerifyReport
 from svit_deploy.verify.settings import VerifySettings
 
@@ -76,8 +78,9 @@ class Effects:
         ]
         self.own = self._run(bundle)
         self.model = self._model(bundle)
-        self.rounding = self._differences(self.own, self.expected)
-        pairs = zip(self.own, self.expected, strict=True)
+        rounded = self._run_as_expected()
+        self.rounding = self._differences(rounded, self.expected)
+        pairs = zip(rounded, self.expected, strict=True)
         drifts = [margin_drift(mine.selected, theirs.selected) for mine, theirs in pairs]
         self.drift = np.maximum(np.max(drifts, axis=0), STEP)
 
@@ -116,6 +119,21 @@ class Effects:
         model = self._model(bundle)
         with model.engine(model.in_view()) as engine:
             return [model.observe(engine, images) for images in self.images]
+
+    def _run_as_expected(self) -> list[Result]:
+        """All images on the reference's decisions: nothing that differs follows from a flip."""
+        model, parts = self.model, []
+        decisions = decisions_of(model)
+        margins = [name for name in model.values if name not in decisions]
+        with model.engine(add_outputs(forced_graph(model), margins)) as engine:
+            for images, expected in zip(self.images, self.expected, strict=True):
+                given = {name: np.ascontiguousarray(expected.values[name]) for name in decisions}
+                found = engine.run({**model.task.feeds(images), **given})
+                config = model.config.at(images[0].size)
+                told = model.method.decode_selection(config, {**found, **given}, len(images))
+                selected = replace(expected.selected, margin=told.margin)
+                parts.append(Result(model.task.read(found, images), selected))
+        return parts
 
     def _flips(self, mine: Result, theirs: Result, expected: Result, size: tuple[int, int]) -> int:
         """Decisions that differ where rounding explains none."""

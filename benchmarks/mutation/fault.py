@@ -20,7 +20,7 @@ class Fault:
     Attributes:
         name: what is wrong, and in which part.
         change: puts it into a graph.
-        cases: names of the cases that get it.
+        cases: names of the cases that it is for.
     """
 
     name: str

@@ -12,7 +12,7 @@ from typing import Any
 from mutation.cases import Case
 from mutation.graph import HEADS
 from svit_deploy import api
-from svit_deploy.bundle import Bundle, open_bundle
+from svit_deploy.bundle import MANIFEST, Bundle, open_bundle
 from svit_deploy.errors import SvitDeployError
 from svit_deploy.model.model import Model
 from svit_deploy.verify import run
@@ -24,7 +24,7 @@ from svit_deploy.verify.settings import VerifySettings
 PLACE = re.compile(
     r"\b(features of stride \d+|(?:gate|block|injector|extractor)[ _]\d+|embedding|pyramid|head)\b"
 )
-OF_HEADS = ("heads by themselves",)
+OF_HEADS, BEHIND = ("heads by themselves",), "nothing before the heads differs"
 SETTINGS = VerifySettings(threads=1)
 
 
@@ -110,7 +110,8 @@ def _verdict(report_of: Callable[[], VerifyReport]) -> Verdict:
     try:
         report = report_of()
     except SvitDeployError as error:  # the command ends with it, and with its exit code
-        return Verdict(False, error.message, _places(error.message))
+        told = ("manifest",) if MANIFEST in error.message else ()
+        return Verdict(False, error.message, (*_places(error.message), *told))
     if report.passed:
         return Verdict(True, report.verdict, ())
     first = next(check.name for check in report.checks if not check.passed)
@@ -120,7 +121,8 @@ def _verdict(report_of: Callable[[], VerifyReport]) -> Verdict:
 def _named_by_failed(report: VerifyReport) -> tuple[str, ...]:
     """The places that the first failed check with a place names."""
     for check in report.checks:
-        places = (HEADS,) if check.name in OF_HEADS else _places(check.detail)
+        of_heads = check.name in OF_HEADS or check.detail.endswith(BEHIND)
+        places = (HEADS,) if of_heads else _places(check.detail)
         if places and not check.passed:
             return places
     return ()

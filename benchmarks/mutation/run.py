@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from mutation.cases import CASES, CONTROLS, Case
+from mutation.cases import CASES, Case
 from mutation.designed import designed_for
 from mutation.drawn import draw
 from mutation.effect import Effect, Effects
@@ -28,6 +28,8 @@ from svit_deploy.verify.checkpoint import load_reference_model
 
 TRIES = 50
 """Faults drawn until one gives a graph that runs: one that no runtime takes is no test."""
+FEW = 3
+"""Faults that are drawn for a case that has fewer designed ones."""
 SIDES = ("checkpoint", "recorded reference")
 WRITTEN = ("schema_version", "files")
 """Of a manifest, what is written anew."""
@@ -104,33 +106,32 @@ Make = Callable[[Bundle], tuple[Graph, str]]
 
 
 def run_group(group: Group) -> list[Record]:
-    """Exports once, verifies every mutant; nothing where all is known."""
-    case = CONTROLS[group.case]
+    """Exports once, verifies the bundle and every mutant; nothing where all is known."""
+    case = CASES[group.case]
     sides = [side for side in SIDES if group.wants(f"control/{side}")]
-    wanted = [(name, make) for name, make in mutants(group, case) if group.wants(name)]
+    wanted = [(name, make) for name, make in mutants(group) if group.wants(name)]
     if not wanted and not sides:
         return []
     with tempfile.TemporaryDirectory() as made:
         bundle = case.export(Path(made), group.precision)
         checkpoint = case.weights(Path(made))
-        records = [control(group, case, bundle, checkpoint, side) for side in sides]
+        model = load_reference_model(bundle, checkpoint, arch=case.arch, overrides=dict(case.told))
+        judges = dict(zip(SIDES, (Judge(bundle, model), Judge(bundle, None)), strict=True))
+        records = [control(group, bundle, judges[side], side) for side in sides]
         if wanted:
-            told = {"arch": case.arch, "overrides": dict(case.told)}
-            model = load_reference_model(bundle, checkpoint, **told)
-            judge = Judge(bundle, None if group.recorded else model)
+            judge = judges[SIDES[group.recorded]]
             runner = Mutants(group, case, bundle, checkpoint, Effects(bundle, model), judge)
             records += [runner.run(name, make) for name, make in wanted]
     return records
 
 
-def mutants(group: Group, case: Case) -> Iterator[tuple[str, Make]]:
-    """Each mutant's name, and what makes it."""
-    if case.name not in CASES:
-        return
-    for fault in designed_for(case.name):
+def mutants(group: Group) -> Iterator[tuple[str, Make]]:
+    """Each mutant's name, and what makes it: as many are drawn as are designed, and a few."""
+    faults = designed_for(group.case, group.seed)
+    for fault in faults:
         yield f"designed/{fault.name}", partial(_designed, fault)
     of_case = zlib.crc32(f"{group.case}/{group.precision}".encode())
-    for number in range(case.drawn):
+    for number in range(max(len(faults), FEW)):
         rng = np.random.default_rng([group.seed, of_case, number])
         yield f"drawn/{number}", partial(_drawn, rng)
 
@@ -146,10 +147,10 @@ def _drawn(rng: np.random.Generator, bundle: Bundle) -> tuple[Graph, str]:
     return graph, draw(graph, rng)
 
 
-def control(group: Group, case: Case, bundle: Bundle, checkpoint: Path, side: str) -> Record:
+def control(group: Group, bundle: Bundle, judge: Judge, side: str) -> Record:
     """The unbroken bundle, against its checkpoint or against what the export recorded."""
     start = time.process_time()
-    verdict = verify(case, bundle.path, checkpoint if side == SIDES[0] else None)
+    verdict = judge.verify(bundle.path)
     return Record(
         id=group.id(f"control/{side}"),
         kind="control",

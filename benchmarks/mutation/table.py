@@ -8,7 +8,9 @@ from typing import Any
 from mutation.cases import ALL
 from mutation.run import Record
 
-HEADING = "| | seeded | equivalent | faults | caught | located | survived |"
+HEADING = """\
+| | seeded | faults | caught | located | survived | equivalent | refused |
+|---|---|---|---|---|---|---|---|"""
 
 
 def render(records: Sequence[Record], made: dict[str, Any]) -> str:
@@ -31,17 +33,18 @@ def render(records: Sequence[Record], made: dict[str, Any]) -> str:
 
 def _line(label: str, records: Sequence[Record]) -> str:
     faults = [record for record in records if not record.equivalent]
+    refused = sum(not record.passed for record in records if record.equivalent)
     caught = [record for record in faults if not record.passed]
     located = sum(record.located for record in caught)
     share = f" ({len(caught) / len(faults):.1%})" if faults else ""
     return (
-        f"| {label} | {len(records)} | {len(records) - len(faults)} | {len(faults)} "
-        f"| {len(caught)}{share} | {located} | {len(faults) - len(caught)} |"
+        f"| {label} | {len(records)} | {len(faults)} | {len(caught)}{share} | {located} "
+        f"| {len(faults) - len(caught)} | {len(records) - len(faults)} | {refused} |"
     )
 
 
 def of_mutants(records: Sequence[Record]) -> str:
-    lines = ["Faults", HEADING, "|---" * 7 + "|"]
+    lines = ["Faults", HEADING]
     for precision in ALL:
         for kind in ("designed", "drawn"):
             found = [r for r in records if (r.precision, r.kind) == (precision, kind)]
@@ -53,7 +56,7 @@ def of_mutants(records: Sequence[Record]) -> str:
 def by_system(records: Sequence[Record]) -> str:
     names = dict.fromkeys(record.case for record in records)
     lines = [_line(name, [r for r in records if r.case == name]) for name in names]
-    return "\n".join(["By system", HEADING, "|---" * 7 + "|", *lines])
+    return "\n".join(["By system", HEADING, *lines])
 
 
 def of_controls(records: Sequence[Record]) -> str:

@@ -12,14 +12,15 @@ import pytest
 pytest.importorskip("torch")
 
 import mutants
-from mutation.cases import CASES, Case
-from mutation.designed import DESIGNED, designed_for
+from mutation.cases import ALL, CASES, Case, precision_of
+from mutation.designed import DESIGNED
 from mutation.drawn import draw
 from mutation.effect import Effect, Effects
 from mutation.graph import Graph
 from mutation.judge import Judge
 from mutation.results import Results
-from mutation.run import Record, write_mutant
+from mutation.run import Group, Record, write_mutant
+from mutation.run import mutants as mutants_of
 from mutation.table import render
 
 from svit_deploy.bundle import Bundle, open_bundle
@@ -55,11 +56,24 @@ def put(bundle: Bundle, name: str) -> Graph:
 # --- faults ------------------------------------------------------------------------------------
 
 
-def test_every_designed_fault_is_for_cases_that_there_are():
+@pytest.mark.parametrize("seed", [0, 1])
+def test_every_fault_goes_to_one_system_and_precision(seed):
+    groups = [Group(case, precision_of(case, seed), seed) for case in CASES]
+    assert {group.precision for group in groups} == set(ALL)
+    dealt = [(group.case, name) for group in groups for name, _ in mutants_of(group)]
+    assert len(set(dealt)) == len(dealt)
+    cases = {name.removeprefix("designed/"): case for case, name in dealt}
+    assert all(cases[fault.name] in fault.cases for fault in DESIGNED)
+    drawn = sum(name.startswith("drawn/") for _, name in dealt)
+    assert len(dealt) - drawn == len(DESIGNED) >= 100
+    assert len(DESIGNED) <= drawn < 1.3 * len(DESIGNED)
+
+
+def test_designed_faults_are_for_cases_that_there_are():
     pairs = [(fault.name, case) for fault in DESIGNED for case in fault.cases]
     assert {case for _, case in pairs} <= set(CASES)
     assert len(set(pairs)) == len(pairs)
-    assert len(pairs) + sum(case.drawn for case in CASES.values()) >= 150
+    assert len({fault.name for fault in DESIGNED}) == len(DESIGNED)
 
 
 def test_every_golden_has_a_case():
@@ -72,7 +86,9 @@ def test_designed_faults_change_the_graph_in_a_place_that_verify_knows(bundle):
     right = bundle.load_model().SerializeToString(deterministic=True)
     labels = {"embedding", "head", "inputs", "manifest", "metadata", "outputs"}
     labels |= {f"block {block}" for block in range(12)}
-    for fault in designed_for(DEIT):
+    for fault in DESIGNED:
+        if DEIT not in fault.cases:
+            continue
         graph = Graph(bundle)
         fault.change(graph)
         wrong = graph.finished().SerializeToString(deterministic=True)
@@ -152,12 +168,9 @@ def test_verdicts_name_the_place(bundle, model, tmp_path):
     assert judge.verify(bundle.path).passed
     for name, named in (
         ("GELU by tanh", ("block 4", "every stage by itself")),
-        ("logits off from image 16 on", ("alone = inside a large batch",)),
+        ("logits off from image 16 on", ("head", "alone = inside a large batch")),
     ):
-        graph = put(bundle, name) if name != "GELU by tanh" else Graph(bundle)
-        if name == "GELU by tanh":
-            graph.set_attribute(graph.node("Gelu", "block_4/mlp"), "approximate", "tanh")
-        write_mutant(bundle, graph, tmp_path / "mutant")
+        write_mutant(bundle, put(bundle, name), tmp_path / "mutant")
         verdict = judge.verify(tmp_path / "mutant")
         assert (verdict.passed, verdict.named) == (False, named)
 
@@ -182,7 +195,7 @@ def test_the_table_counts():
     ]
     made = {"code": "0", "seed": 0, "reference": "checkpoint", "processor": "", "versions": {}}
     text = render(records, made)
-    assert "| fp32, designed | 5 | 1 | 4 | 2 (50.0%) | 1 | 2 |" in text
+    assert "| fp32, designed | 5 | 4 | 2 (50.0%) | 1 | 2 | 1 | 0 |" in text
     assert "| fp32 | 1 | 0 |" in text
     assert "Survived: 2" in text and "9x rounding in logits_error" in text
 
@@ -204,12 +217,12 @@ def test_results_of_another_seed_or_other_code_are_not_continued(tmp_path):
 def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", str(BENCHMARKS.parent))
     command = ["mutants", "--precision", "fp32", "--workers", "1", "--json", str(tmp_path / "r")]
-    command += ["--only", "deit/dense/fp32/designed/head without"]
+    command += ["--only", "deit/dense/fp32/designed/heads exchanged"]
     monkeypatch.setattr(sys, "argv", command)
     mutants.main()
     first = capsys.readouterr().out
-    assert "refused deit/dense/fp32/designed/head without bias" in first
-    assert "| all | 1 | 0 | 1 | 1 (100.0%) | 1 | 0 |" in first
+    assert "refused deit/dense/fp32/designed/heads exchanged" in first
+    assert "| all | 1 | 1 | 1 (100.0%) | 1 | 0 | 0 | 0 |" in first
     mutants.main()
     second = capsys.readouterr().out
     assert "refused deit" not in second.split("Faults")[0]
