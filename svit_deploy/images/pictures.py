@@ -32,6 +32,8 @@ def read_picture(path: Path) -> np.ndarray:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            if path.exists() and not path.is_file():  # a pipe that nobody writes to never ends
+                raise ValueError("it is no file")
             with Image.open(path, formats=_FORMATS) as image:
                 return _to_rgb(ImageOps.exif_transpose(image))
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
