@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4
 HAS_GPU := $(shell command -v nvidia-smi)$(wildcard $(VENV)/lib/python*/site-packages/onnxruntime_gpu-*)
 RUNTIME ?= $(if $(HAS_GPU),gpu,cpu)
 
-.PHONY: demo test fast lint format hooks docs mutants gpu-report clean
+.PHONY: demo test fast fuzz kills lint format hooks docs mutants gpu-report clean
 
 demo: $(VENV)/demo  ## checkpoint -> ONNX -> verified -> measured, on the trained digits model
 	$(BIN)/svit-deploy quickstart -o quickstart --force
@@ -17,6 +17,12 @@ test: $(VENV)/installed lint  ## linters, order of the folders, type checker, al
 
 fast: $(VENV)/installed  ## the tests that take no time, under a minute
 	$(PYTEST) -m "not slow and not gpu"
+
+fuzz: $(VENV)/installed  ## ten thousand damaged files through the command line
+	$(BIN)/python -m tests.fuzz --cases 10000
+
+kills: $(VENV)/installed  ## two hundred kills of commands that write
+	$(BIN)/python -m tests.kills --kills 200 --signals 100
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

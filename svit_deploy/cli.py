@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -16,7 +18,6 @@ from svit_deploy.commands.bench import bench
 from svit_deploy.commands.common import (
     Invocation,
     configure_logging,
-    one_line,
     restore_logging,
 )
 from svit_deploy.commands.debug import debug
@@ -36,9 +37,11 @@ from svit_deploy.errors import (
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_PIPE,
+    EXIT_SIGNAL,
     EXIT_USAGE,
     SvitDeployError,
 )
+from svit_deploy.io.text import sentence
 
 # Typer brings its own click or uses the one installed, depending on its version.
 TyperUsageError: Any = typer.BadParameter.__base__
@@ -105,11 +108,14 @@ def main(args: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # a cp1252 console must not fail on a file's name
             stream.reconfigure(errors="replace")
     try:
-        return _run(invocation)
+        with _signals_end_it():
+            return _run(invocation)
     except SvitDeployError as error:
         return _fail(str(error), error.exit_code)
     except TyperUsageError as error:
         return _fail(_usage_sentence(error), EXIT_USAGE)
+    except Terminated as error:
+        return _fail("terminated, nothing half-written was left.", EXIT_SIGNAL + error.signal)
     except KeyboardInterrupt:
         return _fail("interrupted, nothing half-written was left.", EXIT_INTERRUPTED)
     except SystemExit as end:  # of typer, once the work is done
@@ -133,6 +139,36 @@ def main(args: Sequence[str] | None = None) -> int:
             "the output of the same command with -v before its name.",
             EXIT_INTERNAL,
         )
+
+
+class Terminated(KeyboardInterrupt):
+    """A signal that asks the process to end, as Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.signal = number
+
+
+@contextlib.contextmanager
+def _signals_end_it() -> Iterator[None]:
+    """Lets SIGTERM and SIGHUP end what runs as Ctrl-C does, so that it takes its parts away.
+
+    Not where somebody else has a say: another thread's program, or nohup.
+    """
+
+    def end(number: int, _frame: object) -> None:
+        raise Terminated(number)
+
+    names = ("SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    ours = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    try:
+        for number in ours:
+            signal.signal(number, end)
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _run(invocation: Invocation) -> int:
@@ -162,9 +198,9 @@ def _usage_sentence(error: Any) -> str:
     return f"{message[:1].lower()}{message[1:]}; see {path} --help."
 
 
-def _fail(sentence: str, exit_code: int) -> int:
+def _fail(text: str, exit_code: int) -> int:
     with contextlib.suppress(OSError, AttributeError):  # nobody may be listening
-        sys.stderr.write(f"error: {one_line(sentence)}\n")
+        sys.stderr.write(f"error: {sentence(text)}\n")
         sys.stderr.flush()
     return exit_code
 

@@ -25,6 +25,7 @@ from svit_deploy.io.files import hash_file, reading
 from svit_deploy.io.folder import check_folder, write_folder
 from svit_deploy.io.npz import read_npz
 from svit_deploy.io.onnx_file import load_onnx
+from svit_deploy.io.text import shown
 from svit_deploy.loading.serialise import config_from_dict
 from svit_deploy.methods.families import Family, family_of
 from svit_deploy.model.budget import Budget, budgets_of, rows_within
@@ -199,8 +200,7 @@ def open_bundle(path: Path) -> Bundle:
         bundle = _make_bundle(folder, manifest)
         _check_contents(bundle)
     except (ValueError, SvitDeployError) as error:
-        reason = error.message if isinstance(error, SvitDeployError) else str(error)
-        reason = "".join(c if c.isprintable() else "?" for c in reason[:300])
+        reason = shown(error.message if isinstance(error, SvitDeployError) else error, 300)
         raise InputError(f"{manifest_path} is damaged ({reason})", EXPORT_AGAIN) from None
     for name, entry in manifest["files"].items():
         _check_file(folder, name, entry["size_bytes"], entry["sha256"])

@@ -16,6 +16,7 @@ import typer
 
 from svit_deploy import __version__
 from svit_deploy.commands.completion import complete_bundle
+from svit_deploy.io.text import sentence
 from svit_deploy.plan import RUN, DryRun, Plan
 
 if TYPE_CHECKING:
@@ -164,18 +165,13 @@ def check_json(json_file: str | None, html_file: Path | None = None) -> None:
         check_writable(html_file, "--html")
 
 
-def one_line(text: str) -> str:
-    """Text without line breaks, and without what could steer a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in " ".join(text.split()))
-
-
 class LogHandler(logging.Handler):
     """`warning: ...` on whatever standard error is at that time: a progress bar replaces it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         level = "note" if record.levelno == logging.INFO else record.levelname.lower()
         try:
-            sys.stderr.write(f"{level}: {one_line(record.getMessage())}\n")
+            sys.stderr.write(f"{level}: {sentence(record.getMessage())}\n")
         except Exception:
             self.handleError(record)
 

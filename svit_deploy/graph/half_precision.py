@@ -12,7 +12,9 @@ import onnx
 import onnx.inliner
 from onnx import TensorProto, helper, numpy_helper
 
+from svit_deploy.errors import InputError
 from svit_deploy.graph.edit import copy_model
+from svit_deploy.io.npz import reason
 
 FLOAT = TensorProto.FLOAT
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -24,11 +26,21 @@ MOVES = frozenset(
 
 
 def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph with the bodies of its functions in their place, all of its values typed."""
+    """The graph with the bodies of its functions in their place, all of its values typed.
+
+    Raises:
+        InputError: a graph whose values have no types; no export makes such.
+    """
     if not model.functions:
         return model
-    inlined = onnx.inliner.inline_local_functions(model)
-    return onnx.shape_inference.infer_shapes(inlined, strict_mode=True, data_prop=True)
+    try:
+        inlined = onnx.inliner.inline_local_functions(model)
+        return onnx.shape_inference.infer_shapes(inlined, strict_mode=True, data_prop=True)
+    except Exception as error:  # of ONNX's native code, of several kinds
+        raise InputError(
+            f"the graph's functions and types do not fit ({reason(error)})",
+            "export the model again",
+        ) from None
 
 
 def emulate_halves(model: onnx.ModelProto, *, exact: bool = False) -> onnx.ModelProto:

@@ -87,8 +87,9 @@ class Stream:
         check_labels_fit(self.source.labels, self.bundle.config)
         self.batch = choose_batch(self.bundle, self.engine, self.settings)
         self.total = len(self.source if self.chosen is None else self.chosen)
-        wanted = (*self.bundle.task.outputs(), KEEP_MASK, OVERFLOW)
-        self.wanted = [spec.name for spec in self.engine.outputs() if spec.name in wanted]
+        there = {spec.name for spec in self.engine.outputs()}
+        more = [name for name in (KEEP_MASK, OVERFLOW) if name in there]
+        self.wanted = [*self.bundle.task.outputs(), *more]
 
     def __iter__(self) -> Iterator[Seen]:
         """The images in order, as they are done.

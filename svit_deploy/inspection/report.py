@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from svit_deploy import __version__
+from svit_deploy.io.text import printable
 
 SCHEMA_VERSION = 1
 MAX_CELL = 1500
@@ -29,7 +30,7 @@ class Section:
         for heading in self.headings or ("name", "value"):
             table.add_column(heading, overflow="fold")
         for row in self.rows:
-            table.add_row(*(Text(printable(cell, console)) for cell in row))
+            table.add_row(*(Text(fitting(cell, console)) for cell in row))
         return table
 
 
@@ -65,7 +66,7 @@ class Inspection:
     def render(self, console: Console) -> None:
         """Prints the sections and notes; fits 80 columns and any console's characters."""
         lines = [f"{self.kind} {self.name}", *(f"note: {note}" for note in self.notes)]
-        title, *notes = (Text(printable(line, console)) for line in lines)
+        title, *notes = (Text(fitting(line, console)) for line in lines)
         console.print(title, style="bold")
         for section in self.sections:
             console.print()
@@ -74,12 +75,11 @@ class Inspection:
             console.print(note)
 
 
-def printable(text: str, console: Console) -> str:
+def fitting(text: str, console: Console) -> str:
     """Text out of a file: without control characters, encodable, and on a terminal cut."""
     if len(text) > MAX_CELL and console.file.isatty():
         text = f"{text[: MAX_CELL - 3]}..."
-    text = "".join(c if c.isprintable() else "?" for c in text)
-    return text.encode(console.encoding, errors="replace").decode(console.encoding)
+    return printable(text).encode(console.encoding, errors="replace").decode(console.encoding)
 
 
 def listed(values: Sequence[Any] | None) -> str:

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 
 from svit_deploy.errors import InputError
-from svit_deploy.io.containers import SAVE_WEIGHTS, some
+from svit_deploy.io.containers import SAVE_WEIGHTS
 from svit_deploy.io.files import hash_file, reading
 from svit_deploy.io.hub import Origin, fetch
+from svit_deploy.io.pickles import pickle_globals
+from svit_deploy.io.text import some
 from svit_deploy.io.torch_file import (
     DOWNLOAD_AGAIN,
     MAX_BYTES,
     Weights,
-    pickle_globals,
     read_torch_file,
 )
 

@@ -7,22 +7,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from svit_deploy.errors import InputError
+from svit_deploy.io.strict_yaml import parse_yaml
+from svit_deploy.io.text import shown, some
 
 SAVE_WEIGHTS = "save the weights alone: torch.save({'model': model.state_dict()}, 'weights.pth')"
 MODEL_KEYS = ("model", "state_dict", "model_state")
 EMA_KEYS = ("model_ema", "ema", "ema_state_dict", "state_dict_ema")
-MAX_CONFIG_CHARACTERS = 100_000
-
-
-def some(names: Iterable[str], limit: int = 4) -> str:
-    """`a, b, c, d and 7 more`; names come from files, so they are cut and made printable."""
-    names = list(names)
-    shown = ["".join(c if c.isprintable() else "?" for c in name[:100]) for name in names[:limit]]
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(shown) + more
 
 
 def find_weights(
@@ -41,7 +32,7 @@ def find_weights(
         raise InputError(f"{path} holds a {type(loaded).__name__}, not weights", SAVE_WEIGHTS)
     if wanted is not None and wanted not in loaded:
         raise InputError(
-            f"{path} has no entry {wanted!r}, its keys are {some(repr(k) for k in loaded)}",
+            f"{path} has no entry {wanted!r}, its keys are {_keys(loaded)}",
             "name one of them after --weights",
         )
     key = wanted or next((key for key in (*MODEL_KEYS, *EMA_KEYS) if key in loaded), None)
@@ -50,7 +41,7 @@ def find_weights(
         state = state.state_dict()
     if not _is_state(state):
         kind = "optimizer state but no" if {"optimizer", "param_groups"} & set(loaded) else "no"
-        keys = some(repr(k) for k in loaded if isinstance(k, str)) or "not strings"
+        keys = _keys(k for k in loaded if isinstance(k, str)) or "not strings"
         if odd := _odd_entry(state):
             raise InputError(
                 f"the weights of {path} hold {odd} beside the tensors", "save it without that entry"
@@ -71,6 +62,10 @@ def find_weights(
     return container, state, notes, args
 
 
+def _keys(keys: Iterable[Any]) -> str:
+    return some(f"'{shown(key, 90)}'" for key in keys)
+
+
 def _is_state(state: Any) -> bool:
     import torch
 
@@ -89,7 +84,7 @@ def _odd_entry(state: Any) -> str:
         return ""
     odd = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
     mostly = 0 < len(odd) < len(state) / 2
-    return f"{some([str(odd[0])])} ({type(state[odd[0]]).__name__})" if mostly else ""
+    return f"{shown(odd[0])} ({type(state[odd[0]]).__name__})" if mostly else ""
 
 
 def _training_args(loaded: dict[str, Any]) -> dict[str, Any]:
@@ -99,10 +94,10 @@ def _training_args(loaded: dict[str, Any]) -> dict[str, Any]:
     """
     for key in ("args", "config", "cfg"):
         found = loaded.get(key)
-        if isinstance(found, str) and len(found) <= MAX_CONFIG_CHARACTERS:
+        if isinstance(found, str):
             try:
-                found = yaml.safe_load(found)
-            except (yaml.YAMLError, ValueError, RecursionError):
+                found = parse_yaml(found)
+            except ValueError:
                 continue
         if isinstance(found, argparse.Namespace | dict):
             values = _plain_values(found)
@@ -114,13 +109,16 @@ def _training_args(loaded: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain_values(args: Any) -> dict[str, Any]:
-    """Numbers, strings and lists of them, out of a Namespace or a dictionary."""
+    """Numbers that are no bomb, strings and lists of them, out of a Namespace or a dictionary."""
     values = vars(args) if isinstance(args, argparse.Namespace) else args
     if not isinstance(values, dict):
         return {}
 
     def is_plain(value: Any) -> bool:
         items = value if isinstance(value, list | tuple) else [value]
-        return all(item is None or isinstance(item, bool | int | float | str) for item in items)
+        return all(
+            abs(item) < 2**63 if isinstance(item, int) else isinstance(item, float | str | None)
+            for item in items
+        )
 
     return {k: v for k, v in values.items() if isinstance(k, str) and is_plain(v)}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from svit_deploy.errors import CapabilityError, ExportError, InputError, UsageError
+from svit_deploy.io.partial import beside
 
 
 def hash_file(path: Path) -> str:
@@ -85,15 +85,9 @@ def write_file(path: Path, option: str) -> Iterator[Path]:
         if path.exists() and not path.is_file():
             yield path
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{secrets.token_hex(6)}{path.suffix}")
-        try:
-            part.touch(exist_ok=False)
+        with beside(path, lambda part: part.touch(exist_ok=False)) as part:
             yield part
             part.replace(path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
     except OSError as error:
         raise ExportError(
             f"cannot write {path} ({error.strerror or error})",

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
-import secrets
-import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from svit_deploy.errors import ExportError
+from svit_deploy.io.partial import beside, lock, remove, replaced_name
+
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 
 
 @contextmanager
 def write_folder(output: Path, check: Callable[[Path], None]) -> Iterator[Path]:
     """Gives a temporary folder that becomes `output`, whole, when the block ends well.
 
-    The folder stands beside `output`; it is removed when the block fails, and when the process
-    was killed the next one to write the same output removes it.
+    The folder stands beside `output` (`partial.beside`). What stood at `output` and what comes
+    there change places in one step, where the system can.
 
     Args:
         check: raises an error when `output` is in the way; what it lets pass is replaced. It is
@@ -29,19 +31,13 @@ def write_folder(output: Path, check: Callable[[Path], None]) -> Iterator[Path]:
         ExportError: the disk is full or not writable.
     """
     output = Path(output).absolute()
-    prefix = f".{output.name}.partial-"
     with _explained(output):
         check(output)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(output.parent, prefix)
-        with _new_folder(output.parent, prefix) as folder:
-            try:
-                yield folder
-                _flush(folder)
-                _put_in_place(folder, output, check)
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
+        with beside(output, Path.mkdir) as folder:
+            check(output)  # what a killed process was replacing may be back
+            yield folder
+            _flush(folder)
+            _put_in_place(folder, output, check)
 
 
 def check_folder(output: Path, check: Callable[[Path], None]) -> None:
@@ -80,7 +76,7 @@ def _flush(folder: Path) -> None:
 
 
 def _put_in_place(folder: Path, output: Path, check: Callable[[Path], None]) -> None:
-    """Renames `folder` to `output`; what stood there comes back if that fails."""
+    """Renames `folder` to `output`; what stood there is then in the place of `folder`, or gone."""
     try:
         folder.rename(output)  # onto nothing or an empty folder
         return
@@ -88,55 +84,30 @@ def _put_in_place(folder: Path, output: Path, check: Callable[[Path], None]) -> 
         check(output)
         if not output.exists():
             raise
-    replaced = folder.with_name(f"{folder.name}-replaced")
-    output.rename(replaced)
+    if not _exchange(folder, output):
+        _replace(folder, output)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Whether two folders have changed places, in one step; else they are where they were."""
+    if sys.platform != "linux":
+        return False
     try:
-        folder.rename(output)
-    except BaseException:
-        replaced.rename(output)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:  # a C library from before 2018
+        return False
+    code: int = rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE)
+    return code == 0
 
 
-@contextmanager
-def _new_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """A new folder under its lock."""
-    while True:
-        folder = parent / f"{prefix}{secrets.token_hex(6)}"
-        folder.mkdir()
-        with _lock(folder, wait=True):
-            if folder.exists():  # not taken for a leftover before it was locked
-                yield folder
-                return
-
-
-def _remove_leftovers(parent: Path, prefix: str) -> None:
-    """Removes temporary folders of processes that no longer run."""
-    for folder in parent.iterdir():
-        if folder.name.startswith(prefix):
-            with _lock(folder) as is_ours:
-                if is_ours:
-                    shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _lock(folder: Path, *, wait: bool = False) -> Iterator[bool]:
-    """Whether this process alone holds the folder; when it dies the system lets go of it.
-
-    Never so on Windows and on file systems without such locks: leftovers stay there.
-    """
-    if sys.platform == "win32":
-        yield False
-        return
-    import fcntl
-
-    descriptor, is_ours = None, False
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_ours = True
-    try:
-        yield is_ours
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
+def _replace(folder: Path, output: Path) -> None:
+    """In two steps; what stood there comes back if the second one fails or never comes."""
+    replaced = replaced_name(folder)
+    with lock(output):  # not to be taken for a leftover in between
+        output.rename(replaced)
+        try:
+            folder.rename(output)
+        except BaseException:
+            replaced.rename(output)
+            raise
+    remove(replaced)

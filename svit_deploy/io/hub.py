@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from svit_deploy.errors import CapabilityError, InputError
-from svit_deploy.io.containers import some
+from svit_deploy.io.text import some
 from svit_deploy.machine.packages import require
 
 T = TypeVar("T")

@@ -29,10 +29,14 @@ def read_npz(
         InputError: not a zip archive, truncated, damaged, too large when unpacked, or an array of
             Python objects.
     """
-    with _user_errors(path):
-        _check_archive(path, max_bytes)
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {key: archive[key] for key in keys if key in archive.files}
+    with _user_errors(path), _opened(path, max_bytes) as archive:
+        names = archive.namelist()
+        return {key: _member(archive, key) for key in keys if f"{key}.npy" in names}
+
+
+def _member(archive: zipfile.ZipFile, key: str) -> np.ndarray:
+    with archive.open(f"{key}.npy") as member:
+        return np.lib.format.read_array(member, allow_pickle=False)
 
 
 class Header(NamedTuple):
@@ -49,17 +53,15 @@ def read_header(path: Path, key: str) -> Header | None:
     Raises:
         InputError: see `read_npz`.
     """
-    with _user_errors(path):
-        _check_archive(path, MAX_BYTES)
-        with zipfile.ZipFile(path) as archive:
-            entry = next((e for e in archive.infolist() if e.filename == f"{key}.npy"), None)
-            if entry is None:
-                return None
-            with archive.open(entry) as member:
-                header = _header(member)
-            if math.prod(header.shape) * header.dtype.itemsize > entry.file_size:
-                raise ValueError(f"it is too small for an array of shape {list(header.shape)}")
-            return header
+    with _user_errors(path), _opened(path) as archive:
+        entry = next((e for e in archive.infolist() if e.filename == f"{key}.npy"), None)
+        if entry is None:
+            return None
+        with archive.open(entry) as member:
+            header = _header(member)
+        if math.prod(header.shape) * header.dtype.itemsize > entry.file_size:
+            raise ValueError(f"it is too small for an array of shape {list(header.shape)}")
+        return header
 
 
 def read_rows(path: Path, key: str) -> Iterator[np.ndarray]:
@@ -70,7 +72,7 @@ def read_rows(path: Path, key: str) -> Iterator[np.ndarray]:
     Raises:
         InputError: see `read_npz`.
     """
-    with _user_errors(path), zipfile.ZipFile(path) as archive:
+    with _user_errors(path), _opened(path) as archive:
         with archive.open(f"{key}.npy") as member:
             shape, in_columns, dtype = _header(member)
             size = math.prod(shape[1:]) * dtype.itemsize
@@ -82,18 +84,21 @@ def read_rows(path: Path, key: str) -> Iterator[np.ndarray]:
             yield from read_npz(path, [key])[key]
 
 
-def _check_archive(path: Path, max_bytes: int) -> None:
+@contextmanager
+def _opened(path: Path, max_bytes: int = MAX_BYTES) -> Iterator[zipfile.ZipFile]:
+    """An archive that does not declare more than it may."""
     if not zipfile.is_zipfile(path):
         raise InputError(
             f"{path} is not an .npz archive or is truncated", "write it again with numpy.savez"
         )
     with zipfile.ZipFile(path) as archive:
         declared = sum(entry.file_size for entry in archive.infolist())
-    if declared > max_bytes:
-        raise InputError(
-            f"{path} would unpack to {declared} bytes, more than {max_bytes}",
-            "do not use it if it is not yours; else split it",
-        )
+        if declared > max_bytes:
+            raise InputError(
+                f"{path} would unpack to {declared} bytes, more than {max_bytes}",
+                "do not use it if it is not yours; else split it",
+            )
+        yield archive
 
 
 def _header(member: IO[bytes]) -> Header:

@@ -13,19 +13,21 @@ import argparse
 import io
 import logging
 import pickle
-import pickletools
 import re
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from svit_deploy.errors import CapabilityError, InputError
-from svit_deploy.io.containers import SAVE_WEIGHTS, find_weights, some
+from svit_deploy.io.containers import SAVE_WEIGHTS, find_weights
+from svit_deploy.io.pickles import is_pickle_bomb, pickle_globals
+from svit_deploy.io.text import some
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,12 @@ def read_torch_file(
         CapabilityError: PyTorch is not installed.
     """
     data_pkl = _check_zip(path) if zipped else None
+    with _pickles(path, data_pkl) as (file, count):
+        if is_pickle_bomb(file, count):
+            raise InputError(
+                f"{path} holds values within values beyond any measure",
+                "do not use this file",
+            )
     try:
         import torch  # noqa: F401
     except ImportError:
@@ -76,37 +84,6 @@ def read_torch_file(
     container, state, notes, training_args = find_weights(path, loaded, weights)
     arrays, stored_as = _to_numpy(path, state)
     return Weights(container, arrays, stored_as, notes, training_args)
-
-
-def pickle_globals(file: IO[bytes], pickles: int) -> list[str]:
-    """Names the functions and classes that pickles ask for, without running them.
-
-    Args:
-        file: at the start of the first pickle.
-        pickles: how many follow each other; a damaged one ends the search.
-    """
-    named: set[str] = set()
-    try:
-        for _ in range(pickles):
-            strings: list[str] = []
-            memo: dict[int, str] = {}
-            operations: Iterable[tuple[Any, Any, Any]] = pickletools.genops(file)
-            for opcode, argument, _position in operations:
-                if opcode.name in ("GLOBAL", "INST"):
-                    named.add(argument.replace(" ", "."))
-                elif opcode.name == "STACK_GLOBAL":
-                    named.add(".".join(strings[-2:]))
-                elif opcode.name == "MEMOIZE":
-                    memo[len(memo)] = strings[-1] if strings else ""
-                elif "PUT" in opcode.name:
-                    memo[argument] = strings[-1] if strings else ""
-                elif "GET" in opcode.name:
-                    strings.append(memo.get(argument, "?"))
-                elif isinstance(argument, str):
-                    strings.append(argument)
-    except Exception as error:
-        log.debug("the search for globals ended early: %s", error)
-    return sorted(named)
 
 
 def _check_zip(path: Path) -> bytes:
@@ -214,12 +191,19 @@ def _stand_ins() -> list[Callable[..., Any]]:
 
 
 def _blocked_globals(path: Path, data_pkl: bytes | None) -> list[str]:
+    with _pickles(path, data_pkl) as (file, count):
+        named = pickle_globals(file, count)
+    return [name for name in named if not ROUTINE_GLOBAL.fullmatch(name)]
+
+
+@contextmanager
+def _pickles(path: Path, data_pkl: bytes | None) -> Iterator[tuple[IO[bytes], int]]:
+    """Where a file's pickles are, and how many."""
     if data_pkl is not None:
-        named = pickle_globals(io.BytesIO(data_pkl), pickles=1)
+        yield io.BytesIO(data_pkl), 1
     else:  # magic number, protocol, system, the object, storage keys
         with path.open("rb") as file:
-            named = pickle_globals(file, pickles=5)
-    return [name for name in named if not ROUTINE_GLOBAL.fullmatch(name)]
+            yield file, 5
 
 
 def _to_numpy(path: Path, state: dict[str, Any]) -> tuple[dict[str, np.ndarray], set[str]]:

@@ -9,15 +9,16 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import yaml
-
 from svit_deploy.backbones.backbone import Backbone
 from svit_deploy.errors import InputError, UsageError
+from svit_deploy.io.files import reading
+from svit_deploy.io.strict_yaml import MAX_CHARACTERS, parse_yaml
+from svit_deploy.io.text import shown
 from svit_deploy.loading.presets import PRESETS
 from svit_deploy.methods.families import FAMILIES
 from svit_deploy.methods.method import Method
 from svit_deploy.model.arch import Arch
-from svit_deploy.model.config import parse_image_size
+from svit_deploy.model.config import MOST, parse_image_size
 from svit_deploy.model.keys import Dims
 from svit_deploy.model.model import CUSTOM
 
@@ -26,12 +27,6 @@ def _whole(value: Any) -> int:
     if not isinstance(value, int | str) or isinstance(value, bool):
         raise ValueError
     return int(value)
-
-
-def _count(value: Any) -> int:
-    if _whole(value) < 1:
-        raise ValueError
-    return _whole(value)
 
 
 def _number(value: Any) -> float:
@@ -69,16 +64,21 @@ def _size(value: Any) -> tuple[int, int]:
     return parse_image_size("x".join(map(str, value if isinstance(value, list) else [value])))
 
 
-_COUNT = (_count, "a whole number of at least 1")
+def _count(most: int) -> tuple[Callable[[Any], int], str]:
+    def parse_count(value: Any) -> int:
+        if not 1 <= _whole(value) <= most:
+            raise ValueError
+        return _whole(value)
+
+    return parse_count, f"a whole number from 1 to {most}"
+
+
+_COUNTS = ("num_heads", "embed_dim", "depth", "patch_size", "num_classes")
 _NUMBERS = (_list(_number), "numbers with commas between them")
 _FIELDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "family": (_family, f"one of {', '.join(FAMILIES)}"),
-    "num_heads": _COUNT,
-    "embed_dim": _COUNT,
-    "depth": _COUNT,
-    "patch_size": _COUNT,
+    **{name: _count(MOST[name]) for name in _COUNTS},
     "image_size": (_size, "pixels, such as 224 or 224x320"),
-    "num_classes": _COUNT,
     "distilled": (_boolean, "true or false"),
     "gate_blocks": (_list(_whole), "whole numbers with commas between them"),
     "gate_class_token": (_list(_boolean), "true or false, with commas between them"),
@@ -124,16 +124,6 @@ def parse_overrides(overrides: Mapping[str, str]) -> dict[str, Any]:
     return {key: parse_setting(key, text, "--set ", UsageError) for key, text in overrides.items()}
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a mapping that says a key twice, of which YAML would take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise yaml.YAMLError(f"{twice} stands there twice")
-        return super().construct_mapping(node, deep)
-
-
 def find_arch(name: str) -> tuple[str, Arch]:
     """A preset by name, or an architecture file by path, with the name to show for it.
 
@@ -152,9 +142,10 @@ def find_arch(name: str) -> tuple[str, Arch]:
             f"use one of {', '.join(near)}, or the path of a YAML file",
         )
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
-    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
+        with reading(path), path.open(encoding="utf-8") as file:
+            content = parse_yaml(file.read(MAX_CHARACTERS + 1))
+    except ValueError as error:
+        reason = shown(error, 300)
         raise InputError(f"{path} is not readable YAML ({reason})", "correct the file") from None
     lines = content if isinstance(content, dict) else {}
     if missing := [key for key in ("family", "num_heads") if key not in lines]:
@@ -166,7 +157,7 @@ def find_arch(name: str) -> tuple[str, Arch]:
         if any(
             isinstance(item, list | dict) for item in (value if type(value) is list else [value])
         ):
-            raise InputError(f"{path}: {key!s:.80} is nested", "give a value, or a list of values")
+            raise InputError(f"{path}: {shown(key)} is nested", "give a value, or a list of values")
     values = {
         key: parse_setting(key, value, f"{path}: ", InputError) for key, value in lines.items()
     }
@@ -276,9 +267,9 @@ def parse_setting(
     """
     known = _FIELDS | _SETTINGS
     if key not in known:
-        raise error(f"{where}{key} is unknown", f"use one of {', '.join(known)}")
+        raise error(f"{where}{shown(key)} is unknown", f"use one of {', '.join(known)}")
     parse, description = known[key]
     try:
         return parse(value)
     except (ValueError, TypeError, KeyError, OverflowError, UsageError):
-        raise error(f"{where}{key}={value!s:.80} has a bad value", f"give {description}") from None
+        raise error(f"{where}{key}={shown(value)} has a bad value", f"give {description}") from None

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from svit_deploy.errors import InputError
-from svit_deploy.io.containers import some
+from svit_deploy.io.text import some
 from svit_deploy.methods.families import FAMILIES, Family
 from svit_deploy.model.keys import Shape, Tensors
 from svit_deploy.tasks import TASKS, Task

@@ -11,7 +11,7 @@ import numpy as np
 
 from svit_deploy.errors import InputError
 from svit_deploy.io.checkpoint import Checkpoint, read_checkpoint
-from svit_deploy.io.containers import some
+from svit_deploy.io.text import some
 from svit_deploy.loading.arch import recognise, resolve_arch
 from svit_deploy.loading.assumptions import find_assumptions
 from svit_deploy.loading.known_settings import with_known_settings

@@ -15,13 +15,14 @@ from svit_deploy.errors import ExportError, UsageError
 from svit_deploy.images import synthetic_images
 from svit_deploy.images.prepared import Prepared
 from svit_deploy.io.files import check_writable, write_file
+from svit_deploy.io.onnx_file import MAX_BYTES
 from svit_deploy.loading.arch import find_arch
 from svit_deploy.loading.layout import expected_shapes, to_official
 from svit_deploy.loading.load import build_model
 from svit_deploy.machine.packages import require_torch
 from svit_deploy.methods.families import FAMILIES
 from svit_deploy.model.arch import Arch
-from svit_deploy.model.config import spread_over_gates
+from svit_deploy.model.config import MOST, spread_over_gates
 from svit_deploy.model.model import Model
 from svit_deploy.plan import RUN, Plan
 from svit_deploy.tasks import Task, task_named
@@ -119,7 +120,17 @@ def _dims(name: str, arch: Arch, task: Task) -> Any:
             f"{name} does not say {', '.join(missing)}", "add these fields to the file"
         )
     dims = task.heads_from_arch(family.dims_from_arch(arch), arch)
-    for weight, shape in expected_shapes(dims, task).items():
+    if dims.depth > MOST["depth"]:
+        raise UsageError(f"{name} has {dims.depth} blocks", f"give at most {MOST['depth']}")
+    shapes = expected_shapes(dims, task)
+    size_bytes = 4 * sum(math.prod(shape) for shape in shapes.values())
+    if size_bytes > MAX_BYTES:
+        raise UsageError(
+            f"by {name} the weights take {size_bytes / 2**30:.0f} GiB, more than an ONNX file may "
+            "have",
+            "give smaller sizes",
+        )
+    for weight, shape in shapes.items():
         if min(shape) < 1:
             raise UsageError(
                 f"by {name}, {weight} has the shape {list(shape)}", "correct the sizes in the file"

@@ -8,7 +8,13 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.methods.families import FAMILIES, family_of
-from svit_deploy.model.config import ModelConfig, Preprocess, check_ratios
+from svit_deploy.model.config import (
+    MAX_IMAGE_SIZE,
+    MOST,
+    ModelConfig,
+    Preprocess,
+    check_ratios,
+)
 from svit_deploy.tasks.task import Task
 
 AGAIN = "export the model again"
@@ -34,15 +40,22 @@ def check_config(config: ModelConfig, size_asked: bool = False) -> None:
     if family.head is not None:
         counts.append("num_classes")
     for name in counts:
-        if getattr(config, name) < 1:
+        if not 1 <= getattr(config, name) <= MOST[name]:
             raise InputError(f"{name} is {getattr(config, name)}", "give a complete checkpoint")
     if config.embed_dim % config.num_heads:
         raise InputError(
             f"embed_dim {config.embed_dim} is not divisible by num_heads {config.num_heads}",
             "give the number of heads that the model was trained with: --set num_heads=NUMBER",
         )
-    if min(config.native_grid) < 1:
-        raise InputError(f"the grid {config.native_grid} is empty", "give a complete checkpoint")
+    if not 1 <= min(config.native_grid) <= max(config.native_grid) <= MAX_IMAGE_SIZE:
+        raise InputError(
+            f"the grid {config.native_grid} is empty or too large", "give a complete checkpoint"
+        )
+    if max(config.image_size) > MAX_IMAGE_SIZE:
+        raise InputError(
+            f"image size {config.image_size[0]}x{config.image_size[1]} is beyond {MAX_IMAGE_SIZE}",
+            "give a smaller one",
+        )
     if misfit := family.misfit(config):
         error = UsageError if size_asked else InputError
         raise error(misfit.reason, "use --image-size {}x{}".format(*misfit.nearest))

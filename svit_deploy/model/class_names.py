@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from svit_deploy.errors import InputError
+from svit_deploy.io.text import shown
 
 MAX_BYTES = 2**24
 MAX_LENGTH = 200
@@ -56,9 +57,7 @@ class ClassNames:
 
 def printable_names(names: Sequence[object], limit: int = MAX_LENGTH) -> tuple[str, ...]:
     """Names from a file, cut and made printable."""
-    return tuple(
-        "".join(c if c.isprintable() else "?" for c in str(name)[:limit]) for name in names
-    )
+    return tuple(shown(name, limit) for name in names)
 
 
 def read_class_names(path: Path, num_classes: int) -> ClassNames:

@@ -12,6 +12,15 @@ from svit_deploy.errors import InputError, UsageError
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_BATCH, MAX_IMAGE_SIZE = 65536, 4096
+MOST = {
+    "embed_dim": 2**16,
+    "depth": 1024,
+    "num_heads": 2**12,
+    "mlp_dim": 2**18,
+    "patch_size": MAX_IMAGE_SIZE,
+    "num_classes": 2**20,
+}
+"""Far beyond any model: a file that says more would only take time and memory."""
 
 
 class TokenMode(str, Enum):

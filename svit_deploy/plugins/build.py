@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -106,7 +107,10 @@ def build_plugins(
     plan.tell("sm", f"{' '.join(map(str, chosen))}; takes minutes")
     plan.writes(*(folder / name for name in (LIBRARY, AUTOREGISTER, RECORD)))
     plan.begin()
-    with write_folder(folder, _check_output) as part, tempfile.TemporaryDirectory() as temporary:
+    with (
+        write_folder(folder, _check_output) as part,
+        tempfile.TemporaryDirectory(prefix=".building-", dir=part) as temporary,
+    ):
         build = Path(temporary)
         definitions = {
             "TENSORRT_INCLUDE_DIR": include.absolute(),
@@ -233,22 +237,28 @@ def _check_output(output: Path) -> None:
 
 def _run(command: list[str], log: str) -> str:
     """Runs a step of the build and returns the log with its output; a failure keeps the log."""
-    done = subprocess.run(
+    with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         encoding="utf-8",
         errors="replace",
         env=os.environ | {"LC_ALL": "C"},
-    )
-    log += f"$ {' '.join(command)}\n{done.stdout}"
-    if done.returncode == 0:
+        start_new_session=True,
+    ) as process:
+        try:
+            output, _ = process.communicate()
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)  # the compilers that it started, too
+            raise
+    log += f"$ {' '.join(command)}\n{output}"
+    if process.returncode == 0:
         return log
     descriptor, name = tempfile.mkstemp(prefix="svit-deploy-plugins-", suffix=".log", text=True)
     with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
         stream.write(log)
     raise ExportError(
-        f"the plugins did not compile ({essence(done.stdout)})",
+        f"the plugins did not compile ({essence(output)})",
         f"see the whole log in {name}",
     )
 

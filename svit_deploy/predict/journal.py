@@ -83,23 +83,24 @@ class Journal:
     def _take_up(self) -> None:
         """Finds the rows of an earlier run, or begins."""
         self._file.seek(0)
-        head, end = self._file.readline(), 0
-        if head.endswith(b"\n"):
-            if head != _line(self.run):
-                raise ExportError(
-                    f"{self.path} is of another run: of other images, another model or settings",
-                    "give another output with -o, or remove it",
-                )
+        head, places = self._file.readline(), {}
+        end = self._file.tell()
+        while (line := self._file.readline()).endswith(b"\n"):
+            places[json.loads(line)[0]] = end
             end = self._file.tell()
-            while (line := self._file.readline()).endswith(b"\n"):
-                self._places[json.loads(line)[0]] = end
-                end = self._file.tell()
-        self._file.truncate(end)
-        if not end:
+        if not places:  # whatever it began with
+            self._file.truncate(0)
             self._file.write(_line(self.run))
             self._file.flush()
-        if self._places:
-            log.info("going on from %s: %d images are done", self.path, len(self.done))
+            return
+        if head != _line(self.run):
+            raise ExportError(
+                f"{self.path} is of another run: of other images, another model or settings",
+                "give another output with -o, or remove it",
+            )
+        self._file.truncate(end)
+        self._places = places
+        log.info("going on from %s: %d images are done", self.path, len(self.done))
 
 
 def _line(value: Any) -> bytes:

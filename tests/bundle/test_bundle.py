@@ -26,6 +26,7 @@ from svit_deploy.bundle import (
 from svit_deploy.errors import EXIT_EXPORT, ExportError
 from svit_deploy.export.pipeline import export_model
 from svit_deploy.export.settings import ExportSettings
+from svit_deploy.io import folder as folders
 from svit_deploy.io.files import hash_file
 from svit_deploy.methods.families import FAMILIES
 from svit_deploy.model.config import TokenMode
@@ -270,10 +271,45 @@ def test_old_bundle_comes_back_if_the_new_one_cannot_be_put_in_place(
             raise OSError(errno.EIO, "Input/output error")
         return rename(source, target)
 
+    monkeypatch.setattr(folders, "_exchange", lambda one, other: False)
     monkeypatch.setattr(Path, "rename", fail_once)
     with pytest.raises(ExportError, match="Input/output error"):
         write_one(output, manifest, "new", force=True)
     assert content(output) == "old"
+    assert [folder.name for folder in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the exchange of Linux")
+def test_old_and_new_bundle_change_places_in_one_step(
+    tmp_path: Path, manifest: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(folder: Path, output: Path) -> None:
+        raise AssertionError("there is a moment without a bundle")
+
+    monkeypatch.setattr(folders, "_replace", never)
+    for text in ("old", "new"):
+        write_one(tmp_path / "out", manifest, text, force=True)
+    assert content(tmp_path / "out") == "new"
+    assert [folder.name for folder in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such locks: leftovers stay")
+@pytest.mark.parametrize("exchange", [False, True])
+def test_a_bundle_that_was_being_replaced_comes_back(
+    tmp_path: Path, manifest: dict[str, object], monkeypatch: pytest.MonkeyPatch, exchange: bool
+) -> None:
+    """A process was killed between the two steps that the exchange is without the system's help."""
+    output, part = tmp_path / "out", tmp_path / ".out.partial-0123456789ab"
+    write_one(output, manifest, "old")
+    output.rename(f"{part}-replaced")
+    part.mkdir()
+    if not exchange:
+        monkeypatch.setattr(folders, "_exchange", lambda one, other: False)
+    with pytest.raises(ExportError, match="holds a bundle already"):
+        write_one(output, manifest, "new")
+    assert content(output) == "old"
+    write_one(output, manifest, "new", force=True)
+    assert content(output) == "new"
     assert [folder.name for folder in tmp_path.iterdir()] == ["out"]
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 pytest.importorskip("torch")
 
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from svit_deploy.errors import InputError
 from svit_deploy.export.pipeline import build_graph
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.graph.edit import add_outputs
-from svit_deploy.graph.half_precision import emulate_halves, view_in_float32
+from svit_deploy.graph.half_precision import emulate_halves, inline_functions, view_in_float32
 from svit_deploy.model.config import TokenMode
 from svit_deploy.model.sizes import SizeRange
 
@@ -32,6 +34,19 @@ def test_emulated_values_are_halves(golden, precision, dtype):
         values = engine.run({"images": found.inputs})["block_5.out"]
     assert np.abs(values).max() > 0.1
     assert np.array_equal(values, values.astype(dtype).astype(np.float32))
+
+
+def test_functions_of_another_type_than_their_caller_are_refused():
+    body = [helper.make_node("Not", ["a"], ["b"])]
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("acme", 1)]
+    function = helper.make_function("acme", "Call", ["a"], ["b"], body, opsets[:1])
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy")
+    graph = helper.make_graph(
+        [helper.make_node("Call", ["x"], ["y"], domain="acme")], "g", [x], [y]
+    )
+    model = helper.make_model(graph, functions=[function], opset_imports=opsets)
+    with pytest.raises(InputError, match="functions and types do not fit"):
+        inline_functions(model)
 
 
 def test_a_view_in_float32_changes_nothing(golden):

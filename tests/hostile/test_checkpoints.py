@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from svit_deploy.errors import EXIT_INPUT, InputError, SvitDeployError
 from svit_deploy.io.checkpoint import read_checkpoint
-from svit_deploy.io.torch_file import pickle_globals
+from svit_deploy.io.pickles import pickle_globals
 
 torch = pytest.importorskip("torch")
 
@@ -316,6 +316,44 @@ def test_legacy_tensor_larger_than_its_storage(tmp_path: Path) -> None:
     assert found != content
     sentence = refusal(write(path, found))
     assert "damaged" in sentence or "more data than" in sentence
+
+
+DOUBLED = b"K\x01q\x00" + b"h\x00\x86q\x00" * 60
+"""((1, 1), (1, 1)), and so on: 2 ** 60 leaves."""
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"}(" + DOUBLED + b"K\x01u",
+        b"}" + DOUBLED + b"K\x01s",
+        b"\x8f(" + DOUBLED + b"\x90",
+        b"ccollections\nCounter\n(](" + DOUBLED + b"etR",
+        b"}(K\x01" + b"\x85" * 1_000_000 + b"K\x01u",
+        b"}(K\x01" + b"\x85" * 2000 + b"K\x01u",
+    ],
+    ids=["items", "item", "set", "counter", "deep", "deep enough"],
+)
+@pytest.mark.parametrize("legacy", [False, True])
+def test_pickle_bomb(tmp_path: Path, value: bytes, legacy: bool) -> None:
+    path = tmp_path / "w.pth"
+    if legacy:
+        numbers = [pickle.dumps(n, 2) for n in (0x1950A86A20F9469CFC6C, 1001, {})]
+        write(path, b"".join(numbers) + b"\x80\x02" + value + b"." + pickle.dumps([], 2))
+    else:
+        handmade_zip(path, b"\x80\x02" + value + b".", bytes(16))
+    assert "beyond any measure" in refusal(path)
+
+
+def test_many_values_are_no_bomb(tmp_path: Path) -> None:
+    """Sizes that many tensors share, long tuples, and lists in lists."""
+    nested: Any = []
+    for _ in range(100):
+        nested = [nested]
+    names, shared = tuple(map(str, range(20_000))), (3, 4)
+    extra = {"names": names, "nested": nested, "sizes": [(shared, shared)] * 1000}
+    torch.save({"model": WEIGHTS, **extra}, path := tmp_path / "w.pth")
+    assert read_checkpoint(path).tensors.keys() == WEIGHTS.keys()
 
 
 @pytest.mark.parametrize("record", ["data", pytest.param("pickle", marks=pytest.mark.slow)])

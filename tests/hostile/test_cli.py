@@ -673,14 +673,39 @@ def test_killed_export_leaves_nothing_at_its_target(cli, tmp_path):
 
 @pytest.mark.slow
 @POSIX
-def test_interrupted_export(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),
+        (signal.SIGHUP, 129, "terminated"),
+    ],
+)
+def test_interrupted_export(tmp_path, number, code, word):
     process = export_slowly(tmp_path / "out")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     result = finish(process)
-    assert result.code == 130
-    assert result.err.splitlines()[-1].startswith("error: interrupted, ")
+    assert result.code == code
+    assert result.err.splitlines()[-1].startswith(f"error: {word}, ")
     assert "Traceback" not in result.err
     assert not list(tmp_path.iterdir())
+
+
+@POSIX
+def test_signals_are_handled_by_a_command_alone(cli, tmp_path, monkeypatch):
+    """Whoever calls `main` gets its handlers back; one who ignores a signal goes on to."""
+    seen = []
+    monkeypatch.setattr(
+        "svit_deploy.api.inspect",
+        lambda path: seen.extend(map(signal.getsignal, (signal.SIGTERM, signal.SIGHUP))),
+    )
+    kept = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        cli("inspect", tmp_path)
+    finally:
+        signal.signal(signal.SIGHUP, kept)
+    assert callable(seen[0]) and seen[1] is signal.SIG_IGN
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,6 +74,15 @@ def test_a_listed_picture_that_is_not_there(folder: Path) -> None:
     assert np.array_equal(first(), PICTURES[0])
     with pytest.raises(InputError, match=r"none.png cannot be read \(.*No such file"):
         second()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such pipes")
+def test_a_listed_pipe_that_nobody_writes_to(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.png")
+    (folder / "some.txt").write_text("pipe.png\n")
+    (load,) = open_images(folder / "some.txt").loaders()
+    with pytest.raises(InputError, match=r"pipe.png cannot be read \(it is no file\)"):
+        load()
 
 
 def test_a_folder_is_read_when_it_is_asked_for(folder: Path) -> None:

@@ -9,10 +9,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 
 from svit_deploy.bundle import Bundle
 from svit_deploy.engines.base import Engine, Wrapped
+from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.images import ImageSet, ImageSource
 from svit_deploy.inference.engine import open_bundle_engine
@@ -90,6 +92,15 @@ def test_some_images_alone(digits_bundle: Bundle, engine: Counted, heldout: Imag
     stream = Stream(digits_bundle, engine, heldout.stream(), SETTINGS, chosen={3, 250, 11})
     assert [seen.number for seen in stream] == [3, 11, 250]
     assert stream.total == 3
+
+
+def test_a_graph_that_lacks_an_output(digits_bundle: Bundle, heldout: ImageSet) -> None:
+    model = onnx.load(digits_bundle.model_path)
+    del model.graph.output[0]
+    with OnnxRuntimeEngine(model.SerializeToString()) as engine:
+        stream = Stream(digits_bundle, engine, heldout[:2].stream(), SETTINGS)
+        with pytest.raises(InputError, match="no output 'logits'"):
+            list(stream)
 
 
 def test_a_picture_that_cannot_be_read_stops_behind_those_before_it(

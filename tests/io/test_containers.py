@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import struct
 from pathlib import Path
@@ -19,6 +20,7 @@ from svit_deploy.errors import InputError
 from svit_deploy.io.checkpoint import read_checkpoint
 from svit_deploy.loading.layout import unwrap
 from svit_deploy.loading.load import load_model
+from tests.io.test_strict_yaml import COPIES
 from tests.told import SETTINGS
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "svit_cls" / "checkpoint.pth"
@@ -77,6 +79,23 @@ def test_a_part_that_counts_its_layers_is_no_wrapper():
 def test_an_entry_that_is_no_tensor_is_named(tmp_path):
     with pytest.raises(InputError, match=r"hold epoch \(int\) beside the tensors"):
         read_checkpoint(saved(tmp_path, {**state(1), "epoch": 3}))
+
+
+def test_huge_numbers_are_survived(tmp_path):
+    huge = 10**9000  # which PyTorch's restricted unpickler does not take
+    args = argparse.Namespace(model="svit", lr=huge, keep_ratio=[0.7, huge])
+    path = saved(tmp_path, {"model": state(1), huge: 1, "args": args})
+    assert read_checkpoint(path, allow_pickle=True).training_args == {"model": "svit"}
+    with pytest.raises(InputError, match="its keys are 'model', 'a huge int', 'args'"):
+        read_checkpoint(path, weights="ema", allow_pickle=True)
+    with pytest.raises(InputError, match=r"hold a huge int \(int\) beside"):
+        read_checkpoint(saved(tmp_path, {**state(1), huge: 1}), allow_pickle=True)
+
+
+def test_configurations_that_are_text_are_not_trusted(tmp_path):
+    for text in (COPIES, "a: !!bool x", "[" * 5000):
+        path = saved(tmp_path, {"model": state(1), "cfg": text})
+        assert read_checkpoint(path).training_args == {}
 
 
 def test_one_set_of_weights_takes_no_name(tmp_path):

@@ -368,6 +368,10 @@ def test_architecture_file(tmp_path: Path) -> None:
         ("family: svit\nnum_heads: 6\nimage_size: [1, 2, 3]\n", "image_size"),
         ("family: svit\nnum_heads: 6\n3: 4\n", "3 is unknown"),
         ("\x00", "not readable YAML"),
+        ("family: svit\nnum_heads: 3\nx: " + "1, " * 50_000, "more than 100000 characters"),
+        (f"family: svit\nnum_heads: 0x{'f' * 9000}\n", "num_heads=a huge int has a bad value"),
+        (f"family: svit\nnum_heads: 3\n? 0x{'f' * 9000}\n: 1\n", "a huge int is unknown"),
+        ('family: svit\nnum_heads: 3\n"\\e[31m": 1\n', "?[31m is unknown"),
     ],
 )
 def test_bad_architecture_file(tmp_path: Path, text: str, words: str) -> None:

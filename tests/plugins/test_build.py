@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -290,6 +291,23 @@ def test_failed_build_leaves_its_log_and_nothing_else(cli: Cli, headers: Path, t
     assert f"-DTENSORRT_INCLUDE_DIR={headers}" in kept_log(err)
     assert not output.exists()
     assert sorted(path.name for path in headers.parent.iterdir()) == ["bin", "include"]
+
+
+def test_an_interrupted_build_ends_its_compilers(tmp_path: Path):
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    script = f"sleep 600 & echo $! > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; wait"
+    kept = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(KeyboardInterrupt):
+            driver._run(["sh", "-c", script], "")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, kept)
+    compiler = Path("/proc") / (tmp_path / "pid").read_text().strip() / "stat"
+    assert not compiler.exists() or compiler.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 def test_output_of_something_else_is_not_replaced(cli: Cli, headers: Path, tools: Path):

@@ -44,8 +44,8 @@ def test_a_line_that_was_cut_short_is_dropped(tmp_path: Path, cut: int) -> None:
         assert [row["row"] for row in journal.rows()] == [0, "again"]
 
 
-@pytest.mark.parametrize("content", [b"", b'{"model": "a"'])
-def test_a_head_that_was_cut_short_is_none(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b'{"model": "a"', b'{"model": "b"}\n', b"{}\n[0, "])
+def test_a_head_without_rows_is_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "out.csv.partial").write_bytes(content)
     with Journal(tmp_path / "out.csv", RUN) as journal:
         assert journal.done == set()

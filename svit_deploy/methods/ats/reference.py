@@ -46,11 +46,12 @@ def sample(score: Tensor, alive: Tensor) -> Tensor:
     if len(places) < 2:
         margin[places] = FAR
         return margin
-    ranked, order = (score[places] / score[places].sum()).sort(stable=True)
+    # Where all are zero, TINY keeps the shares zero, too.
+    ranked, order = (score[places] / score[places].sum().clamp_min(TINY)).sort(stable=True)
     cdf = ranked.cumsum(0)
-    cdf = (cdf - cdf.min()) / (cdf.max() - cdf.min())
+    cdf = (cdf - cdf.min()) / (cdf.max() - cdf.min()).clamp_min(TINY)
     count = len(score) - 1  # as many samples as the image had patches at first
-    start = cdf[cdf > 0].min()
+    start = cdf.masked_fill(cdf <= 0, 1).min()
     samples = start + (1 - start) * torch.arange(count) / max(count - 1, 1)
     nearest = (samples[:, None] - cdf[None, :]).abs().argmin(dim=1)
     picked = torch.zeros(len(places), dtype=torch.bool)

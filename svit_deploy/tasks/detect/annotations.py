@@ -11,6 +11,9 @@ from typing import Any
 from svit_deploy.errors import InputError
 
 FIX = "correct it, or give a file such as instances_val2017.json"
+MAX_SIDE = 2**16 - 1
+MAX_OUTLINE = 10**6
+"""Pixels: how far off a polygon's points may be, and how long all of its edges."""
 
 
 def read_annotations(path: Path, *, objects: bool = True) -> dict[str, Any]:
@@ -68,7 +71,7 @@ def _check_images(images: list[dict[str, Any]]) -> dict[int, tuple[int, int]]:
             raise ValueError(f"{where}.file_name {name!r:.100} stands there twice")
         names.add(name)
         for side in ("height", "width"):
-            _field(entry, where, side, lambda v: _is_id(v) and v > 0, "a number of pixels")
+            _field(entry, where, side, _is_side, "a number of pixels")
     ids = _ids(images, "images")
     return {i: (e["height"], e["width"]) for i, e in zip(ids, images, strict=True)}
 
@@ -112,6 +115,10 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_side(value: Any) -> bool:
+    return _is_id(value) and 0 < value <= MAX_SIDE
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -122,16 +129,42 @@ def _is_box(value: Any) -> bool:
 
 
 def _is_outline(value: Any, size: tuple[int, int]) -> bool:
+    """Whether pycocotools may read it: its native code trusts lengths and coordinates."""
     if isinstance(value, list):
         return bool(value) and all(map(_is_polygon, value))
     if not isinstance(value, dict) or value.get("size") != list(size):
         return False
     counts = value.get("counts")
-    if isinstance(counts, list):
-        return all(_is_id(n) and n >= 0 for n in counts) and sum(counts) == size[0] * size[1]
-    return isinstance(counts, str) and counts.isascii()
+    if isinstance(counts, str):
+        counts = _lengths(counts)
+    if not isinstance(counts, list):
+        return False
+    return all(_is_id(n) and n >= 0 for n in counts) and sum(counts) == size[0] * size[1]
+
+
+def _lengths(text: str) -> list[int] | None:
+    """The runs of a compressed RLE; None if it is none or ends within a number.
+
+    A number is five bits a character from `0` on, the lowest first, and a sixth if more follow;
+    from the fourth on it is the difference from the last run but one.
+    """
+    runs: list[int] = []
+    value = bits = 0
+    for code in (ord(character) - 48 for character in text):
+        if not 0 <= code < 64 or bits > 30:
+            return None
+        value, bits = value | (code & 31) << bits, bits + 5
+        if not code & 32:
+            value -= (code & 16) >> 4 << bits
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = bits = 0
+    return None if bits else runs
 
 
 def _is_polygon(value: Any) -> bool:
     is_list = isinstance(value, list) and len(value) >= 6 and len(value) % 2 == 0
-    return is_list and all(map(_is_number, value))
+    if not (is_list and all(_is_number(v) and abs(v) <= MAX_OUTLINE for v in value)):
+        return False
+    points = list(zip(value[::2], value[1::2], strict=True))
+    edges = zip(points, [*points[1:], points[0]], strict=True)
+    return sum(max(abs(x - u), abs(y - v)) for (x, y), (u, v) in edges) <= MAX_OUTLINE

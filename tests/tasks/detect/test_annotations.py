@@ -109,6 +109,11 @@ FAULTS: dict[str, tuple[Change, str]] = {
     "a line": (of("annotations", segmentation=[[0, 0, 1, 1]]), POLYGON),
     "half a point": (of("annotations", segmentation=[[0, 0, 1, 1, 2, 2, 3]]), POLYGON),
     "another size": (of("annotations", segmentation=RLE | {"size": [6, 4]}), POLYGON),
+    "far off": (of("annotations", segmentation=[[4e9, 0, 1, 1, 2, 2]]), POLYGON),
+    "zigzag": (of("annotations", segmentation=[[0, 0, 9e5, 0] * 2]), POLYGON),
+    "cut short": (of("annotations", segmentation=RLE | {"counts": "1P"}), POLYGON),
+    "no code": (of("annotations", segmentation=RLE | {"counts": "\x7f"}), POLYGON),
+    "another sum": (of("annotations", segmentation=RLE | {"counts": "11"}), POLYGON),
     "too long a run": (of("annotations", segmentation=RLE | {"counts": [0, 99]}), POLYGON),
     "a crowd of 2": (of("annotations", iscrowd=2), "iscrowd is 2, not 0 or 1"),
 }

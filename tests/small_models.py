@@ -1,0 +1,78 @@
+"""A small model of every family, with random weights: 24 channels, 3 heads, 4 blocks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from svit_deploy.backbones.adapter import AdapterDims
+from svit_deploy.loading.layout import to_official
+from svit_deploy.loading.random import random_weights
+from svit_deploy.methods.families import FAMILIES
+from svit_deploy.model.arch import Arch
+from svit_deploy.model.assumption import typed
+from svit_deploy.model.model import Model
+from svit_deploy.tasks import TASKS
+from svit_deploy.tasks.detect.keys import HeadDims
+from svit_deploy.tasks.numbers import DetectorNumbers
+from tests.told import build_told
+
+SHORT = {"interaction_blocks": (2, 2)}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "dynamicvit": {"base_rate": (0.7,)},
+    "dynamicvit_lvvit": {"base_rate": (0.7,), "skip_lam": 2.0},
+    "lvvit": {"skip_lam": 2.0},
+    "evit": {"keep_rate": 0.7, "fuse": True, "prune_blocks": (1, 2)},
+    "evovit": {"prune_blocks": (1, 2)},
+    "ats": {"ats_blocks": (1, 2)},
+    "tome": {"r": (13,)},
+    "mergence": {"keep_rate": 0.7, "prune_blocks": (1, 2)},
+    "stvit": {"semantic": 16, "generate_at": 1},
+    "swin": {"depths": (2, 1, 1, 1)},
+    "stvitr": {"depths": (2, 1, 6, 1)},
+    "svit_adapter": SHORT,
+    "vit_adapter": SHORT,
+    "evovit_adapter": {**SHORT, "prune_blocks": (2, 3), "prune_ratio": (0.5, 0.5)},
+}
+"""What a family's weights cannot tell, and places in 4 blocks; its defaults in 12 without a row."""
+SIZES = {"swin": (224, 4), "stvitr": (224, 4)}
+
+
+@cache
+def small_model(family: str, task: str) -> Model:
+    """The model, its weights drawn anew of the same seed."""
+    found, wanted = FAMILIES[family], TASKS[task]
+    size, patch = SIZES.get(family, (56, 4))
+    settings = SETTINGS.get(family, {})
+    blocks = 4 if settings or found.settings is None else 12
+    arch = Arch(
+        family,
+        3,
+        24,
+        sum(settings.get("depths", (blocks,))),
+        patch,
+        (size, size),
+        num_classes=5,
+        settings=settings,
+    )
+    dims = wanted.heads_from_arch(found.dims_from_arch(arch), arch)
+    if isinstance(dims, AdapterDims):
+        dims = replace(dims, conv_dim=8, deform_dim=24, samples=24)
+        dims = replace(dims, heads=HeadDims(8, 16)) if dims.heads else dims
+    weights = random_weights(dims, wanted, np.random.default_rng(5))
+    for name in weights:
+        if name.startswith("roi_head.bbox_head.fc_") and name.endswith("weight"):
+            weights[name] *= 0.05  # trained ones do not turn rounding into scores, either
+    told = {"family": family, "num_heads": "3"}
+    told |= {name: typed(value) for name, value in settings.items()}
+    model = build_told(to_official(weights, dims.family, wanted), told, task)
+    if isinstance(model.config.task, DetectorNumbers):
+        numbers = replace(model.config.task, rpn_candidates=200, rpn_proposals=200)
+        model = replace(model, config=replace(model.config, task=numbers))
+    if found.method.trained_gates:  # half of the tokens of each gate
+        config = replace(model.config, thresholds=(0.0,) * model.config.num_gates)
+        model = replace(model, config=config)
+    return model
