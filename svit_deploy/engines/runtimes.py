@@ -15,7 +15,7 @@ from svit_deploy.engines.providers import CPU
 from svit_deploy.engines.settings import PRECISIONS, EngineChoice
 from svit_deploy.engines.tensorrt.loading import check_engine
 from svit_deploy.engines.tensorrt.runner import TensorRTEngine
-from svit_deploy.errors import UsageError
+from svit_deploy.errors import InputError, UsageError
 from svit_deploy.options import options_of
 
 GRAPH = ".onnx"
@@ -175,9 +175,15 @@ def runtime_for(files: Sequence[Path], settings: EngineChoice) -> tuple[Runtime,
             provider asks for an engine that has such.
 
     Raises:
+        InputError: no engine runs such files.
         UsageError: no such engine, or it runs none of the files.
     """
     able = [(row, file) for file in files for row in RUNTIMES.values() if row.runs(file)]
+    if not able:
+        known = ", ".join(suffix for row in (ONNXRUNTIME, TENSORRT) for suffix in row.suffixes)
+        raise InputError(
+            f"{files[0]} is no bundle and no model", f"give a bundle, or a file of {known}"
+        )
     if settings.engine is not None:
         wanted = runtime_named(settings.engine)
         if fitting := [pair for pair in able if pair[0] is wanted]:

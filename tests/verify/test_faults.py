@@ -165,11 +165,11 @@ def test_cumulative_masks(broken, verify, monkeypatch, mode):
     name, previous = f"select_{mode}", []
     select = getattr(svit, name)
 
-    def select_cumulatively(graph, grid, decision, *rest):
+    def select_cumulatively(graph, grid, decision, *rest, **named):
         if previous:
             decision = graph.op("And", decision, previous[-1])
         previous.append(decision)
-        return select(graph, grid, decision, *rest)
+        return select(graph, grid, decision, *rest, **named)
 
     monkeypatch.setattr(svit, name, select_cumulatively)
     report = verify(broken(mode=mode))

@@ -51,6 +51,8 @@ NAMES = sorted({folder.name for folder in GOLDEN.iterdir() if folder.is_dir()} |
 CASES = [(name, mode) for name in NAMES for mode in FAMILIES[FAMILY.get(name, name)].modes]
 FIRST = {FAMILY.get(name, name): (name, mode) for name, mode in reversed(CASES)}
 """Of each family the first token mode of one model."""
+ROUNDED = ("dynamicvit", "dynamicvit_lvvit", "evovit_adapter")
+"""Whose gates OpenVINO rounds to bfloat16 on some processors, marks or not (docs/openvino.md)."""
 SIZES, SIZE = "64x64:96x128:128x128", (96, 128)
 
 
@@ -103,6 +105,9 @@ def test_float32(tmp_path, name, mode):
 def test_halves(tmp_path, half, name, mode):
     """The same files, computed in half precision and held to its limits."""
     report = verify(name, mode, tmp_path, engine_precision=half)
+    if half == "bf16" and name in ROUNDED and not report.passed:
+        assert "gate 0 is the first" in report.verdict
+        pytest.xfail("this processor's bfloat16 rounds what is marked to stay in float32")
     assert report.passed, report.verdict
     assert report.engine["precision"] == half
 
