@@ -37,7 +37,7 @@ from svit_deploy.errors import (
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_PIPE,
-    EXIT_SIGNAL,
+    SIGNALLED,
     EXIT_USAGE,
     SvitDeployError,
 )
@@ -115,7 +115,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except TyperUsageError as error:
         return _fail(_usage_sentence(error), EXIT_USAGE)
     except Terminated as error:
-        return _fail("terminated, nothing half-written was left.", EXIT_SIGNAL + error.signal)
+        return _fail("terminated, nothing half-written was left.", SIGNALLED + error.signal)
     except KeyboardInterrupt:
         return _fail("interrupted, nothing half-written was left.", EXIT_INTERRUPTED)
     except SystemExit as end:  # of typer, once the work is done

@@ -16,7 +16,7 @@ EXIT_BENCH = 7
 EXIT_INTERRUPTED = 130
 EXIT_PIPE = 141
 """Whoever read standard output stopped reading, as a shell reports it."""
-EXIT_SIGNAL = 128
+SIGNALLED = 128
 """Plus the number of the signal that asked for the end: 129 for SIGHUP, 143 for SIGTERM."""
 
 

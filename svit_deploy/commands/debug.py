@@ -24,10 +24,10 @@ def debug(
     force: Force = False,
     dry_run: DryRunFlag = False,
 ) -> None:
-    """Write what Polygraphy needs to find the node of a graph that goes wrong.
+    """Prepare the search for the node that goes wrong.
 
-    The graph up to the first stage that verify finds wrong, inputs, what should come out, and a
-    README.md with the commands to go on with.
+    Writes what Polygraphy needs: the graph up to the first stage that verify finds wrong, inputs,
+    what should come out, and a README.md with the commands to go on with.
     """
     from svit_deploy import api
     from svit_deploy.debug.readme import README

@@ -24,7 +24,9 @@ def read_picture(path: Path) -> np.ndarray:
     """Decodes a file; see `decode_picture`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if path.exists() and not path.is_file():  # a pipe that nobody writes to never ends
+        if (
+            Path(path).exists() and not Path(path).is_file()
+        ):  # a pipe that nobody writes to never ends
             raise InputError(
                 f"picture {path} cannot be read (it is no file)", "replace or remove it"
             )

@@ -64,7 +64,9 @@ def load_onnx(path: Path) -> onnx.ModelProto:
     try:
         model.ParseFromString(content)
     except Exception as error:  # protobuf's own; which one depends on its implementation
-        reason = "nests too deeply" if "MaxDepth" in str(error) else "is cut short"
+        reason = (
+            "nests too deeply" if "MaxDepth" in str(error) else "is cut short, or nests too deeply"
+        )
         raise InputError(f"{path} is not an ONNX model or {reason}", _AGAIN) from None
     if not model.graph.node or not model.opset_import:
         raise InputError(f"{path} holds no ONNX graph", _AGAIN)

@@ -682,6 +682,8 @@ def test_killed_export_leaves_nothing_at_its_target(cli, tmp_path):
     ],
 )
 def test_interrupted_export(tmp_path, number, code, word):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        pytest.skip(f"what started these tests ignores {number.name}")
     process = export_slowly(tmp_path / "out")
     process.send_signal(number)
     result = finish(process)
