@@ -37,8 +37,8 @@ from svit_deploy.errors import (
     EXIT_INTERRUPTED,
     EXIT_OK,
     EXIT_PIPE,
-    SIGNALLED,
     EXIT_USAGE,
+    SIGNALLED,
     SvitDeployError,
 )
 from svit_deploy.io.text import sentence

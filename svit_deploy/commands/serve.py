@@ -26,7 +26,7 @@ def serve(
     settings: ServeSettings,
     dry_run: DryRunFlag = False,
 ) -> None:
-    """Serve bundles over REST and gRPC (Open Inference Protocol V2), with metrics and a page."""
+    """Serve bundles over REST and gRPC, with metrics and a page."""
     from svit_deploy import api
 
     invocation: Invocation = context.obj

@@ -46,7 +46,10 @@ NOT_RUN = {
 
 PROGRAMS = ("examples/cpp/source/main.cpp", "tests/fuzz/__main__.py", "tests/kills/__main__.py")
 """Of the project, with options of their own."""
-TRTEXEC = {"--staticPlugins", "--dynamicPlugins", "--setPluginsToSerialize"}
+OF_OTHERS = {
+    "--dynamicPlugins", "--setPluginsToSerialize", "--staticPlugins",  # trtexec
+    "--system-site-packages",  # venv
+}  # fmt: skip
 
 
 def typed_blocks(page: str) -> list[Block]:
@@ -107,7 +110,7 @@ def flags_of(command: Any) -> Iterator[str]:
 
 
 def test_options_named_in_sentences_exist():
-    known = {"--help", *flags_of(typer.main.get_command(app)), *TRTEXEC}
+    known = {"--help", *flags_of(typer.main.get_command(app)), *OF_OTHERS}
     for program in PROGRAMS:
         known.update(re.findall(r"--[a-z][\w-]*", text_of(program)))
     spans = (
