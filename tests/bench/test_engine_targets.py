@@ -30,6 +30,8 @@ from svit_deploy.model.profiles import Profile
 from tests.engines.tensorrt.fake.cuda import Device
 from tests.engines.tensorrt.fake.engines import install, remove_sidecar, write_engine
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("torch")
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"

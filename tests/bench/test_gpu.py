@@ -19,6 +19,8 @@ from svit_deploy.engines.base import RunTimes
 from svit_deploy.errors import CapabilityError
 from tests.engines.tensorrt.fake.cuda import Device, make_cuda
 
+pytestmark = pytest.mark.slow
+
 TIMES = RunTimes(gpu_ms=4, h2d_ms=0.5, d2h_ms=0.25, enqueue_ms=1, graph=True, profile=1)
 ON_GPU = {"gpu": {"name": "NVIDIA Fake 9000"}, "cuda_graph": {"mode": "auto"}}
 

@@ -13,6 +13,8 @@ from svit_deploy.bench.printing import render
 from svit_deploy.errors import CapabilityError, UsageError
 from tests.bench.conftest import World
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def report():

@@ -12,6 +12,8 @@ from svit_deploy.bench.timing import compose_batches
 from svit_deploy.errors import BenchmarkFailed, InputError, UsageError
 from svit_deploy.progress import Progress
 
+pytestmark = pytest.mark.slow
+
 
 def test_blocks_are_interleaved_forwards_and_backwards_on_the_same_images(world):
     world.bench(world.dense(), world.pruned(), batches=(4,))

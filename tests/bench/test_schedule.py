@@ -15,6 +15,8 @@ from svit_deploy.bench.stats import MIN_BLOCKS
 from svit_deploy.errors import UsageError
 from tests.bench.conftest import World
 
+pytestmark = pytest.mark.slow
+
 LONG = {"warmup_s": 1, "duration_s": 5, "min_samples": 64}
 
 

@@ -142,6 +142,7 @@ def test_what_follows_the_at_must_be_an_engine(tmp_path):
     assert split_target(tmp_path / "run@7", SETTINGS) == (tmp_path / "run@7", "", SETTINGS)
 
 
+@pytest.mark.slow
 def test_engines_side_by_side(folder, tmp_path, monkeypatch):
     skip_without("openvino")
     monkeypatch.setenv("SVIT_DEPLOY_CACHE", str(tmp_path))

@@ -16,6 +16,8 @@ from svit_deploy.bundle import Bundle
 from svit_deploy.cli import main
 from tests.conftest import skip_without
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("torch")
 skip_without("openvino")
 

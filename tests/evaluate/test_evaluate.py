@@ -22,6 +22,8 @@ from svit_deploy.errors import InputError, UsageError
 from svit_deploy.images import ImageSet
 from svit_deploy.tasks.scores import wilson_interval
 
+pytestmark = pytest.mark.slow
+
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 HELDOUT = DIGITS / "heldout.npz"
 

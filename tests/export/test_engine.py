@@ -25,6 +25,8 @@ from tests.engines.tensorrt.fake.cuda import Device
 from tests.engines.tensorrt.fake.engines import install
 from tests.told import SETTINGS, as_options
 
+pytestmark = pytest.mark.slow
+
 CHECKPOINT = GOLDEN / "svit_cls" / "checkpoint.pth"
 VERIFY = VerifySettings(threads=1, repeats=2)
 

@@ -112,6 +112,7 @@ def test_a_shape_of_too_many_dimensions_is_damage(tmp_path):
         read_checkpoint(tmp_path / "a.safetensors")
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_exported_and_verified(tmp_path):
     content = torch.load(GOLDEN, weights_only=False)
     average = {name: tensor * 0.5 for name, tensor in content["model"].items()}

@@ -23,6 +23,8 @@ from svit_deploy.model.assumption import typed
 from tests.conftest import GOLDEN
 from tests.told import SETTINGS
 
+pytestmark = pytest.mark.slow
+
 PREPROCESS = ["mean", "std", "crop_ratio", "interpolation"]
 EVOVIT = GOLDEN / "evovit" / "checkpoint.pth"
 SMALL = Arch("evovit", 6, 48, 12, 16, (96, 96), distilled=False)

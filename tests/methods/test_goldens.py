@@ -16,6 +16,8 @@ from svit_deploy.verify.run import verify_against
 from svit_deploy.verify.settings import VerifySettings
 from tests.methods.conftest import STVITR
 
+pytestmark = pytest.mark.slow
+
 MODES = {
     "dynamicvit": "static",
     "dynamicvit_lvvit": "static",

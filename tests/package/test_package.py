@@ -23,6 +23,8 @@ from svit_deploy.package.run import FORMATS
 from tests.serve.needs import needs_kserve
 from tests.told import SETTINGS
 
+pytestmark = pytest.mark.slow
+
 
 def triton_of(bundle: Bundle, output: Path, **options: Any) -> tuple[Any, Path]:
     """The configuration of a packaged bundle, as Triton's own messages read it, and its folder."""

@@ -13,6 +13,8 @@ import torch
 from svit_deploy.plugins import SOURCE
 from svit_deploy.plugins.build import SM, known_sm
 
+pytestmark = pytest.mark.slow
+
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 BITS = (32, 64)
 INDEX = {32: torch.int32, 64: torch.int64}

@@ -22,6 +22,8 @@ from svit_deploy.errors import CapabilityError, ExportError, InputError, UsageEr
 from svit_deploy.images import ImageSet
 from svit_deploy.images.sets import load_images
 
+pytestmark = pytest.mark.slow
+
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
 HELDOUT = DIGITS / "heldout.npz"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -11,6 +11,8 @@ pytest.importorskip("torch")
 
 from tests.verify.checks import check, refused
 
+pytestmark = pytest.mark.slow
+
 
 def rewrite(model: onnx.ModelProto, output: str, nodes: list[onnx.NodeProto]) -> None:
     """Renames an output's value to `there`, and appends nodes that make the output of it."""

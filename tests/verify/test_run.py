@@ -28,6 +28,8 @@ from tests.export.running import reference
 from tests.shortened import backbone_of
 from tests.verify.checks import SETTINGS, check
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -18,6 +18,8 @@ from tests.backbones.adapter.running import (
     sizes_of,
 )
 
+pytestmark = pytest.mark.slow
+
 SIZES = {
     "svit_adapter": ("96x128", "160x96"),
     "vit_adapter_dense": ("96x128",),

@@ -14,6 +14,8 @@ from svit_deploy.engines.openvino.runner import OpenVinoEngine
 from svit_deploy.graph.edit import FED, feed_values
 from svit_deploy.graph.half_precision import view_in_float32
 
+pytestmark = pytest.mark.slow
+
 
 def products(bundle) -> dict[str, bool]:
     """The matrix products of a bundle's graph, and whether each decides."""

@@ -15,6 +15,8 @@ pytest.importorskip("torchvision")
 from svit_deploy import api
 from svit_deploy.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.slow
 def test_predict_draws_and_tells(export: Any, photos: Path, tmp_path: Path) -> None:
