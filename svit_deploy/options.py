@@ -100,6 +100,13 @@ ANNOTATIONS = partial(
     metavar="FILE",
     kind=Path,
 )
+MAX_DELAY = partial(
+    option,
+    help="Milliseconds that an image waits for others to share its run with.",
+    metavar="MS",
+    low=0,
+    high=10_000,
+)
 CLASS_NAMES = partial(
     option,
     None,

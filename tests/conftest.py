@@ -20,6 +20,8 @@ import pytest
 from PIL import Image
 
 from svit_deploy.bundle import Bundle
+from svit_deploy.cli import main
+from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.export.pipeline import export_model
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.images import ImageSet, load_images
@@ -27,6 +29,7 @@ from svit_deploy.images.prepared import Prepared
 from svit_deploy.loading.load import load_model
 from svit_deploy.model.config import TokenMode
 from svit_deploy.model.model import Model, without_gates
+from tests.result import Result
 from tests.told import GOLDEN, SETTINGS
 
 TESTS = Path(__file__).parent
@@ -142,6 +145,34 @@ def load_detection_golden(name: str) -> DetectionGolden:
 def detection_golden() -> Callable[[str], DetectionGolden]:
     """A golden of a backbone for detection, or of a whole detector, by name."""
     return load_detection_golden
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """Runs a command line in this process."""
+
+    def run(*args: Any) -> Result:
+        code = main([str(arg) for arg in args])
+        return Result(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def after_run(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any, Any], None]], None]:
+    """Lets a function of feeds and outputs change what every run of ONNX Runtime gives."""
+
+    def install(change: Callable[[Any, Any], None]) -> None:
+        run = OnnxRuntimeEngine.run
+
+        def changed(self: Any, feeds: Any, outputs: Any = None) -> Any:
+            found = run(self, feeds, outputs)
+            change(feeds, found)
+            return found
+
+        monkeypatch.setattr(OnnxRuntimeEngine, "run", changed)
+
+    return install
 
 
 @pytest.fixture(scope="session")

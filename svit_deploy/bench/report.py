@@ -163,6 +163,11 @@ class BenchReport:
                 "; ".join(self.failures), "see the report, or repeat on an idle machine"
             )
 
+    def results_to_list(self, raw: bool) -> list[dict[str, Any]]:
+        """The results as `to_dict` has them."""
+        found: list[dict[str, Any]] = _plain(self.results, raw)
+        return found
+
     def to_dict(self, command: Sequence[str] = (), raw: bool = False) -> dict[str, Any]:
         """JSON-able form without NaN; units stand in the keys.
 
@@ -189,7 +194,7 @@ class BenchReport:
                 {key: value for key, value in _plain(target).items() if key != "provenance"}
                 for target in self.targets
             ],
-            "results": _plain(self.results, raw),
+            "results": self.results_to_list(raw),
             "peak_rss_mib": self.peak_rss_mib,
             "gpu": _plain(self.gpu),
             "elapsed_s": round(self.elapsed_s, 3),

@@ -13,7 +13,7 @@ from svit_deploy.commands.common import (
     Html,
     Invocation,
     Json,
-    check_json,
+    check_reports,
     dated,
     write_html,
     write_json,
@@ -46,7 +46,7 @@ def bench(
     Runs are interleaved in blocks, on distinct images; the first target is the baseline. The exit
     code is 7 if a limit of --fail-above or --require-stable is not met.
     """
-    check_json(json_file, html_file)
+    check_reports(json_file, html_file)
     from svit_deploy import api
     from svit_deploy.bench.printing import render
     from svit_deploy.pages.bench import bench_page
@@ -55,6 +55,9 @@ def bench(
     with invocation.plan(dry_run, json_file, html_file) as plan, invocation.progress() as progress:
         report = api.bench(targets, settings, progress=progress, plan=plan)
     render(report, invocation.console(json_file))
-    write_json(json_file, dated(report.to_dict(invocation.command, raw)))
-    write_html(html_file, lambda: bench_page(dated(report.to_dict(invocation.command, raw=True))))
+    record = dated(report.to_dict(invocation.command, raw))
+    write_json(json_file, record)
+    write_html(
+        html_file, lambda: bench_page(record | {"results": report.results_to_list(raw=True)})
+    )
     report.raise_for_failures()

@@ -138,13 +138,13 @@ def write_json(json_file: str | None, content: Mapping[str, Any]) -> None:
         part.write_text(text, encoding="utf-8", newline="\n")
 
 
-def write_html(html_file: Path | None, page: Callable[[], str]) -> None:
-    """Writes what `--html` asks for, if it does."""
+def write_html(html_file: Path | None, page: Callable[[], str], option: str = "--html") -> None:
+    """Writes the page that an option asks for, if it does."""
     if html_file is None:
         return
     from svit_deploy.io.files import write_file
 
-    with write_file(html_file, "--html") as part:
+    with write_file(html_file, option) as part:
         part.write_text(page(), encoding="utf-8", newline="\n")
 
 
@@ -155,7 +155,7 @@ def dated(report: Mapping[str, Any]) -> dict[str, Any]:
     return head | {"created_utc": created} | dict(report)
 
 
-def check_json(json_file: str | None, html_file: Path | None = None) -> None:
+def check_reports(json_file: str | None, html_file: Path | None = None) -> None:
     """Refuses a file that cannot be written before the work that it is to report."""
     from svit_deploy.io.files import check_writable
 

@@ -13,7 +13,7 @@ from svit_deploy.commands.common import (
     Html,
     Invocation,
     Json,
-    check_json,
+    check_reports,
     dated,
     write_html,
     write_json,
@@ -55,7 +55,7 @@ def evaluate(
 
     if format not in printing.FORMATS:
         raise UsageError(f"--format {format!r} is unknown", f"use {', '.join(printing.FORMATS)}")
-    check_json(json_file, html_file)
+    check_reports(json_file, html_file)
     from svit_deploy import api
     from svit_deploy.pages.evaluate import evaluate_page
 

@@ -14,7 +14,7 @@ from svit_deploy.commands.common import (
     Invocation,
     Json,
     OutputFolder,
-    check_json,
+    check_reports,
     write_json,
 )
 from svit_deploy.commands.completion import one_of
@@ -38,7 +38,7 @@ def inspect(
     json_file: Json = None,
 ) -> None:
     """Show what is in a file, without executing any of it."""
-    check_json(json_file)
+    check_reports(json_file)
     from svit_deploy import api
 
     invocation: Invocation = context.obj
@@ -103,7 +103,7 @@ def list_(
 
     For each method it says what must be told, and what is assumed unless somebody tells it.
     """
-    check_json(json_file)
+    check_reports(json_file)
     from svit_deploy import api
 
     invocation: Invocation = context.obj
@@ -114,7 +114,7 @@ def list_(
 
 def doctor(context: typer.Context, json_file: Json = None) -> None:
     """Show which commands work here and what the others need."""
-    check_json(json_file)
+    check_reports(json_file)
     from svit_deploy.inspection.doctor import examine
 
     invocation: Invocation = context.obj

@@ -12,17 +12,15 @@ from svit_deploy import api
 from svit_deploy.bench.printing import render
 from svit_deploy.bench.report import BenchReport
 from svit_deploy.bench.settings import BenchSettings
-from svit_deploy.commands.common import dated
+from svit_deploy.commands.common import dated, write_html
 from svit_deploy.commands.console import headline
 from svit_deploy.engines.onnxruntime import require_provider
 from svit_deploy.engines.providers import CPU
 from svit_deploy.errors import ExportError, InputError, VerificationFailed
-from svit_deploy.io.files import write_file
 from svit_deploy.io.folder import check_folder
 from svit_deploy.machine.packages import require_torch
 from svit_deploy.pages.bench import bench_sections, fastest
 from svit_deploy.pages.page import render_page
-from svit_deploy.pages.sections import Picture
 from svit_deploy.pages.verify import verify_sections
 from svit_deploy.plan import RUN, Plan
 from svit_deploy.progress import Progress
@@ -111,8 +109,7 @@ def run_quickstart(
         theirs, mine = (report.results[f"{who}top1_accuracy"] for who in ("reference_", ""))
         console.print(f"  {mode:8} PyTorch {theirs:.2%}, exported {mine:.2%}", highlight=False)
     page = output / "report.html"
-    with write_file(page, "-o") as part:
-        part.write_text(_page(reports, measured), encoding="utf-8", newline="\n")
+    write_html(page, lambda: _page(reports, measured), "-o")
     console.print(f"bundles {', '.join(map(str, targets))}; {len(maps)} files in {output / 'maps'}")
     console.print(f"report  {page}", highlight=False)
 
@@ -124,7 +121,6 @@ def _page(reports: Sequence[tuple[str, VerifyReport]], measured: BenchReport) ->
     benched = measured.to_dict(command, raw=True)
     sections = bench_sections(benched)
     for mode, report in reports:
-        maps = [Picture(one.name, one.png()) for one in report.examples]
-        sections += verify_sections(verified[mode], maps, f"{mode}: ")
+        sections += verify_sections(verified[mode], report.maps(), f"{mode}: ")
     record = dated({**benched, "verify": verified})
     return render_page("The digits model", True, fastest(benched), sections, record)

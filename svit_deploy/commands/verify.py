@@ -10,7 +10,7 @@ from svit_deploy.commands.common import (
     Html,
     Invocation,
     Json,
-    check_json,
+    check_reports,
     dated,
     write_html,
     write_json,
@@ -33,9 +33,8 @@ def verify(
 
     The exit code is 6 if they disagree.
     """
-    check_json(json_file, html_file)
+    check_reports(json_file, html_file)
     from svit_deploy import api
-    from svit_deploy.pages.sections import Picture
     from svit_deploy.pages.verify import verify_page
 
     invocation: Invocation = context.obj
@@ -44,9 +43,6 @@ def verify(
     report.render(invocation.console(json_file))
     record = dated(report.to_dict(invocation.command))
     write_json(json_file, record)
-    write_html(
-        html_file,
-        lambda: verify_page(record, [Picture(one.name, one.png()) for one in report.examples]),
-    )
+    write_html(html_file, lambda: verify_page(record, report.maps()))
     if not report.passed:
         raise VerificationFailed(report.verdict.removeprefix("FAIL "), "do not ship this bundle")

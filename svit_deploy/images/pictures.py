@@ -20,16 +20,13 @@ _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 _MAX_ASPECT_RATIO = 100
 
 
-def read_picture(path: Path) -> np.ndarray:
+def read_picture(path: Path | str) -> np.ndarray:
     """Decodes a file; see `decode_picture`."""
+    path = Path(path)
+    if path.exists() and not path.is_file():  # a pipe that nobody writes to never ends
+        raise InputError(f"picture {path} cannot be read (it is no file)", "replace or remove it")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if (
-            Path(path).exists() and not Path(path).is_file()
-        ):  # a pipe that nobody writes to never ends
-            raise InputError(
-                f"picture {path} cannot be read (it is no file)", "replace or remove it"
-            )
         return decode_picture(path, str(path))
 
 

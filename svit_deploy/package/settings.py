@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass
 
 from svit_deploy.engines.settings import EngineChoice
-from svit_deploy.options import option
+from svit_deploy.options import MAX_DELAY, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +29,7 @@ class PackageSettings(EngineChoice):
     name: str | None = option(
         None, "Name of the model; by default the bundle's folder.", metavar="NAME", kind=str
     )
-    max_delay: float = option(
-        2.0,
-        "Milliseconds that an image waits for others to share its run with.",
-        metavar="MS",
-        low=0,
-        high=10_000,
-    )
+    max_delay: float = MAX_DELAY(2.0)
     image: str | None = option(
         None, "Container image of --format docker, for --format kserve.", metavar="IMAGE", kind=str
     )

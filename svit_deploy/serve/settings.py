@@ -8,7 +8,7 @@ from pathlib import Path
 from svit_deploy.engines.settings import RunSettings
 from svit_deploy.errors import UsageError
 from svit_deploy.model.config import MAX_BATCH
-from svit_deploy.options import option
+from svit_deploy.options import MAX_DELAY, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +35,7 @@ class ServeSettings(RunSettings):
         low=1,
         high=MAX_BATCH,
     )
-    max_delay: float = option(
-        2.0,
-        "Milliseconds that an image waits for others to share its run with.",
-        metavar="MS",
-        low=0,
-        high=10_000,
-    )
+    max_delay: float = MAX_DELAY(2.0)
     max_queue: int = option(
         128, "Most images of a bundle that are not answered yet.", metavar="N", low=1, high=2**20
     )

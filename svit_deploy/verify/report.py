@@ -15,6 +15,7 @@ from svit_deploy.bundle import Bundle
 from svit_deploy.evaluate.report import Evaluation
 from svit_deploy.machine.environment import describe_environment
 from svit_deploy.model.assumption import in_words
+from svit_deploy.pages.sections import Picture
 from svit_deploy.tasks.limits import Limits
 from svit_deploy.tasks.runs import Judgement
 from svit_deploy.verify.decisions import GateFlips
@@ -136,6 +137,10 @@ class VerifyReport:
                 f"what the reference makes of {others} is not known without --against CHECKPOINT"
             )
         self.notes += evaluation.notes
+
+    def maps(self) -> list[Picture]:
+        """The examples with their kept tokens, for a page."""
+        return [Picture(example.name, example.png()) for example in self.examples]
 
     @property
     def passed(self) -> bool:

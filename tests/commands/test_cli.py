@@ -11,8 +11,6 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +22,6 @@ from PIL import Image
 
 from svit_deploy import __version__, api
 from svit_deploy.bundle import MANIFEST, MODEL
-from svit_deploy.cli import main
 from svit_deploy.commands.console import headline, make_console
 from svit_deploy.errors import UsageError
 from svit_deploy.graph.edit import set_scalars
@@ -33,6 +30,7 @@ from svit_deploy.inspection import doctor
 from svit_deploy.io.files import hash_file
 from svit_deploy.loading.presets import PRESETS
 from svit_deploy.methods.families import FAMILIES
+from tests.result import Result
 
 pytest.importorskip("torch")
 
@@ -43,26 +41,6 @@ GATES = ("gate_blocks=2,3,4,5", "gate_class_token=false,false,false,true")
 TOLD = tuple(word for setting in ("num_heads=4", *GATES) for word in ("--set", setting))
 QUICK = ("--warmup", "0", "--duration", "0", "--min-samples", "1", "--threads", "1")
 PNG = b"\x89PNG"
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a command left: its exit code and the text of both streams."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Runs a command line in this process."""
-
-    def run(*args: Any) -> Result:
-        code = main([str(arg) for arg in args])
-        return Result(code, *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")

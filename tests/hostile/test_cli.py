@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from svit_deploy.loading.settings import parse_overrides
 from svit_deploy.model.config import BatchRange, parse_image_size, parse_ratios
 from svit_deploy.model.profiles import parse_batches, parse_shape
 from svit_deploy.model.sizes import SizeRange
+from tests.result import Result
 
 pytest.importorskip("torch")
 
@@ -46,24 +47,10 @@ QUICK = ("--warmup", "0", "--duration", "0", "--min-samples", "1", "--threads", 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals, pipes or devices")
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a command left: its exit code and the text of both streams."""
-
-    code: int
-    out: str
-    err: str
-
-
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+def cli(cli: Callable[..., Result]) -> Callable[..., Result]:
     """Runs a command line in this process, without progress and notes."""
-
-    def run(*args: Any) -> Result:
-        code = main(["-q", *(str(arg) for arg in args)])
-        return Result(code, *capsys.readouterr())
-
-    return run
+    return partial(cli, "-q")
 
 
 @pytest.fixture
