@@ -33,6 +33,7 @@ contents = {
     "Using it": [
         "docs/installing",
         "docs/command_line",
+        "docs/pipelines",
         "docs/application",
         "examples/cpp/README",
         "docs/methods",

@@ -52,12 +52,17 @@ Html = Annotated[
 
 @dataclass
 class Invocation:
-    """The command line as typed, and what it says before the command's name."""
+    """The command line as typed, and what it says before the command's name.
+
+    Attributes:
+        saved: the file of --save-config and what belongs into it.
+    """
 
     args: Sequence[str]
     verbose: bool = False
     quiet: bool = False
     no_progress: bool = False
+    saved: tuple[Path, str] | None = None
 
     @property
     def command(self) -> list[str]:
@@ -67,6 +72,18 @@ class Invocation:
         from svit_deploy.progress import show_progress
 
         return show_progress(enabled=not (self.quiet or self.no_progress))
+
+    def save(self, file: Path, context: typer.Context) -> None:
+        """Takes what --save-config asks for, for `plan` to write.
+
+        Raises:
+            UsageError: the file cannot be written.
+        """
+        from svit_deploy.commands.pipeline import saved
+        from svit_deploy.io.files import check_writable
+
+        check_writable(file, "--save-config")
+        self.saved = file, saved(context)
 
     def console(self, json_file: str | None = None) -> Console:
         """Standard output, or standard error when the report goes to standard output."""
@@ -85,9 +102,13 @@ class Invocation:
             SvitDeployError: after a dry run, what the run would end with.
         """
         if not dry_run:
+            if self.saved is not None:
+                write_text(*self.saved, "--save-config")
             yield RUN
             return
         with DryRun() as plan:
+            if self.saved is not None:
+                plan.writes(self.saved[0])
             if json_file not in (None, "-"):
                 plan.writes(Path(json_file))
             if html_file is not None:
@@ -132,20 +153,21 @@ def write_json(json_file: str | None, content: Mapping[str, Any]) -> None:
     if json_file == "-":
         sys.stdout.write(text)
         return
-    from svit_deploy.io.files import write_file
-
-    with write_file(Path(json_file), "--json") as part:
-        part.write_text(text, encoding="utf-8", newline="\n")
+    write_text(Path(json_file), text, "--json")
 
 
 def write_html(html_file: Path | None, page: Callable[[], str], option: str = "--html") -> None:
     """Writes the page that an option asks for, if it does."""
-    if html_file is None:
-        return
+    if html_file is not None:
+        write_text(html_file, page(), option)
+
+
+def write_text(file: Path, text: str, option: str) -> None:
+    """Writes a file whole, as UTF-8 with LF."""
     from svit_deploy.io.files import write_file
 
-    with write_file(html_file, option) as part:
-        part.write_text(page(), encoding="utf-8", newline="\n")
+    with write_file(file, option) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
 
 
 def dated(report: Mapping[str, Any]) -> dict[str, Any]:

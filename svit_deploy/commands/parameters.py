@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,11 +14,27 @@ import typer
 from svit_deploy.commands.completion import one_of
 from svit_deploy.options import OptionField, options_of, read_options
 
+SAVE = inspect.Parameter(
+    "save_config",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        Path | None,
+        typer.Option(
+            "--save-config", metavar="FILE", help="Write this command as a pipeline for `run`."
+        ),
+    ],
+)
 
-def with_options(settings: type[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+
+def with_options(
+    settings: type[Any], *, step: bool = True
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Puts a class's options in place of the parameter that a typer command annotates with it.
 
-    The command gets one value of the class, made of what was typed.
+    The command gets one value of the class, made of what was typed. It can be a step of a
+    pipeline and has --save-config, unless `step` is False; its `check` raises what is wrong with
+    values of its parameters.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
@@ -29,11 +46,19 @@ def with_options(settings: type[Any]) -> Callable[[Callable[..., None]], Callabl
             else:
                 parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
 
-        def run(**typed: Any) -> None:
-            values = {name: typed.pop(name) for name in options}
-            command(**typed, **{taken: read_options(settings, None, values)})
+        def check(typed: Mapping[str, Any]) -> Any:
+            return read_options(settings, None, {name: typed[name] for name in options})
 
+        def run(**typed: Any) -> None:
+            if step and (file := typed.pop(SAVE.name)) is not None:
+                typed["context"].obj.save(file, typed["context"])
+            chosen = check(typed)
+            rest = {name: value for name, value in typed.items() if name not in options}
+            command(**rest, **{taken: chosen})
+
+        parameters += [SAVE] * step
         wrapped: Any = functools.wraps(command)(run)
+        wrapped.check = check
         wrapped.__signature__ = inspect.Signature(parameters)
         wrapped.__annotations__ = {one.name: one.annotation for one in parameters}
         return run

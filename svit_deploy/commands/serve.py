@@ -12,7 +12,7 @@ from svit_deploy.commands.parameters import with_options
 from svit_deploy.serve.settings import ServeSettings
 
 
-@with_options(ServeSettings)
+@with_options(ServeSettings, step=False)
 def serve(
     context: typer.Context,
     bundles: Annotated[

@@ -11,8 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 from svit_deploy.backbones.backbone import Backbone
 from svit_deploy.errors import InputError, UsageError
-from svit_deploy.io.files import reading
-from svit_deploy.io.strict_yaml import MAX_CHARACTERS, parse_yaml
+from svit_deploy.io.strict_yaml import read_yaml
 from svit_deploy.io.text import shown
 from svit_deploy.loading.presets import PRESETS
 from svit_deploy.methods.families import FAMILIES
@@ -141,12 +140,7 @@ def find_arch(name: str) -> tuple[str, Arch]:
             f"--arch {name!r} is neither a known architecture nor a file",
             f"use one of {', '.join(near)}, or the path of a YAML file",
         )
-    try:
-        with reading(path), path.open(encoding="utf-8") as file:
-            content = parse_yaml(file.read(MAX_CHARACTERS + 1))
-    except ValueError as error:
-        reason = shown(error, 300)
-        raise InputError(f"{path} is not readable YAML ({reason})", "correct the file") from None
+    content = read_yaml(path)
     lines = content if isinstance(content, dict) else {}
     if missing := [key for key in ("family", "num_heads") if key not in lines]:
         raise InputError(

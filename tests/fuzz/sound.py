@@ -90,6 +90,22 @@ class Sound:
             ),
         )
 
+    def pipeline(self) -> Path:
+        """Two exports, to `out` in the folder where it is run."""
+        steps = [
+            {
+                "export": {
+                    "source": str(self.checkpoint()),
+                    "output": f"out/{mode}",
+                    "tokens": mode,
+                    "set": self.told(),
+                }
+            }
+            for mode in ("dense", "masked")
+        ]
+        text = yaml.safe_dump({"steps": steps})
+        return self._once("pipeline.yaml", lambda path: path.write_text(text))
+
     def images(self, count: int = 3) -> Path:
         rng = np.random.default_rng(0)
         pixels = rng.integers(0, 256, (count, 60, 56, 3), np.uint8)

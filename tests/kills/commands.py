@@ -59,6 +59,11 @@ def _whole_bundle(path: Path) -> None:
     assert {file.name for file in path.iterdir()} == listed
 
 
+def _whole_bundles(path: Path) -> None:
+    for bundle in path.glob("[!.]*"):  # what is hidden is not there yet
+        _whole_bundle(bundle)
+
+
 def _whole_pictures(path: Path) -> None:
     (numbers,) = path.glob("*.json")
     listed = {entry["file"] for entry in json.loads(numbers.read_text())["images"]}
@@ -135,6 +140,11 @@ WRITINGS = {
         before=_export("--tokens", "dense"),
         prepare=_use_fakes,
         others=frozenset({"cache"}),
+    ),
+    "run": Writing(
+        lambda s: ["run", s.pipeline(), "--state", "state"],
+        _whole_bundles,
+        others=frozenset({"state"}),
     ),
     "predict": Writing(
         lambda s: ["predict", _detector(s), s.photos(), "-o", "out"],

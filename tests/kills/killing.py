@@ -129,7 +129,7 @@ def _is_written(arguments: tuple[Any, ...]) -> bool:
 
 def output_of(args: Sequence[Any]) -> str:
     flags = ("-o", "--json", "--sweep-tokens")
-    return str(next(args[args.index(flag) + 1] for flag in flags if flag in args))
+    return str(next((args[args.index(flag) + 1] for flag in flags if flag in args), "out"))
 
 
 def content(path: Path) -> Content | None:

@@ -17,7 +17,7 @@ from tests.kills.killing import litter, state
 from tests.kills.trial import Ground
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no such signals and locks")
-KILLS = {"export --force": 4, "predict, rows": 4, "inspect --json": 2}
+KILLS = {"export --force": 4, "run": 3, "predict, rows": 4, "inspect --json": 2}
 SIGNALS = {"export --force": signal.SIGTERM, "predict, rows": signal.SIGINT}
 
 
