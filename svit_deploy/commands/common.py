@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from svit_deploy import __version__
-from svit_deploy.commands.completion import complete_bundle
+from svit_deploy.commands.completion import complete_bundle, one_of
 from svit_deploy.io.text import sentence
 from svit_deploy.plan import RUN, DryRun, Plan
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from svit_deploy.forms import Printed
     from svit_deploy.progress import Progress
 
 BundleFolder = Annotated[
@@ -41,6 +42,22 @@ DryRunFlag = Annotated[
 Json = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE", help="Write a JSON report; - means standard output."),
+]
+
+
+def _formats() -> Iterable[str]:
+    from svit_deploy.forms import FORMATS
+
+    return FORMATS
+
+
+Format = Annotated[
+    str,
+    typer.Option(
+        metavar="FORMAT",
+        help="Form of what is printed: table, markdown, csv, json.",
+        autocompletion=one_of(_formats),
+    ),
 ]
 Html = Annotated[
     Path | None,
@@ -90,6 +107,21 @@ class Invocation:
         from svit_deploy.commands.console import make_console
 
         return make_console(stderr=json_file == "-")
+
+    def show(
+        self, report: Printed, form: str, record: Mapping[str, Any], json_file: str | None
+    ) -> None:
+        """Prints a report in the form of --format, and writes what --json asks for.
+
+        Args:
+            record: the report as JSON.
+        """
+        from svit_deploy.forms import JSON, render
+
+        render(report, form, self.console(json_file))
+        write_json(json_file, record)
+        if form == JSON and json_file != "-":
+            write_json("-", record)
 
     @contextmanager
     def plan(
@@ -177,9 +209,15 @@ def dated(report: Mapping[str, Any]) -> dict[str, Any]:
     return head | {"created_utc": created} | dict(report)
 
 
-def check_reports(json_file: str | None, html_file: Path | None = None) -> None:
-    """Refuses a file that cannot be written before the work that it is to report."""
+def check_reports(
+    json_file: str | None, html_file: Path | None = None, form: str | None = None
+) -> None:
+    """Refuses a file that cannot be written, or no form, before the work that it is to report."""
+    from svit_deploy.forms import check_format
     from svit_deploy.io.files import check_writable
+
+    if form is not None:
+        check_format(form)
 
     if json_file not in (None, "-"):
         check_writable(Path(json_file), "--json")

@@ -1,17 +1,12 @@
-"""An evaluation as a table for the terminal, as Markdown and as CSV."""
+"""An evaluation as it is printed: a table, sentences and figures."""
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass
 
-from rich.console import Console
-from rich.table import Table
-
 from svit_deploy.evaluate.report import Evaluation
+from svit_deploy.forms import Part, Printed
 
-TABLE, MARKDOWN, CSV, JSON = FORMATS = ("table", "markdown", "csv", "json")
 HEADINGS = ("measure", "value", "95 % interval")
 
 
@@ -56,43 +51,14 @@ def _count(name: str, count: int) -> Row:
     return Row(name, count, str(count))
 
 
-def render(evaluation: Evaluation, form: str, console: Console) -> None:
-    """Prints one of the forms; JSON is the report itself."""
-    if form == TABLE:
-        _table(evaluation, console)
-    elif form == MARKDOWN:
-        _say(console, to_markdown(evaluation))
-    elif form == CSV:
-        _say(console, to_csv(evaluation))
-
-
-def to_markdown(evaluation: Evaluation) -> str:
-    lines = [HEADINGS, ("---", "---:", "---:")]
-    lines += [(row.name, row.text, row.interval) for row in rows(evaluation)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n\n".join([table, *sentences(evaluation)])
-
-
-def to_csv(evaluation: Evaluation) -> str:
-    """Figures in full: shares from 0 to 1."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("bundle", "measure", "value", "low", "high"))
-    for row in rows(evaluation):
-        writer.writerow((evaluation.bundle.name, row.name, row.value, row.low, row.high))
-    return text.getvalue().rstrip("\n")
-
-
-def _table(evaluation: Evaluation, console: Console) -> None:
-    table = Table(box=None, pad_edge=False)
-    table.add_column(HEADINGS[0], overflow="fold")
-    for heading in HEADINGS[1:]:
-        table.add_column(heading, justify="right", overflow="fold")
-    for row in rows(evaluation):
-        table.add_row(row.name, row.text, row.interval)
-    console.print(table)
-    for line in sentences(evaluation):
-        _say(console, line)
+def printed(evaluation: Evaluation) -> Printed:
+    """What `--format` prints; the CSV has the figures in full, shares from 0 to 1."""
+    found = rows(evaluation)
+    cells = [(row.name, row.text, row.interval) for row in found]
+    part = Part(headings=HEADINGS, rows=cells, lines=sentences(evaluation))
+    name = evaluation.bundle.name
+    figures = [(name, row.name, row.value, row.low, row.high) for row in found]
+    return Printed([part], ("bundle", "measure", "value", "low", "high"), figures)
 
 
 def sentences(evaluation: Evaluation) -> list[str]:
@@ -107,7 +73,3 @@ def sentences(evaluation: Evaluation) -> list[str]:
     if evaluation.broken:
         lines.append(f"NaN or infinity in {evaluation.broken} images, which count as wrong")
     return lines + [f"note: {note}" for note in evaluation.notes]
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,5 +1,6 @@
 """The report of a benchmark: JSON, terminal, picture."""
 
+import csv
 import io
 import json
 import sys
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from svit_deploy import forms
 from svit_deploy.bench.plots import plot_sweep
-from svit_deploy.bench.printing import render
+from svit_deploy.bench.printing import printed, render
 from svit_deploy.errors import CapabilityError, UsageError
 from tests.bench.conftest import World
 
@@ -50,6 +52,36 @@ def test_rendering_fits_80_columns_of_cp1252(report):
     assert max(map(len, text.splitlines())) <= 80
     for expected in ("pruned", "14.00", "n/a", "of 10", "break-even", "FAILED", "95 % interval"):
         assert expected in text
+
+
+def test_forms_tell_the_same(report):
+    def form(name):
+        file = io.StringIO()
+        forms.render(printed(report), name, Console(file=file, width=80))
+        return file.getvalue()
+
+    rows = list(csv.DictReader(io.StringIO(form("csv"))))
+    results = [one for one in report.results if (one.label, one.batch) == ("pruned", 4)]
+    found = {
+        row["measure"]: row for row in rows if (row["target"], row["batch"]) == ("pruned", "4")
+    }
+    assert float(found["p50_ms"]["value"]) == results[0].latency.p50_ms
+    speedup = results[0].speedup
+    told = [float(found["speedup"][key]) for key in ("value", "low", "high")]
+    assert told == [speedup.ratio, speedup.low, speedup.high]
+    assert "p99_ms" not in found
+    assert not any(row["measure"] == "speedup" for row in rows if row["target"] == "dense")
+    markdown, table = form("markdown"), form("table")
+    assert "| latency, ms | p50 | p90 |" in markdown
+    assert "| asked for | kept | p50, ms | fit, ms |" in markdown
+    assert markdown.count("- FAILED: ") == 2
+    for part in printed(report).parts:
+        for row in part.rows:
+            assert f"| {' | '.join(row)} |" in markdown
+            assert all(cell in table for cell in row)
+        for line in part.lines:
+            assert f"- {line}\n" in markdown
+    assert form("json") == ""
 
 
 def test_rendering_takes_labels_literally(world):
