@@ -41,7 +41,7 @@ def run(
     ] = None,
     dry_run: DryRunFlag = False,
 ) -> None:
-    """Run the steps of a YAML file: export, verify, bench and others.
+    """Run export, verify, bench and others as a file says.
 
     Each is a command with its options. A step that is done is not done again unless its options
     or what it reads have changed. The first one that fails ends the run, with its exit code.
