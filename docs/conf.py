@@ -38,6 +38,7 @@ contents = {
         "examples/cpp/README",
         "docs/methods",
         "docs/detection",
+        "docs/int8",
         "docs/verify",
         "docs/debugging",
         "docs/evaluate",

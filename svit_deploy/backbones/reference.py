@@ -7,7 +7,7 @@ published code rather than from the export's configuration.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Collection, Generator, Mapping
 from copy import copy
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -21,6 +21,8 @@ from svit_deploy.model.config import ModelConfig
 from svit_deploy.model.model import Model
 
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+PARTS = {"qkv": ("q", "k", "v"), "qk": ("q", "k"), "kv": ("k", "v")}
+"""Layers that checkpoints keep in one, by the last part of its name."""
 
 
 class Selects(Protocol):
@@ -42,10 +44,13 @@ class BackboneReference:
         weights: what products are made with.
         exact: the same in float32, for norms, gates and heads.
         forced: decisions to take instead of the method's own, by the graph's name for them.
+        steps: of int8, the step that each linear layer's inputs are rounded to multiples of.
     """
 
     forced: Mapping[str, Tensor] = MappingProxyType({})
     half: torch.dtype | None = None
+    steps: Mapping[str, float] = MappingProxyType({})
+    int8: Collection[str] = ()
 
     def __init__(self, model: Model, method: Selects, eps: tuple[float, float, float]) -> None:
         self.config: ModelConfig = model.config
@@ -60,6 +65,42 @@ class BackboneReference:
         rounded.half = HALVES[precision]
         rounded.weights = {name: rounded.rounded(value) for name, value in self.exact.items()}
         return rounded
+
+    def with_integers(self, steps: Mapping[str, float], *, inputs: bool) -> BackboneReference:
+        """The same forward pass in float32 with weights that int8 can hold.
+
+        Args:
+            steps: of the inputs, by layer; other layers stay as they are.
+            inputs: whether the layers' inputs are rounded, too.
+        """
+        rounded = copy(self)
+        rounded.int8, rounded.steps = set(steps), steps if inputs else {}
+        rounded.weights = {
+            name: rounded.integers(name.removesuffix(".weight"), value)
+            for name, value in self.exact.items()
+        }
+        return rounded
+
+    def integers(self, name: str, weight: Tensor) -> Tensor:
+        """A layer's weights `[O, I]` where it is one of integers: each row has its own step."""
+        parts = _parts(name)
+        if not any(part in self.int8 for part in parts):
+            return weight
+        rows = weight.chunk(len(parts))
+        return torch.cat(
+            [_integers(w) if p in self.int8 else w for p, w in zip(parts, rows, strict=True)]
+        )
+
+    def product(self, x: Tensor, name: str, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """A linear layer, its inputs rounded where it is one of integers."""
+        parts = _parts(name)
+        if not any(part in self.steps for part in parts):
+            return F.linear(x, weight, bias)
+        found = [
+            F.linear(_clipped(x, self.steps.get(part)), rows)
+            for part, rows in zip(parts, weight.chunk(len(parts)), strict=True)
+        ]
+        return torch.cat(found, -1) + (0 if bias is None else bias)
 
     def rounded(self, value: Tensor) -> Tensor:
         """A constant as the products' weights are."""
@@ -76,15 +117,17 @@ class BackboneReference:
     # Layers.
 
     def linear(self, x: Tensor, name: str) -> Tensor:
-        return F.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
+        bias = self.weights.get(f"{name}.bias")
+        return self.product(x, name, self.weights[f"{name}.weight"], bias)
 
     def scaled_linear(self, x: Tensor, name: str, scale: str) -> Tensor:
         """`linear` times a layer scale `[O]`; where weights are rounded, both are one weight."""
         factor = self.exact[scale]
-        if self.half is None:
+        if self.half is None and name not in self.int8:
             return factor * self.linear(x, name)
         weight = self.rounded(factor[:, None] * self.exact[f"{name}.weight"])
-        return F.linear(x, weight, self.rounded(factor * self.exact[f"{name}.bias"]))
+        bias = self.rounded(factor * self.exact[f"{name}.bias"])
+        return self.product(x, name, self.integers(name, weight), bias)
 
     def exact_linear(self, x: Tensor, name: str) -> Tensor:
         """`linear` with weights in float32."""
@@ -173,3 +216,20 @@ class BackboneReference:
         name = f"blocks.{block}"
         hidden = self.linear(self.norm(x, f"{name}.norm2", self.block_eps), f"{name}.mlp.fc1")
         return self.add(x, self.linear(F.gelu(hidden), f"{name}.mlp.fc2"))
+
+
+def _parts(name: str) -> list[str]:
+    """The layers that a tensor of weights holds, by their names."""
+    stem, _, last = name.rpartition(".")
+    return [f"{stem}.{part}" for part in PARTS.get(last, (last,))]
+
+
+def _integers(weight: Tensor) -> Tensor:
+    largest = weight.abs().amax(1, keepdim=True)
+    step = torch.where(largest > 0, largest, 1) / 127
+    return (weight / step).round() * step
+
+
+def _clipped(x: Tensor, step: float | None) -> Tensor:
+    """`x` as a multiple of a step, from -128 to 127 of them; as it is without one."""
+    return x if step is None else (x / step).round().clamp(-128, 127) * step

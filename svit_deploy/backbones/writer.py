@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,7 +38,8 @@ class GraphOptions:
         budgets: in `budget` mode, what each gate may keep.
         gate_outputs: add `keep_mask`, `margin` and, with a budget, `overflow`.
         opset: ONNX operator set version.
-        precision: fp32, fp16 or bf16. Inputs, outputs and gates are float32 in any of them.
+        precision: fp32, fp16, bf16 or int8. Inputs, outputs and gates are float32 in any of them.
+        steps: of int8, the step of each linear layer's inputs; others multiply float32.
         plugins: write row moves as nodes that the TensorRT plugins implement.
         sizes: image sizes to run; by default the configuration's alone.
         single: one image at a time only.
@@ -49,6 +50,7 @@ class GraphOptions:
     gate_outputs: bool = True
     opset: int = 20
     precision: str = "fp32"
+    steps: Mapping[str, float] = field(default_factory=dict)
     plugins: bool = False
     sizes: SizeRange | None = None
     single: bool = False
@@ -69,7 +71,7 @@ class GraphWriter:
         self.sizes = options.sizes or SizeRange.single(self.config.image_size)
         name = f"{self.config.family}_{self.mode.value}"
         self.graph = GraphBuilder(name, options.opset, options.precision, options.plugins)
-        self.layers = Layers(self.graph, self.fold(model.weights))
+        self.layers = Layers(self.graph, self.fold(model.weights), options.steps)
 
     # What a backbone states.
 

@@ -34,6 +34,10 @@ def summary(bundle: Bundle) -> Iterator[tuple[str, str]]:
     size = f"{manifest['files'][bundle.model_path.name]['size_bytes'] / 2**20:.1f}"
     batch = BatchRange(**manifest["batch"])
     yield graph_line(size, bundle.precision, manifest["opset"], bundle.mode, batch)
+    if (integers := manifest.get("integers")) is not None:
+        count, method = len(integers["steps"]), integers["method"]
+        left = len(integers["float32"])
+        yield "int8", f"{count} linear layers, ranges by {method}; {left} of blocks stay float32"
     if bundle.engine_path is not None:
         yield "engine", _engine(bundle.engine_path)
     if bundle.split:

@@ -12,7 +12,7 @@ from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine, require_provider
 from svit_deploy.engines.openvino.library import require_device
 from svit_deploy.engines.openvino.runner import OpenVinoEngine
 from svit_deploy.engines.providers import CPU
-from svit_deploy.engines.settings import PRECISIONS, EngineChoice
+from svit_deploy.engines.settings import PRECISIONS, EngineChoice, floats_of
 from svit_deploy.engines.tensorrt.loading import check_engine
 from svit_deploy.engines.tensorrt.runner import TensorRTEngine
 from svit_deploy.errors import InputError, UsageError
@@ -98,7 +98,7 @@ class OnnxRuntime(Runtime):
         return f"ONNX Runtime, provider {settings.provider or CPU}"
 
     def widens(self, precision: str, settings: EngineChoice) -> bool:
-        return precision != "fp32" and settings.provider in (None, CPU)
+        return floats_of(precision) != "fp32" and settings.provider in (None, CPU)
 
     def lacks(self, precision: str, settings: EngineChoice) -> bool:
         return precision == "bf16" and settings.provider in (None, CPU)
@@ -121,7 +121,7 @@ class OpenVino(Runtime):
 
     def _chosen(self, settings: EngineChoice, precision: str) -> dict[str, str]:
         return {
-            "precision": settings.engine_precision or precision,
+            "precision": settings.engine_precision or floats_of(precision),
             "device": settings.device or "CPU",
         }
 

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -32,8 +33,9 @@ from svit_deploy.export.engine import (
     find_plugin_library,
     rebuild,
 )
+from svit_deploy.export.integers import choose_integers
 from svit_deploy.export.outline import outline, written_files
-from svit_deploy.export.record import describe_gates, manifest, metadata
+from svit_deploy.export.record import describe_gates, describe_integers, manifest, metadata
 from svit_deploy.export.settings import AUTO_BUDGET, ExportSettings
 from svit_deploy.export.shapes import profiles_for, whole_batch
 from svit_deploy.export.thresholds import calibrated, gate_targets
@@ -42,13 +44,14 @@ from svit_deploy.images import ImageSet, check_images, images_of
 from svit_deploy.images.prepared import Prepared, groups
 from svit_deploy.loading.assumptions import refuse_guesses
 from svit_deploy.loading.load import load_model
-from svit_deploy.machine.packages import require, require_torch
+from svit_deploy.machine.packages import require, require_onnxruntime, require_torch
 from svit_deploy.methods.families import family_of
 from svit_deploy.model.budget import Budget, rows_within
 from svit_deploy.model.class_names import read_class_names
 from svit_deploy.model.config import ModelConfig, TokenMode
 from svit_deploy.model.counts import keep_ratios
 from svit_deploy.model.model import Model, without_gates
+from svit_deploy.model.precision import INT8
 from svit_deploy.model.sizes import SizeRange
 from svit_deploy.plan import RUN, Plan
 from svit_deploy.progress import SILENT, Progress
@@ -94,6 +97,8 @@ def export_source(
         plan.needs(require_builder, settings.engine.target, settings.engine.device)
         plan.needs(find_plugin_library, settings.engine, settings.plugins)
     plan.needs(require_torch, "export", "the reference outputs that a bundle is verified with")
+    if settings.precision == INT8:
+        plan.needs(require_onnxruntime, "export --precision int8", "the ranges of layers' inputs")
     for package, purpose in task.packages:
         plan.needs(require, package, f"--task {task.name}", f"{purpose} of a bundle")
     plan.needs(check_output, output, force=force)
@@ -154,7 +159,8 @@ def export_model(
     limit = settings.max_images
     calibration = images_of(settings.calibration, limit, progress)
     gate_images = images_of(settings.calibrate_gates, limit, progress)
-    deciding = [gate_images, calibration if settings.budget == AUTO_BUDGET else None]
+    chooses = settings.budget == AUTO_BUDGET or settings.precision == INT8
+    deciding = [gate_images, calibration if chooses else None]
     if any(images is not None and not images.preprocessed for images in deciding):
         refuse_guesses(model, settings.strict, pictures_decide=True)
     targets = gate_targets(model, settings)
@@ -169,17 +175,32 @@ def export_model(
         model, measured = calibrated(model, task, targets, gate_images, sizes, progress)
         if images_decide:
             budgets = choose_budgets(model, task, settings, calibration, sizes)
+        integers = None
+        if settings.precision == INT8:
+            assert calibration is not None
+            plain = build_graph(model, settings, budgets, sizes, {})
+            integers = choose_integers(
+                model,
+                plain,
+                task,
+                calibration,
+                sizes,
+                settings.calibration_method,
+                settings.int8_keep,
+                progress,
+            )
+        steps = integers.steps if integers else {}
         images, source = _samples(task, model.config, sizes, calibration or gate_images)
         parts: list[Part] = []
         for group in groups(images, task.together):
             done = sum(map(len, parts)) / len(images)
             progress.update("running the reference", 0.7 + 0.2 * done)
-            parts.append(run_reference(model, task, group, budgets, settings.precision))
+            parts.append(run_reference(model, task, group, budgets, settings.precision, steps))
         gates = describe_gates(model.config, measured or _kept(parts, model.config), budgets)
         progress.update("writing and checking the graph", 0.9)
         extra = describe_task(task, sizes)
         props = metadata(model, settings, gates, extra)
-        onnx.save(build_graph(model, settings, budgets, sizes, props), folder / MODEL)
+        onnx.save(build_graph(model, settings, budgets, sizes, props, steps), folder / MODEL)
         arrays = task.record(parts, model.config)
         np.savez_compressed(folder / REFERENCE, **arrays)  # type: ignore[arg-type]
         engine, notes = None, []
@@ -187,6 +208,8 @@ def export_model(
             engine = build_beside(folder, model.config, task, profiles, settings, progress)
             notes = engine_notes(settings.mode, model.config.num_gates)
         content = manifest(model, settings, gates, source, budgets, command, engine, notes, classes)
+        if integers is not None:
+            extra = {**extra, **describe_integers(integers, settings)}
         write_manifest(folder, {**extra, **content})
     return open_bundle(output)
 
@@ -226,8 +249,13 @@ def build_graph(
     budgets: Sequence[Budget],
     sizes: SizeRange,
     props: Mapping[str, str],
+    steps: Mapping[str, float] = MappingProxyType({}),
 ) -> onnx.ModelProto:
-    """The checked ONNX graph of a model in one token mode."""
+    """The checked ONNX graph of a model in one token mode.
+
+    Args:
+        steps: of the inputs of layers that multiply integers.
+    """
     task, family = task_named(settings.task), family_of(model.config)
     options = GraphOptions(
         mode=settings.mode,
@@ -235,6 +263,7 @@ def build_graph(
         gate_outputs=settings.gate_outputs,
         opset=settings.opset,
         precision=settings.precision,
+        steps=steps,
         plugins=settings.plugins,
         sizes=sizes,
         single=whole_batch(settings, task).max == 1,
@@ -250,6 +279,7 @@ def run_reference(
     images: Sequence[Prepared],
     budgets: Sequence[Budget],
     precision: str,
+    steps: Mapping[str, float] = MappingProxyType({}),
 ) -> Part:
     """What the reference computes of images of one size, within the budgets."""
     from svit_deploy.backbones.rules import keep_above, keep_budget
@@ -257,7 +287,7 @@ def run_reference(
 
     rows = rows_within(budgets, model.config.at(images[0].size).num_tokens)
     rule = keep_budget(keep_above(model.config.thresholds), rows)
-    return Reference(model, task).part(images, rule, precision)
+    return Reference(model, task, steps).part(images, rule, precision)
 
 
 def _at(model: Model, sizes: SizeRange) -> Model:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from svit_deploy import __version__
+from svit_deploy.export.integers import Integers
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.export.shapes import whole_batch
 from svit_deploy.images import ImageSet
@@ -125,6 +126,16 @@ def manifest(
         "environment": describe_environment(),
         **sometimes,
     }
+
+
+def describe_integers(integers: Integers, settings: ExportSettings) -> dict[str, Any]:
+    """What a manifest says of layers that multiply integers."""
+    record = {
+        "method": settings.calibration_method,
+        "steps": dict(integers.steps),
+        "float32": list(integers.kept),
+    }
+    return {"integers": record}
 
 
 def command_record(command: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ from svit_deploy.errors import UsageError
 from svit_deploy.export.engine_settings import EngineOptions, EngineSettings
 from svit_deploy.loading.settings import LoadSettings
 from svit_deploy.model.config import BatchRange, TokenMode, check_ratios, parse_ratios
+from svit_deploy.model.precision import INT8, METHODS
 from svit_deploy.model.profiles import parse_batches
 from svit_deploy.options import CLASS_NAMES, MAX_IMAGES, option
 
@@ -21,6 +22,7 @@ __all__ = ["EngineOptions", "ExportSettings"]
 
 DEFAULT_TASK = "classify"
 AUTO_BUDGET = "auto"
+DEFAULT_METHOD = "percentile"
 MIN_OPSET, MAX_OPSET = 20, 23
 
 
@@ -51,7 +53,8 @@ class ExportSettings(EngineSettings, LoadSettings):
 
     Attributes:
         tokens: None for the method's own mode.
-        precision: of all but inputs, outputs, gates, LayerNorm and softmax.
+        precision: of all but inputs, outputs, gates, LayerNorm and softmax; int8 of the linear
+            layers in blocks alone.
         batch: one graph serves all ranges; an engine has an optimisation profile for each.
         image_size: as typed, because the model's task says what it may be.
         budget: one value per gate, or a number of values that divides the number of gates.
@@ -82,7 +85,7 @@ class ExportSettings(EngineSettings, LoadSettings):
     )
     precision: str = option(
         "fp32",
-        "fp32, fp16 or bf16; gates stay in fp32.",
+        "fp32, fp16, bf16 or int8; gates stay in fp32.",
         metavar="TYPE",
         choices=_precisions,
     )
@@ -113,7 +116,23 @@ class ExportSettings(EngineSettings, LoadSettings):
         metavar="PERCENT",
     )
     calibration: Path | ImageSet | None = option(
-        None, "Images for --budget auto and for the recorded samples.", metavar="PATH", kind=Path
+        None,
+        "Images for --budget auto, for --precision int8, and for the recorded samples.",
+        metavar="PATH",
+        kind=Path,
+    )
+    calibration_method: str = option(
+        DEFAULT_METHOD,
+        "How --precision int8 chooses the range of a layer's inputs: minmax, entropy or "
+        "percentile.",
+        metavar="METHOD",
+        choices=lambda: METHODS,
+    )
+    int8_keep: int = option(
+        0,
+        "Linear layers that stay float32 with --precision int8: those that lose most on the "
+        "--calibration images.",
+        metavar="N",
     )
     calibrate_gates: Path | ImageSet | None = option(
         None, "Images to calibrate the gate thresholds on.", metavar="PATH", kind=Path
@@ -143,6 +162,7 @@ class ExportSettings(EngineSettings, LoadSettings):
             raise UsageError(
                 f"--precision {self.precision!r} is unknown", f"use {', '.join(PRECISIONS)}"
             )
+        self._check_int8()
         if not MIN_OPSET <= self.opset <= MAX_OPSET:
             raise UsageError(
                 f"--opset {self.opset} is not supported",
@@ -170,6 +190,27 @@ class ExportSettings(EngineSettings, LoadSettings):
                 "--calibrate-gates has no meaning with --tokens dense",
                 "leave it out, or choose another token mode",
             )
+
+    def _check_int8(self) -> None:
+        if self.precision == INT8:
+            if self.calibration is None:
+                raise UsageError(
+                    "--precision int8 needs images to see how large the inputs of layers are",
+                    "add --calibration IMAGES",
+                )
+        elif self.int8_keep or self.calibration_method != DEFAULT_METHOD:
+            flag = "--int8-keep" if self.int8_keep else "--calibration-method"
+            raise UsageError(
+                f"{flag} has no meaning with --precision {self.precision}",
+                "add --precision int8, or leave it out",
+            )
+        if self.calibration_method not in METHODS:
+            raise UsageError(
+                f"--calibration-method {self.calibration_method!r} is unknown",
+                f"use {', '.join(METHODS)}",
+            )
+        if self.int8_keep < 0:
+            raise UsageError(f"--int8-keep {self.int8_keep} is negative", "give 0 or more")
 
     @property
     def mode(self) -> TokenMode:

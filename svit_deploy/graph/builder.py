@@ -19,7 +19,8 @@ FLOAT, BOOL = TensorProto.FLOAT, TensorProto.BOOL
 INT32, INT64 = TensorProto.INT32, TensorProto.INT64
 INT64_MAX = int(np.iinfo(np.int64).max)
 FLOAT16, BFLOAT16 = TensorProto.FLOAT16, TensorProto.BFLOAT16
-PRECISIONS = {"fp32": FLOAT, "fp16": FLOAT16, "bf16": BFLOAT16}
+PRECISIONS = {"fp32": FLOAT, "fp16": FLOAT16, "bf16": BFLOAT16, "int8": FLOAT}
+"""Type of what is not said to be float32; of int8, all that is no product of integers."""
 FUNCTIONS_DOMAIN = "trt.plugins"
 """Where TensorRT, and ONNX Runtime's TensorRT provider, look for plugins."""
 PLUGIN = {"plugin_namespace": "svit", "plugin_version": "1"}
@@ -32,7 +33,7 @@ class GraphBuilder:
     Args:
         name: the graph's name.
         opset: version of the default operator set.
-        precision: fp32, fp16 or bf16: of values that are not said to be float32.
+        precision: one of `PRECISIONS`.
         plugins: write functions as nodes of their own, each with its body beside it.
     """
 

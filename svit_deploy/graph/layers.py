@@ -1,11 +1,14 @@
 """Transformer layers as ONNX operators on rows `[R, C]`; what a row is, the caller decides.
 
 Products run in the graph's precision; LayerNorm and softmax, whose sums would lose it, in float32.
+In int8, linear layers multiply integers: one step for all inputs of a layer, one for each of its
+outputs' weights, zero in the middle of both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 
 import numpy as np
 from onnx.helper import tensor_dtype_to_np_dtype
@@ -27,10 +30,17 @@ class Layers:
     Args:
         graph: where the operators go.
         weights: canonical names (`model.keys`) to float32 arrays.
+        steps: of int8, the step of its inputs by layer; other layers multiply float32.
     """
 
-    def __init__(self, graph: GraphBuilder, weights: Mapping[str, np.ndarray]) -> None:
-        self.graph, self.weights = graph, weights
+    def __init__(
+        self,
+        graph: GraphBuilder,
+        weights: Mapping[str, np.ndarray],
+        steps: Mapping[str, float] = MappingProxyType({}),
+    ) -> None:
+        self.graph, self.weights, self.steps = graph, weights, steps
+        self._weights: dict[str, str] = {}
 
     def weight(self, name: str) -> str:
         """A float32 weight."""
@@ -55,8 +65,39 @@ class Layers:
 
     def linear(self, x: str, name: str) -> str:
         """`[R, I]` -> `[R, O]` with weights `[O, I]`, in the graph's precision."""
-        weight, bias = self.cast_weight(f"{name}.weight"), self.cast_weight(f"{name}.bias")
-        return self.graph.op("Gemm", x, weight, bias, transB=1)
+        return self.product(x, name, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+
+    def product(self, x: str, name: str, weight: np.ndarray, bias: np.ndarray | None) -> str:
+        """`linear` with weights of the caller's, under the layer's name."""
+        if name in self.steps:
+            return self._int8_product(x, name, weight, bias)
+        arrays = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+        given = [self.cast_weight(f"{name}.{kind}", array) for kind, array in arrays.items()]
+        return self.graph.op("Gemm", x, *given, transB=1)
+
+    def _int8_product(self, x: str, name: str, weight: np.ndarray, bias: np.ndarray | None) -> str:
+        """`product` of integers; the sum with the bias is float32.
+
+        TensorRT takes neither a bias of integers nor a zero that is not in the middle.
+        """
+        graph = self.graph
+        # Queries, keys and values round their input each for itself: what shares integers is given
+        # ONNX Runtime's slow product on a CPU, of signed by signed ones.
+        scale = graph.weight(f"{name}.step", np.float32(self.steps[name]))
+        zero = graph.weight(f"{name}.zero", np.int8(0))
+        integers = graph.op("QuantizeLinear", x, scale, zero)
+        inputs = graph.op("DequantizeLinear", integers, scale, zero)
+        if name not in self._weights:
+            steps = row_steps(weight)
+            rows = np.rint(weight / steps[:, None]).astype(np.int8)
+            scale = graph.weight(f"{name}.weight.step", steps)
+            zero = graph.constant(np.zeros(len(steps)), np.int8)
+            integers = graph.weight(f"{name}.weight", rows)
+            self._weights[name] = graph.op("DequantizeLinear", integers, scale, zero, axis=0)
+        result = graph.op("Gemm", inputs, self._weights[name], transB=1)
+        return (
+            result if bias is None else graph.op("Add", result, graph.weight(f"{name}.bias", bias))
+        )
 
     def exact_linear(self, x: str, name: str) -> str:
         """`linear` in float32."""
@@ -80,7 +121,8 @@ class Layers:
 
     def part(self, x: str, name: str, part: str) -> str:
         """Queries ("q"), keys or values of rows; the weights are kept in one tensor or in two."""
-        index, inputs = "qkv".index(part), [x]
+        index = "qkv".index(part)
+        arrays: dict[str, np.ndarray] = {}
         for kind in ("weight", "bias"):
             if f"{name}.qkv.{kind}" in self.weights:
                 array = np.split(self.weights[f"{name}.qkv.{kind}"], 3)[index]
@@ -90,8 +132,8 @@ class Layers:
                 array = self.weights[f"{name}.v.{kind}"]
             else:
                 array = np.split(self.weights[f"{name}.qk.{kind}"], 2)[index]
-            inputs.append(self.cast_weight(f"{name}.{part}.{kind}", array))
-        return self.graph.op("Gemm", *inputs, transB=1)
+            arrays[kind] = array
+        return self.product(x, f"{name}.{part}", arrays["weight"], arrays.get("bias"))
 
     def layer_norm(self, x: str, name: str, eps: float) -> str:
         """LayerNorm of rows in the graph's precision; the result is float32."""
@@ -122,6 +164,12 @@ class Layers:
         with graph.scope("mlp"):
             normed = graph.to_precision(self.layer_norm(x, f"{name}.norm2", eps))
             return graph.op("Add", x, self.mlp(normed, f"{name}.mlp"))
+
+
+def row_steps(weight: np.ndarray) -> np.ndarray:
+    """The step of each output's weights `[O]` in `[O, I]`: its largest is 127 of them."""
+    largest = np.abs(weight).max(axis=1)
+    return np.where(largest > 0, largest, np.float32(1)) / np.float32(127)
 
 
 def attention(

@@ -22,13 +22,16 @@ from svit_deploy.tasks.accuracy import Accuracy
 from svit_deploy.tasks.distance import logits_error, rms
 from svit_deploy.tasks.limits import LIMITS
 from svit_deploy.tasks.recorded import (
+    COMPUTED,
     ROUNDED,
     Wanted,
     check_array,
+    named,
     record_selection,
     restore_selection,
-    rounded_names,
+    rounded_runs,
     wanted_selection,
+    with_rounded,
 )
 from svit_deploy.tasks.runs import Judgement, Part, Runs, Show, StageLimit
 from svit_deploy.tasks.scores import Scores
@@ -108,9 +111,10 @@ class Classify(Task):
         images = [image for part in parts for image in part.images]
         arrays = {"images": stacked(images)}
         arrays |= self._record(Result.concatenate([part.result for part in parts]), config)
-        rounded = [part.rounded for part in parts if part.rounded is not None]
-        if rounded:
-            arrays |= rounded_names(self._record(Result.concatenate(rounded), config))
+        rounded = [rounded_runs(part) for part in parts]
+        for prefix in rounded[0]:
+            whole = Result.concatenate([runs[prefix] for runs in rounded])
+            arrays |= named(prefix, self._record(whole, config))
         if all(image.label is not None for image in images):
             arrays["labels"] = np.array([image.label for image in images], np.int64)
         return arrays
@@ -129,12 +133,13 @@ class Classify(Task):
         images = {"images": (np.float32, (3, *config.image_size))}
         labels: Wanted = {"labels": (np.int64, ())}
         result = self.wanted(config) | wanted_selection(config)
-        rounded = rounded_names(result)
-        wanted: Wanted = {**images, **labels, **result, **rounded}
+        rounded = {prefix: named(prefix, result) for prefix in (ROUNDED, COMPUTED)}
+        wanted: Wanted = {**images, **labels, **result, **rounded[ROUNDED], **rounded[COMPUTED]}
         arrays = load(list(wanted))
-        optional = {*labels} if any(name in arrays for name in rounded) else {*labels, *rounded}
+        there = [prefix for prefix, own in rounded.items() if any(name in arrays for name in own)]
+        needed = {*images, *result}.union(*(rounded[prefix] for prefix in there))
         for name, (dtype, shape) in wanted.items():
-            if name in arrays or name not in optional:
+            if name in arrays or name in needed:
                 check_array(name, arrays.get(name), dtype, (count, *shape))
         known = arrays["labels"].tolist() if "labels" in arrays else [None] * count
         prepared = [
@@ -142,12 +147,15 @@ class Classify(Task):
             for i, (pixels, label) in enumerate(zip(arrays["images"], known, strict=True))
         ]
         exact = self._restore(arrays, config, count)
-        halves = None
-        if ROUNDED + names.LOGITS in arrays:
-            halves = self._restore({name: arrays[ROUNDED + name] for name in result}, config, count)
+        runs = {
+            prefix: self._restore({name: arrays[prefix + name] for name in result}, config, count)
+            for prefix in there
+        }
         places = [slice(i, i + self.together) for i in range(0, count, self.together)]
         return [
-            Part(tuple(prepared[at]), exact[at], None if halves is None else halves[at])
+            with_rounded(
+                Part(tuple(prepared[at]), exact[at]), {name: run[at] for name, run in runs.items()}
+            )
             for at in places
         ]
 

@@ -24,14 +24,17 @@ from svit_deploy.tasks.distance import token_error
 from svit_deploy.tasks.limits import LIMITS, Limits
 from svit_deploy.tasks.numbers import HEADS_ALONE, FeatureNumbers
 from svit_deploy.tasks.recorded import (
+    COMPUTED,
     ROUNDED,
     SHAKEN,
     Wanted,
     check_array,
+    named,
     record_selection,
     restore_selection,
-    rounded_names,
+    rounded_runs,
     wanted_selection,
+    with_rounded,
 )
 from svit_deploy.tasks.runs import Judgement, Part, Runs, StageLimit
 from svit_deploy.tasks.task import Arrays, Task
@@ -66,6 +69,7 @@ FEATURE_LIMITS = {
     "fp32": FeatureLimits(**asdict(LIMITS["fp32"]), stage=2e-5, features=1e-4),
     "fp16": FeatureLimits(**asdict(LIMITS["fp16"]), stage=1e-2, features=5e-2),
     "bf16": FeatureLimits(**asdict(LIMITS["bf16"]), stage=6e-2, features=3e-1),
+    "int8": FeatureLimits(**asdict(LIMITS["int8"]), stage=3e-1, features=1.0),
 }
 
 
@@ -166,9 +170,8 @@ class Features(Task):
                 "geometry": np.array([*image.image_size, *image.scale[:2]], np.float64),
             }
             selected = record_selection(config.at(image.size), result)
-            if part.rounded is not None:
-                halves = part.rounded[i : i + 1]
-                selected |= rounded_names(record_selection(config.at(image.size), halves))
+            for prefix, run in rounded_runs(part).items():
+                selected |= named(prefix, record_selection(config.at(image.size), run[i : i + 1]))
             own |= {name: array[0] for name, array in selected.items()} | result.outputs[0]
             if part.shaken is not None:
                 own |= {SHAKEN + name: array for name, array in part.shaken[i].items()}
@@ -195,7 +198,8 @@ class Features(Task):
         if not 1 <= count <= MAX_SAMPLES:
             raise ValueError(f"it cannot hold {count} images")
         selection = wanted_selection(config)
-        keys = ["pixels", "geometry", *self.wanted(config), *selection, *rounded_names(selection)]
+        keys = ["pixels", "geometry", *self.wanted(config), *selection]
+        keys += [prefix + name for prefix in (ROUNDED, COMPUTED) for name in selection]
         keys += [SHAKEN + name for name in self.wanted(config)]
         arrays = load([f"{i}.{key}" for i in range(count) for key in keys])
         return [self._restore_one(arrays, i, config, sizes) for i in range(count)]
@@ -229,14 +233,17 @@ class Features(Task):
             arrays = {name: known(prefix + name, *wanted[name])[None] for name in wanted}
             return restore_selection(config, arrays, 1)
 
-        rounded = None
-        if f"{number}.{ROUNDED}{names.MARGIN}" in arrays:  # decisions alone: maps are large
-            rounded = Result([{}], *selection(ROUNDED))
+        runs = {  # decisions alone: maps are large
+            prefix: Result([{}], *selection(prefix))
+            for prefix in (ROUNDED, COMPUTED)
+            if f"{number}.{prefix}{names.MARGIN}" in arrays
+        }
         found = {n: w for n, w in self.wanted(config).items() if n not in self.inner()}
         shaken = None
         if self.shakes and all(f"{number}.{SHAKEN}{name}" in arrays for name in found):
             shaken = [{name: known(SHAKEN + name, *wanted) for name, wanted in found.items()}]
-        return Part((image,), Result([outputs], *selection("")), rounded, shaken=shaken)
+        exact = Result([outputs], *selection(""))
+        return with_rounded(Part((image,), exact, shaken=shaken), runs)
 
     # Parity.
 

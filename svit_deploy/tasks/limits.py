@@ -68,4 +68,14 @@ LIMITS = {
         turned=3e-2,
         top1=0.98,
     ),
+    "int8": Limits(
+        embedding=1e-4,  # float32, as gates and head
+        block=3e-1,
+        margin=2e-5,
+        head=3e-5,
+        logits=1.0,
+        rounding=1.0,
+        turned=3e-2,
+        top1=0.98,
+    ),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,22 +12,35 @@ from svit_deploy import names
 from svit_deploy.methods.families import family_of
 from svit_deploy.model.config import ModelConfig
 from svit_deploy.model.result import Result, Selected
+from svit_deploy.tasks.runs import Part, Rounded
 
 Wanted = dict[str, tuple[Any, tuple[int, ...]]]
 """Type and shape of each array, for one image."""
 
 
-ROUNDED = "rounded."
-"""What arrays of the reference with rounded weights begin with; see `runs.Part`."""
+ROUNDED, COMPUTED = "rounded.", "computed."
+"""What arrays of the reference with rounded numbers begin with; see `runs.Part`."""
 
 
 SHAKEN = "shaken."
 """The same, where what the heads read is off by rounding."""
 
 
-def rounded_names(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The same under the names that they have of the reference with rounded weights."""
-    return {ROUNDED + name: value for name, value in arrays.items()}
+def named(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The same under the names that they have of the reference with rounded numbers."""
+    return {prefix + name: value for name, value in arrays.items()}
+
+
+def rounded_runs(part: Part) -> dict[str, Result]:
+    """What is recorded of the reference with rounded numbers, by what its arrays begin with."""
+    runs = {ROUNDED: part.rounded, COMPUTED: part.computed}
+    return {prefix: run.result for prefix, run in runs.items() if run is not None}
+
+
+def with_rounded(part: Part, runs: Mapping[str, Result]) -> Part:
+    """The part with what `rounded_runs` gave of it."""
+    whole = {prefix: Rounded(result) for prefix, result in runs.items()}
+    return replace(part, rounded=whole.get(ROUNDED), computed=whole.get(COMPUTED))
 
 
 def check_array(

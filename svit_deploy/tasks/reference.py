@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,25 +16,43 @@ from svit_deploy.backbones.rules import Decide, drive, keep_above, keep_forced
 from svit_deploy.images.prepared import Prepared, stacked
 from svit_deploy.methods.families import family_of
 from svit_deploy.model.model import Model
+from svit_deploy.model.precision import INT8
 from svit_deploy.model.result import Result
-from svit_deploy.tasks.runs import Part
+from svit_deploy.tasks.runs import Part, Rounded
 from svit_deploy.tasks.task import Task
 
 
 class Reference:
-    """A model's plain PyTorch forward on the CPU, float32, as its paper evaluates it."""
+    """A model's plain PyTorch forward on the CPU, float32, as its paper evaluates it.
 
-    def __init__(self, model: Model, task: Task) -> None:
+    Args:
+        steps: of an int8 graph, the step of each of its linear layers' inputs.
+    """
+
+    def __init__(
+        self, model: Model, task: Task, steps: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
         self.config, self.task, self.family = model.config, task, family_of(model.config)
         family = self.family
         self.backbone = family.backbone.reference()(model, family.method, family.eps)
-        self._rounded: dict[str, Reference] = {}
+        self.input_steps = steps
+        self._rounded: dict[tuple[str, bool], Reference] = {}
 
-    def with_weights_in(self, precision: str) -> Reference:
-        """The same in float32, the weights of products rounded to what fp16 or bf16 can hold."""
-        rounded = copy(self)
-        rounded.backbone = self.backbone.with_weights_in(precision)
-        return rounded
+    def with_weights_in(self, precision: str, *, inputs: bool = False) -> Reference:
+        """The same in float32, the weights of products rounded to what a precision can hold.
+
+        Args:
+            inputs: of int8, whether the inputs of its layers are rounded, too.
+        """
+        if (precision, inputs) not in self._rounded:
+            rounded, backbone = copy(self), self.backbone
+            rounded.backbone = (
+                backbone.with_integers(self.input_steps, inputs=inputs)
+                if precision == INT8
+                else backbone.with_weights_in(precision)
+            )
+            self._rounded[precision, inputs] = rounded
+        return self._rounded[precision, inputs]
 
     def part(
         self,
@@ -52,12 +72,17 @@ class Reference:
         if shake := self.task.shakes.get(precision):
             found, inner = self.repeat(images, result, shake=shake), self.task.inner()
             shaken = [{n: v for n, v in one.items() if n not in inner} for one in found.outputs]
+        part = Part(tuple(images), result, shaken=shaken)
         if precision == "fp32":
-            return Part(tuple(images), result, shaken=shaken)
-        halves = self._rounded.setdefault(precision, self.with_weights_in(precision))
-        rounded = halves.repeat(images, result)
-        by_stage = halves.repeat(images, result, stages=True) if stages else None
-        return Part(tuple(images), result, rounded, by_stage, shaken)
+            return part
+
+        def again(*, inputs: bool) -> Rounded:
+            rounded = self.with_weights_in(precision, inputs=inputs)
+            by_stage = rounded.repeat(images, result, stages=True) if stages else None
+            return Rounded(rounded.repeat(images, result), by_stage)
+
+        computed = again(inputs=True) if precision == INT8 else None
+        return replace(part, rounded=again(inputs=False), computed=computed)
 
     def repeat(
         self,

@@ -12,25 +12,42 @@ from svit_deploy.model.result import Outputs, Result
 
 
 @dataclass(frozen=True)
+class Rounded:
+    """What the reference computes with rounded numbers, on the decisions of a run without.
+
+    Attributes:
+        result: of the whole model.
+        stages: the same, each stage on what those before it gave in the run without.
+    """
+
+    result: Result
+    stages: Result | None = None
+
+
+@dataclass(frozen=True)
 class Part:
     """Images of one size, and what the reference computes of them.
 
     Attributes:
-        rounded: of a graph in half precision, the same with weights that a half can hold, on the
-            decisions of `result`.
-        rounded_stages: the same, each stage on what those before it gave in `result`.
+        rounded: of a graph that is not float32, the same with weights that it can hold.
+        computed: of a graph of integers, the same with what they are multiplied by rounded, too.
         shaken: of a task that wants to know (`Task.shakes`), the outputs of an image where what
             its heads read is off by rounding.
     """
 
     images: tuple[Prepared, ...]
     result: Result
-    rounded: Result | None = None
-    rounded_stages: Result | None = None
+    rounded: Rounded | None = None
+    computed: Rounded | None = None
     shaken: Sequence[Outputs] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def moved(self) -> Rounded | None:
+        """What tells how far the graph's rounding moves things."""
+        return self.computed or self.rounded
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from svit_deploy.images.prepared import Prepared, groups
 from svit_deploy.loading.serialise import config_to_dict
 from svit_deploy.model.config import ModelConfig, TokenMode
 from svit_deploy.model.model import Model, without_gates
+from svit_deploy.model.precision import INT8
 from svit_deploy.model.result import Result
 from svit_deploy.tasks import Part, Task
 from svit_deploy.tasks.samples import paint, prepare_all
@@ -119,7 +120,7 @@ class LiveReference(ExpectedResults):
             model = dataclasses.replace(model, config=dataclasses.replace(model.config, **chosen))
         self.bundle, self.pictures = bundle, images
         self.seen: set[tuple[int, int]] = set()
-        self.model, self.reference = model, Reference(model, bundle.task)
+        self.model, self.reference = model, Reference(model, bundle.task, bundle.steps)
         self.has_rounded = bundle.precision != "fp32"
         self.together = together or bundle.task.together
         self.samples = [i for part in bundle.load_samples() for i in part.images]
@@ -159,7 +160,10 @@ class LiveReference(ExpectedResults):
         from svit_deploy.backbones.rules import keep_all, keep_budget, keep_none
 
         decide = keep_all if keep == "all" else keep_none
-        return self.reference.run(images, keep_budget(decide, self.bundle.rows(images[0].size)))
+        reference = self.reference
+        if self.bundle.steps:  # what rounding moves was measured on other decisions
+            reference = reference.with_weights_in(INT8, inputs=True)
+        return reference.run(images, keep_budget(decide, self.bundle.rows(images[0].size)))
 
 
 def refuse_non_finite(part: Part, task: Task, removes: bool) -> None:

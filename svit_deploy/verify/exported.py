@@ -15,8 +15,10 @@ from svit_deploy.engines.base import Engine
 from svit_deploy.engines.runtimes import ONNXRUNTIME, check_options
 from svit_deploy.engines.settings import EngineChoice
 from svit_deploy.errors import UsageError
+from svit_deploy.graph.builder import FLOAT, PRECISIONS
 from svit_deploy.graph.edit import add_outputs
 from svit_deploy.graph.half_precision import emulate_halves, inline_functions, view_in_float32
+from svit_deploy.graph.integers import with_exact_inputs
 from svit_deploy.images.prepared import Prepared
 from svit_deploy.inference.engine import choose, computed_in, open_bundle_engine
 from svit_deploy.model.result import Outputs, Result, Selected
@@ -91,7 +93,7 @@ class ModelUnderTest:
 
     def _editable(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """The graph with all that is fed or looked at in float32."""
-        if self.bundle.precision == "fp32":
+        if PRECISIONS[self.bundle.precision] == FLOAT:
             return model
         if self.graphs.widens(self.bundle.precision, self.settings):
             self.report.notes.append(
@@ -102,8 +104,9 @@ class ModelUnderTest:
         return view_in_float32(model, [*self.bundle.stages, *self.task.inner()])
 
     def in_float32(self) -> onnx.ModelProto:
-        """The graph in half precision with the same weights, computing in float32."""
-        return emulate_halves(inline_functions(self.bundle.load_model()), exact=True)
+        """The graph with the same weights, computing in float32."""
+        model = inline_functions(self.bundle.load_model())
+        return with_exact_inputs(emulate_halves(model, exact=True))
 
     def computing_in_float32(self) -> ModelUnderTest:
         """The same with that graph in place of its own, on the CPU."""

@@ -14,9 +14,11 @@ import numpy as np
 from svit_deploy import names
 from svit_deploy.engines.base import Engine
 from svit_deploy.graph.edit import read_scalar
+from svit_deploy.graph.integers import wrong_steps
 from svit_deploy.images.prepared import Prepared
 from svit_deploy.io.onnx_file import random_operators, read_metadata
 from svit_deploy.model.counts import keep_ratios
+from svit_deploy.model.precision import INT8
 from svit_deploy.model.result import Outputs, Result, Selected
 from svit_deploy.progress import Progress
 from svit_deploy.tasks import Part
@@ -102,6 +104,10 @@ class Parity:
         )
         if self.config.thresholds:
             self.check_thresholds()
+        if self.model.bundle.precision == INT8:
+            wrong = wrong_steps(self.model.model, self.model.bundle.steps)
+            said = ", ".join(wrong[:3]) or "as the manifest says"
+            self.check("steps of integers", not wrong, said)
 
     def check_thresholds(self) -> None:
         wrong = []

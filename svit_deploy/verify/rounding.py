@@ -17,18 +17,20 @@ from svit_deploy.model.result import Outputs
 from svit_deploy.tasks import Part
 from svit_deploy.verify.exported import ModelUnderTest
 
-STAGE = 4
-"""What a stage's results in half precision may be off by, in units of what its weights' rounding
-and that of one result move; correct ones reach 2.7."""
-WHOLE = 8
-"""The same of the whole model, in units of what its weights' rounding moves; correct ones: 4.5."""
+STAGE = {"fp16": 4, "bf16": 4, "int8": 2}
+"""What a stage's results may be off by, in units of what rounding moves in it. In half precision
+that of its weights and of one result, and correct ones reach 2.7; of integers all of it is known,
+and what remains is how near ties fall; correct ones reach 0.6."""
+WHOLE = {"fp16": 8, "bf16": 8, "int8": 3}
+"""The same of the whole model, against the reference without rounding; correct ones reach 4.5 in
+half precision and 1.1 of integers."""
 TYPICAL = 2
 """The same of a margin that is not the worst."""
 FOLDED = 2
 """What a stage may differ by in float32 arithmetic whose batch norms and convolutions are rounded
 as one, in units of what rounding them apart moves; correct ones reach 1.2."""
-UNIT = {"fp16": 2.0**-11, "bf16": 2.0**-8}
-"""Half the distance of two neighbouring numbers around 1."""
+UNIT = {"fp16": 2.0**-11, "bf16": 2.0**-8, "int8": 0.0}
+"""Half the distance of two neighbouring numbers around 1, of stages' results."""
 
 
 class StageLimits:
@@ -86,7 +88,7 @@ class StageLimits:
             moved += UNIT[model.bundle.precision]
         elif model.method.ranks_inside and name in self.ranked:
             moved += UNIT[model.bundle.precision] * float(model.scales[self.ranked[name]])
-        return (STAGE if self.alone else WHOLE) * moved
+        return (STAGE if self.alone else WHOLE)[model.bundle.precision] * moved
 
 
 class WholeRounding:
@@ -105,13 +107,13 @@ class WholeRounding:
             inner = self.model.task.inner()
             for found, exact in zip(part.shaken, part.result.outputs, strict=True):
                 self.shaken.append((found, {n: v for n, v in exact.items() if n not in inner}))
-        if part.rounded is None:
+        if part.moved is None:
             return None
-        self.known = True
-        runs = self.model.runs(part.rounded.outputs, part.result.outputs)
+        self.known, rounded = True, part.moved.result
+        runs = self.model.runs(rounded.outputs, part.result.outputs)
         for name, error in self.model.task.stage_errors(runs).items():
             self.outputs[name] = max(self.outputs.get(name, 0.0), error)
-        mine, theirs = part.rounded.selected.margin, part.result.selected.margin
+        mine, theirs = rounded.selected.margin, part.result.selected.margin
         with np.errstate(invalid="ignore"):
             moved = np.where(np.isfinite(theirs), np.abs(mine - theirs), 0.0)
         self.margins = np.maximum(self.margins, moved.max(axis=(0, 2), initial=0.0))
@@ -127,8 +129,9 @@ class WholeRounding:
             model.float32 = model.task.swayed(model.float32, swayed)
         if not self.known:
             return
-        model.reach = exact.rounding * model.scales + WHOLE * self.margins
-        allowed = {name: WHOLE * error for name, error in self.outputs.items()}
+        times = WHOLE[model.bundle.precision]
+        model.reach = exact.rounding * model.scales + times * self.margins
+        allowed = {name: times * error for name, error in self.outputs.items()}
         model.limits = model.task.widened(model.limits, exact, allowed)
 
 

@@ -81,11 +81,13 @@ class Stages:
         graph = self._of_graph(engine.run(feeds), part, there)
         reference = self._of_reference(expected, there)
         errors = self._errors(graph, reference)
-        rounded = part.rounded_stages if self.alone else part.rounded
+        run = part.rounded if self.exact else part.moved
+        rounded = None if run is None else run.stages if self.alone else run.result
         if rounded is not None:
             target = self._of_reference(rounded, there)
             self.limits.add(self._errors(target, reference))
-            if self.exact:  # a weight may also stay as it is, where a half has no such operator
+            # A weight may also stay as it is, where a half has no such operator.
+            if self.exact or part.computed is not None:
                 closer = self._errors(graph, target)
                 errors = {name: min(error, errors[name]) for name, error in closer.items()}
         for name, error in errors.items():

@@ -317,7 +317,7 @@ def test_other_commands_get_theirs(told):
         (ExportSettings, {"workspace": "much"}, "--workspace 'much' is no size"),
         (ExportSettings, {"target": "tensorrt", "optimization_level": 9}, "9 is out of range"),
         (ExportSettings, {"min_shapes": ["images:1x3x8x8"]}, "do not make profiles"),
-        (ExportSettings, {"precision": "int8"}, "--precision 'int8' is unknown"),
+        (ExportSettings, {"precision": "fp8"}, "--precision 'fp8' is unknown"),
         (ExportSettings, {"opset": 19}, "--opset 19 is not supported"),
         (ExportSettings, {"budget": "0.5"}, "without a token mode"),
         (ExportSettings, {"budget": "0.5", "tokens": "dynamic"}, "with --tokens dynamic"),

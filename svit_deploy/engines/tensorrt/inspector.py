@@ -104,7 +104,7 @@ def attention_note(
         return "the engine does not tell its layers, so it is not known whether attention is fused"
     if counts.fused_attention >= expected:
         return None
-    if precision == "fp32":
+    if precision in ("fp32", "int8"):  # between linear layers, int8 graphs are float32
         reason = "fused kernels take fp16 or bf16, export with --precision fp16"
     elif not 16 <= head_dim <= 256 or head_dim % 8:
         reason = f"they take head sizes from 16 to 256 in steps of 8, not {head_dim}"

@@ -191,9 +191,7 @@ class StvitRGraph(GraphTokens):
         weights = np.split(layers.weights[f"{name}.attn.kv.weight"], 2)
         biases = np.split(layers.weights[f"{name}.attn.kv.bias"], 2)
         for part, weight, bias in zip("kv", weights, biases, strict=True):
-            names = f"{name}.attn.{part}.weight", f"{name}.attn.{part}.bias"
-            inputs = layers.cast_weight(names[0], weight), layers.cast_weight(names[1], bias)
-            found.append(self.graph.op("Gemm", rows, *inputs, transB=1))
+            found.append(layers.product(rows, f"{name}.attn.{part}", weight, bias))
         return found[0], found[1]
 
     def cross(
@@ -229,11 +227,7 @@ class StvitRGraph(GraphTokens):
         factor = layers.weights[scale]
         weight = layers.weights[f"{name}.weight"] * factor[:, None]
         bias = layers.weights[f"{name}.bias"] * factor
-        inputs = (
-            layers.cast_weight(f"{name}.weight", weight),
-            layers.cast_weight(f"{name}.bias", bias),
-        )
-        return self.graph.op("Gemm", x, *inputs, transB=1)
+        return layers.product(x, name, weight, bias)
 
     def feed(self, x: str, name: str) -> str:
         """The second half of a block with layer scales."""

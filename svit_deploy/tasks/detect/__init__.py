@@ -85,6 +85,11 @@ class Detect(Features):
                 "a whole detector in bfloat16 would move its boxes by pixels",
                 "compute it in fp16, or export it with --task backbone",
             )
+        if precision not in self.limits:
+            raise UsageError(
+                f"nobody has measured what {precision} does to the boxes of a whole detector",
+                "use --precision fp16, or --task backbone",
+            )
 
     # What a checkpoint tells.
 

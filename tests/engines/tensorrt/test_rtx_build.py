@@ -25,6 +25,7 @@ from svit_deploy.engines.tensorrt.sidecar import read_sidecar
 from svit_deploy.errors import CapabilityError, ExportError, UsageError
 from svit_deploy.export.pipeline import export_model
 from svit_deploy.export.settings import ExportSettings
+from svit_deploy.images import synthetic_images
 from svit_deploy.io.files import hash_file
 from svit_deploy.model.config import TokenMode
 from svit_deploy.model.profiles import Profile
@@ -123,6 +124,22 @@ def test_every_static_mode_builds(shallow, tmp_path, family, mode, precision, pl
     assert (sidecar.precision, sidecar.tokens, sidecar.plugins) == (precision, mode, ())
     assert sidecar.settings["packed_blocks"] == 0
     assert sidecar.settings["layers"]["total"] > bundle.config.depth
+    assert sidecar.settings["layers"]["host_copies"] == 0
+
+
+@pytest.mark.parametrize("mode", ["budget", "dense"])
+def test_integers_build(tmp_path, mode):
+    model = shallow_model("svit")
+    budget = "0.7" if mode == "budget" else None
+    images = synthetic_images(2, model.config.image_size)
+    settings = ExportSettings(
+        tokens=TokenMode(mode), budget=budget, precision="int8", calibration=images
+    )
+    bundle = export_model(model, tmp_path / "bundle", settings)
+    sidecar = build(bundle, tmp_path, mode, "int8")
+    assert sidecar.engine.startswith("model.int8-rtx1.")
+    assert (sidecar.precision, sidecar.tokens) == ("int8", mode)
+    assert sidecar.settings["layers"]["total"] > 6 * bundle.config.depth, "each layer is a product"
     assert sidecar.settings["layers"]["host_copies"] == 0
 
 

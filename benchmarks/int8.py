@@ -1,0 +1,65 @@
+"""SViT-S in float32 and in int8 on ONNX Runtime CPU, dense and dynamic, interleaved in one run.
+
+Random weights from `svit-deploy init`, as in svit_s.py.
+
+    python benchmarks/int8.py --output /tmp/int8
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from svit_s import IMAGES, RATIOS, markdown
+
+from svit_deploy import api
+from svit_deploy.bench.printing import render
+from svit_deploy.bench.settings import BenchSettings
+from svit_deploy.images import synthetic_images
+from svit_deploy.progress import show_progress
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batches", default="1,8")
+    parser.add_argument("--seconds", type=float, default=20.0, help="per graph and batch size")
+    options = parser.parse_args()
+    output: Path = options.output
+    output.mkdir(parents=True, exist_ok=True)
+    images = output / "images.npz"
+    np.savez(images, images=np.stack(synthetic_images(IMAGES, (224, 224)).arrays))
+    checkpoint = output / "svit_s.pth"
+    api.init("svit_s", checkpoint, keep_ratio=RATIOS, force=True)
+    targets = []
+    for precision in ("fp32", "int8"):
+        for tokens in ("dense", "dynamic"):
+            targets.append(output / f"{tokens}-{precision}")
+            api.export(
+                checkpoint,
+                targets[-1],
+                tokens=tokens,
+                precision=precision,
+                calibration=images,
+                force=True,
+            )
+    settings = BenchSettings(
+        batches=tuple(int(size) for size in options.batches.split(",")),
+        duration_s=options.seconds,
+        min_samples=11,
+        threads=options.threads,
+        worst_case=False,
+    )
+    with show_progress() as progress:
+        report = api.bench(targets, images=images, settings=settings, progress=progress)
+    render(report, Console(width=120))
+    print(markdown(report))
+    (output / "bench.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
