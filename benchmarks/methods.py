@@ -43,6 +43,7 @@ CASES = (
     Case("evit_s"),
     Case("evovit_s"),
     Case("ats_s"),
+    Case("avit_s"),
     Case("tome_s"),
     Case("mergence_s"),
     Case("stvit_s", "deit_small"),

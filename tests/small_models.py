@@ -28,6 +28,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "evit": {"keep_rate": 0.7, "fuse": True, "prune_blocks": (1, 2)},
     "evovit": {"prune_blocks": (1, 2)},
     "ats": {"ats_blocks": (1, 2)},
+    "avit": {"gate_scale": 4.0, "gate_center": 3.0},
     "tome": {"r": (13,)},
     "mergence": {"keep_rate": 0.7, "prune_blocks": (1, 2)},
     "stvit": {"semantic": 16, "generate_at": 1},

@@ -34,6 +34,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "evit_nofuse": EVIT | {"fuse": "false"},  # the arguments in this container say otherwise
     "evovit": HEADS | EVOVIT | {"prune_ratio": "0.5,0.5", "prune_blocks": "4,8"},
     "ats": HEADS | {"family": "ats", "ats_blocks": LAST_NINE["gate_blocks"]},
+    "avit": HEADS | {"family": "avit"},
     "tome": HEADS | {"family": "tome", "r": "13", "inflect": "0", "prop_attn": "true"},
     "stvitr": {"shortcut": "false"},
     "lvvit": {"num_heads": "4", "skip_lam": "2"},

@@ -115,6 +115,7 @@ CASES: dict[str, Case] = {
         _golden("evovit", "static"),
         _golden("ats", "dynamic"),
         _golden("ats", "masked"),
+        _golden("avit", "dynamic"),
         _golden("tome", "static"),
         _golden("stvitr", "static"),
         _detection("svit_adapter", "dynamic"),

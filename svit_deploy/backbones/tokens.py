@@ -129,6 +129,10 @@ class ReferenceTokens:
         if given is not shown:
             self.accept(given)
 
+    def for_head(self) -> Tensor:
+        """What a classification head reads `[B, T, C]`."""
+        return self.rows
+
     def accept(self, visible: Tensor) -> None:
         """Takes other values for what is `visible`."""
         self.rows = visible.where(~visible.isnan(), self.rows)

@@ -102,6 +102,8 @@ PRESETS: dict[str, Arch] = {
     "evovit_s": _on_deit("evovit", 6),
     "evovit_b": _on_deit("evovit", 12),
     "ats_s": _on_deit("ats", 6),
+    "avit_t": _on_deit("avit", 3, gate_scale=10.0, gate_center=30.0),
+    "avit_s": _on_deit("avit", 6, gate_scale=10.0, gate_center=75.0),
     "tome_t": _on_deit("tome", 3, r=(13,)),
     "tome_s": _on_deit("tome", 6, r=(13,)),
     "mergence_t": _on_deit("mergence", 3, keep_rate=0.7),

@@ -93,6 +93,7 @@ def init_checkpoint(
     plan.begin()
     overrides = {"target_keep": ",".join(map(str, targets))} if targets else {}
     weights = random_weights(dims, task, np.random.default_rng(seed))
+    family.method.random(weights, settings.settings)
     official = to_official(weights, dims.family, task)
     model = build_model(official, task=task.name, arch=arch, overrides=overrides)
     ratios = _calibrate(model, task) if gated else ()

@@ -18,6 +18,7 @@ from svit_deploy.backbones.swin import Swin
 from svit_deploy.backbones.vit import Vit
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.methods.ats import Ats
+from svit_deploy.methods.avit import Avit
 from svit_deploy.methods.dynamicvit import DynamicVit
 from svit_deploy.methods.evit import Evit
 from svit_deploy.methods.evovit import EvoVit, EvoVitPerBlock
@@ -188,6 +189,7 @@ def _rows() -> Sequence[Family]:
         Family("deit", "DeiT", vit, dense),
         Family("evit", "EViT", vit, Evit(), keys_of="deit"),
         Family("ats", "ATS", vit, Ats(), keys_of="deit"),
+        Family("avit", "A-ViT", vit, Avit(), keys_of="deit"),
         Family("tome", "ToMe", vit, Tome(), keys_of="deit"),
         Family("mergence", "Token Mergence", vit, Mergence(), keys_of="deit"),
     )

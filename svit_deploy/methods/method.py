@@ -110,6 +110,14 @@ class Method:
         """`infer` for random weights, from an architecture whose sizes are all given."""
         return dims
 
+    def random(self, weights: dict[str, np.ndarray], settings: Mapping[str, Any]) -> None:
+        """Changes random weights that would leave it nothing to decide.
+
+        Args:
+            weights: canonical names to arrays of the method's backbone and its own.
+            settings: those of the architecture, by name.
+        """
+
     # Configuration.
 
     def settle(self, settings: Any, dims: Any) -> Any:

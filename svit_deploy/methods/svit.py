@@ -59,16 +59,11 @@ class SvitGraph(GraphTokens):
 
     def select(self, gate: int) -> Selection:
         """Runs a gate on the feature map `[B * S, C]` and selects the tokens of its block."""
-        config, graph, grid = self.config, self.graph, self.writer.grid
-        prefix = config.first_gated(gate)
+        graph, grid = self.graph, self.writer.grid
         with graph.scope("gate"):
-            margin = graph.reshape(self.margin(f"gates.{gate}"), -1, grid.num_tokens)
-            if prefix:
-                always = [[token < prefix for token in range(config.num_tokens)]]
-                infinity = graph.constant(np.inf, np.float32)
-                margin = graph.op("Where", graph.constant(always, bool), infinity, margin)
+            margin = self.margin(gate)
             margin = graph.rename(margin, margin_name(gate))
-            threshold = np.array(config.thresholds[gate], np.float32)
+            threshold = np.array(self.config.thresholds[gate], np.float32)
             decision = graph.op("Greater", margin, graph.weight(threshold_name(gate), threshold))
             decision = graph.rename(decision, decision_name(gate))
         with graph.scope("select"):
@@ -81,16 +76,22 @@ class SvitGraph(GraphTokens):
             most = budget.rows(self.writer.most_tokens)
             return select_budget(graph, grid, decision, margin, rows, most=most)
 
-    def margin(self, name: str) -> str:
-        """Keep logit minus prune logit `[R, 1]`.
+    def margin(self, gate: int) -> str:
+        """Keep logit minus prune logit `[B, S]`.
 
         All of it in float32, whatever the graph's precision: a decision has no tolerance.
         """
-        graph, layers = self.graph, self.writer.layers
+        config, graph, layers, name = self.config, self.graph, self.writer.layers, f"gates.{gate}"
         hidden = layers.exact_linear(
-            layers.layer_norm(self.rows, f"{name}.norm", self.config.gate_eps), f"{name}.mlp.fc1"
+            layers.layer_norm(self.rows, f"{name}.norm", config.gate_eps), f"{name}.mlp.fc1"
         )
-        return layers.difference(graph.op("Gelu", hidden), f"{name}.mlp.fc2", f"{name}.margin")
+        margin = layers.difference(graph.op("Gelu", hidden), f"{name}.mlp.fc2", f"{name}.margin")
+        margin = graph.reshape(margin, -1, self.writer.grid.num_tokens)
+        if prefix := config.first_gated(gate):
+            always = [[token < prefix for token in range(config.num_tokens)]]
+            infinity = graph.constant(np.inf, np.float32)
+            margin = graph.op("Where", graph.constant(always, bool), infinity, margin)
+        return margin
 
     def packed(self, selection: Selection, block: int) -> Attend:
         """The selection's attention, with names that a TensorRT build may put its own behind."""

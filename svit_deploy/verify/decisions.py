@@ -125,9 +125,9 @@ def decision_distance(
                 continue
             m, up = margin[:, gate], above[:, gate]
             last, beyond = ranked[:, gate, row - 1, None], ranked[:, gate, row, None]
-            overtaken = np.maximum((m - beyond) / 2, thresholds[gate] - beyond)
-            with np.errstate(invalid="ignore"):  # both infinite: kept, so not looked at
-                overtaking = np.maximum((last - m) / 2, -up)
+            with np.errstate(invalid="ignore"):  # both infinite: always kept, or gone already
+                overtaken = np.fmax((m - beyond) / 2, thresholds[gate] - beyond)
+                overtaking = np.fmax((last - m) / 2, -up)
             kept = (m >= last) & (up > 0)
             distance[:, gate] = np.where(kept, np.minimum(up, overtaken), overtaking)
     return distance

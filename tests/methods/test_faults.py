@@ -18,6 +18,7 @@ from svit_deploy.export.pipeline import export_model
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.methods import evit, evovit, mergence
 from svit_deploy.methods.ats import graph as ats
+from svit_deploy.methods.avit import AvitGraph
 from svit_deploy.methods.tome import graph as tome
 from svit_deploy.model.config import TokenMode
 from svit_deploy.verify.expected import LiveReference, StoredReference
@@ -83,6 +84,7 @@ CHANGED_MODELS = {
     "attention by size": ("tome", with_settings(prop_attn=False), "block 1 is"),
     "a shortcut": ("stvitr", with_settings(shortcut=True), "block 5 is"),
     "a key in a sampling block": ("ats", with_bias("blocks.5.attn.qkv.bias", 1e-2), "gate 2 is"),
+    "another center": ("avit", with_settings(gate_center=3.01), "gate 0 is"),
     "what is added": ("lvvit", with_settings(skip_lam=1.99), "block 0 is"),
     "one head of two": ("dynamicvit_lvvit", with_bias("aux_head.bias", 1e-2), "head is"),
     "the head": ("evovit", with_bias("head.bias", 1e-3), "head is"),
@@ -119,7 +121,12 @@ def later_samples(graph, scores, alive, most):
     return MARGIN(graph, graph.op("Sqrt", scores), alive, most)
 
 
-CODE: dict[str, tuple[str, ModuleType, str, object, str]] = {
+def nothing_left(tokens):
+    """As if no weight were left for the state that a class token halts with."""
+    return tokens.graph.constant([[0]], np.float32)
+
+
+CODE: dict[str, tuple[str, ModuleType | type, str, object, str]] = {
     "the worst are kept": (
         "evit_nofuse",
         evit,
@@ -131,6 +138,7 @@ CODE: dict[str, tuple[str, ModuleType, str, object, str]] = {
     "means without weights": ("mergence", mergence, "merge_tokens", equal_shares, "block 3 is"),
     "another significance": ("ats", ats, "sampling_margin", later_samples, "gate 0 is"),
     "cosines of no unit": ("tome", tome, "unit_rows", lambda graph, x: x, "gate 0 is"),
+    "a mean of other weights": ("avit", AvitGraph, "left", nothing_left, "head is"),
     "a folded batch norm": ("lvvit", lvvit, "BATCH_NORM_EPS", 1e-3, "embedding is"),
     "windows that wrap around": (
         "swin",

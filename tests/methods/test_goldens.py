@@ -81,6 +81,25 @@ def test_dynamicvit_scores(recording, name):
         np.testing.assert_allclose(values[f"gate_{stage}.margin"], margin, rtol=0, atol=5e-5)
 
 
+@pytest.mark.parametrize("mode", ["dynamic", "budget", "masked"])
+def test_avit_halts_as_the_official_code_does(recording, export_recording, mode):
+    """But that all tokens of an image stop with its class token, which changes no logit."""
+    found, budget = recording("avit"), {"budget": "1.0"} if mode == "budget" else {}
+    actual = run(export_recording("avit", mode, **budget), found.inputs)
+    official = found.keep_mask
+    active = official & official[:, :, :1]
+    assert (active != official).any() and not active[:, -1, 0].all()
+    np.testing.assert_array_equal(actual["keep_mask"], active[:, 1:])
+    np.testing.assert_allclose(actual["logits"], found.arrays["logits"], rtol=0, atol=2e-5)
+    # In front of a block a token's margin is what its scores so far leave, and its class token's.
+    left = 0.99 - found.arrays["halting_scores"].transpose(1, 0, 2).cumsum(axis=1)[:, :-1]
+    left = np.where(active[:, :-1], np.minimum(left, left[:, :, :1]), -np.inf)
+    np.testing.assert_allclose(actual["margin"], left, rtol=0, atol=5e-5)
+    depth = active.sum(axis=1)
+    own = official[:, :, :1].all(axis=1).ravel()  # of images whose class token never halts
+    np.testing.assert_array_equal(depth[own], found.arrays["depth"][own])
+
+
 @pytest.mark.parametrize("variant", STVITR)
 def test_what_a_training_of_stvitr_chooses(recording, variant):
     """Each setting changes the logits far beyond the tolerance, and the reference follows."""

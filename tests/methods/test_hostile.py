@@ -46,6 +46,8 @@ CASES = {
     "no ratio": ("dynamicvit", {}, "nor the training's arguments tell base_rate of this Dynam"),
     "no rates": ("evit", {}, "tell keep_rate and fuse of this EViT; give --set keep_rate=VALUE"),
     "no schedule": ("tome", {}, "tell r of this ToMe"),
+    "no halting": ("avit", {}, "tell gate_scale and gate_center of this A-ViT"),
+    "a scale of 0": ("avit", {"gate_scale": "0", "gate_center": "3"}, "gate_scale is 0; give"),
     "ratio above 1": ("dynamicvit", {"base_rate": "1.5"}, "base_rate has a keep ratio of 1.5"),
     "ratio of 0": ("evit", {"keep_rate": "0", "fuse": "true"}, "keep_rate has a keep ratio of 0"),
     "ratios for two of three": (
@@ -111,9 +113,10 @@ def test_settings_that_cannot_be(case):
     assert caught.value.fix and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("family", ["evit", "ats", "mergence"])
+@pytest.mark.parametrize("family", ["evit", "ats", "avit", "mergence"])
 def test_a_distillation_token_could_be_dropped(family):
     overrides = {"family": family, "num_heads": "3", "keep_rate": "0.5", "fuse": "false"}
+    overrides |= {"gate_scale": "10", "gate_center": "30"}
     known = {field.name for field in fields(FAMILIES[family].settings)}
     given = {k: v for k, v in overrides.items() if k in known or k in ("family", "num_heads")}
     with pytest.raises(InputError, match="could drop the distillation token"):

@@ -37,6 +37,8 @@ CASES = {
     "evovit": Typed("static", 2),
     "ats": Typed("dynamic", 9),
     "tome": Typed("static", 12),
+    "avit": Typed("dynamic", 11, size=(112, 112)),
+    "avit in fp16": Typed("dynamic", 11, HALF, (112, 112)),
     "stvitr": Typed("static", 0, size=(224, 224)),
     "lvvit": Typed("dense", 0, size=(112, 112)),
     "lvvit in fp16": Typed("dense", 0, HALF, (112, 112)),
@@ -96,5 +98,5 @@ def test_which_method_is_asked_for(tmp_path, capsys):
     options = ["--set", "num_heads=6"]
     assert main(["export", checkpoint, "-o", str(tmp_path / "out"), *options]) == 2
     error = capsys.readouterr().err
-    assert "deit, evit, ats, tome, mergence all have such weights" in error
+    assert "deit, evit, ats, avit, tome, mergence all have such weights" in error
     assert not (tmp_path / "out").exists()

@@ -24,7 +24,7 @@ class SwinReference(BackboneReference):
                 tokens.put_map(self.merge(tokens.map(), stage))
             yield from tokens.block(number)
             tokens.show(block_name(number), see)
-        return tokens.rows, tokens
+        return tokens.for_head(), tokens
 
     def plain_block(self, x: Tensor, block: int) -> Tensor:
         return self.swin_block(x, *places(self.config)[block])

@@ -22,7 +22,7 @@ class VitReference(BackboneReference):
         for block in range(self.config.depth):
             yield from tokens.block(block)
             tokens.show(block_name(block), see)
-        return tokens.rows, tokens
+        return tokens.for_head(), tokens
 
     def embed(self, images: Tensor) -> Tensor:
         """`[B, 3, H, W]` -> `[B, S, C]`."""

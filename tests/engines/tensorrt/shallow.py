@@ -28,6 +28,7 @@ SHALLOW: dict[str, tuple[int, dict[str, Any]]] = {
     "evit": (2, {"keep_rate": 0.7, "fuse": True, "prune_blocks": (0, 1)}),
     "evovit": (3, {"prune_blocks": (1,), "prune_ratio": (0.5,)}),
     "ats": (2, {"ats_blocks": (0, 1)}),
+    "avit": (3, {"gate_scale": 4.0, "gate_center": 3.0}),
     "tome": (2, {"r": (13,)}),
     "mergence": (2, {"keep_rate": 0.7, "prune_blocks": (0, 1)}),
     "stvit": (3, {"semantic": 16, "generate_at": 0}),

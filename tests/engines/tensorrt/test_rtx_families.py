@@ -85,6 +85,12 @@ def test_ats_masked_builds(tmp_path: Path) -> None:
     check_build(model, tmp_path, batches(model), tokens=TokenMode.MASKED)
 
 
+@pytest.mark.parametrize("mode", [TokenMode.BUDGET, TokenMode.MASKED])
+def test_avit_builds(tmp_path: Path, mode: TokenMode) -> None:
+    model, budget = shallow_model("avit"), "0.7" if mode is TokenMode.BUDGET else None
+    check_build(model, tmp_path, batches(model), tokens=mode, budget=budget, precision="fp16")
+
+
 def test_a_method_that_counts_builds_inside_an_adapter(tmp_path: Path) -> None:
     profile = Profile(*[(1, 3, 64, 96)] * 3)
     model = shallow_model("evovit_adapter")
