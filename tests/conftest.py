@@ -129,7 +129,7 @@ class DetectionGolden:
 def load_detection_golden(name: str) -> DetectionGolden:
     pytest.importorskip("torch")
     folder, told = GOLDEN / name, SETTINGS[name]
-    path, whole = folder / "checkpoint.pth", name == "svit_mask_rcnn"
+    path, whole = folder / "checkpoint.pth", name.endswith("_mask_rcnn")
     with np.load(folder / "io.npz") as io:
         arrays = {key: io[key] for key in io.files}
     return DetectionGolden(

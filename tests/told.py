@@ -21,6 +21,13 @@ SVIT = HEADS | LAST_NINE | {"gate_class_token": "false," * 8 + "true"}
 EVIT = HEADS | {"family": "evit", "prune_blocks": "3,6,9"}
 ADAPTER = HEADS | {"deform_heads": "6", "interaction_blocks": "3,3,3,3"}
 EVOVIT = {"tradeoff": "0.5"}
+EVOVIT_ADAPTER = {
+    **ADAPTER,
+    **EVOVIT,
+    "prune_ratio": ",".join(["0.5"] * 8),
+    "prune_blocks": "4,5,6,7,8,9,10,11",
+    "early_tradeoff": "1",
+}
 IMAGENET = {"mean": "0.485,0.456,0.406", "std": "0.229,0.224,0.225"}
 SETTINGS: dict[str, dict[str, str]] = {
     "svit_cls": SVIT,
@@ -41,13 +48,8 @@ SETTINGS: dict[str, dict[str, str]] = {
     "svit_adapter": ADAPTER | LAST_NINE,
     "vit_adapter_dense": ADAPTER,
     "svit_mask_rcnn": ADAPTER | LAST_NINE,
-    "evovit_adapter": ADAPTER
-    | EVOVIT
-    | {
-        "prune_ratio": ",".join(["0.5"] * 8),
-        "prune_blocks": "4,5,6,7,8,9,10,11",
-        "early_tradeoff": "1",
-    },
+    "evovit_adapter": EVOVIT_ADAPTER,
+    "evovit_mask_rcnn": EVOVIT_ADAPTER,
 }
 """Fields of an architecture by golden, as typed after `--set`; its meta.json says the same."""
 

@@ -29,6 +29,7 @@ class Typed:
 
 
 BACKBONE = ("--task", "backbone", "--image-size", "96x128")
+DETECT = ("--task", "detect", "--image-size", "96x128")
 HALF = ("--precision", "fp16")
 CASES = {
     "dynamicvit": Typed("static", 3),
@@ -44,6 +45,8 @@ CASES = {
     "lvvit in fp16": Typed("dense", 0, HALF, (112, 112)),
     "dynamicvit_lvvit": Typed("static", 3, size=(112, 112)),
     "dynamicvit_lvvit in fp16": Typed("static", 3, HALF, (112, 112)),
+    "evovit_mask_rcnn": Typed("static", 8, DETECT, (90, 120)),
+    "evovit_mask_rcnn in fp16": Typed("static", 8, DETECT + HALF, (90, 120)),
     "evovit_adapter": Typed("static", 8, BACKBONE, (90, 128)),
     "evovit_adapter in fp16": Typed("static", 8, BACKBONE + HALF, (90, 128)),
 }

@@ -35,6 +35,7 @@ TASK = {
     "svit_adapter": "backbone",
     "vit_adapter_dense": "backbone",
     "evovit_adapter": "backbone",
+    "evovit_mask_rcnn": "detect",
     "svit_mask_rcnn": "detect",
 }
 FAMILY = {
@@ -44,6 +45,7 @@ FAMILY = {
     "svit_cls": "svit",
     "svit_cls_224": "svit",
     "svit_cls_empty_gate": "svit",
+    "evovit_mask_rcnn": "evovit_adapter",
     "svit_mask_rcnn": "svit_adapter",
     "vit_adapter_dense": "vit_adapter",
 }

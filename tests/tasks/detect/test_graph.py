@@ -18,7 +18,7 @@ from svit_deploy.tasks import TASKS
 from svit_deploy.tasks.detect.detections import Detections, split_images
 from tests.backbones.adapter.running import FREE, engine_of, sizes_of
 from tests.shortened import shortened
-from tests.tasks.detect.official import image_of, order_of
+from tests.tasks.detect.official import image_of, kept_of, order_of
 
 pytestmark = pytest.mark.slow
 
@@ -48,10 +48,20 @@ def detections_of(engine: Engine, found: Any, image: int) -> tuple[Detections, d
 @pytest.mark.parametrize("mode", ["dynamic", "budget", "masked"])
 def test_equals_the_official_code(found: Any, free_engine: Any, mode: str) -> None:
     """Both orientations and several sizes in one graph."""
-    for image in range(3):
-        mine, outputs = detections_of(free_engine(mode), found, image)
-        keep = found.arrays[f"keep_masks_{image}"].transpose(1, 0, 2)
-        assert (outputs["keep_mask"] == keep).all()
+    check_all(found, free_engine(mode))
+
+
+def test_a_method_that_counts_equals_the_official_code(detection_golden: Any) -> None:
+    found = detection_golden("evovit_mask_rcnn")
+    with detector_engine(found.detector, "static") as engine:
+        check_all(found, engine)
+
+
+def check_all(found: Any, engine: Engine) -> None:
+    """Each image of a golden."""
+    for image in range(len(found.meta["per_image"])):
+        mine, outputs = detections_of(engine, found, image)
+        assert kept_of(found, image, outputs["keep_mask"])
         order_of(found, image, mine)
 
 

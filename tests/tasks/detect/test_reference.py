@@ -16,17 +16,19 @@ from svit_deploy.tasks import TASKS
 from svit_deploy.tasks.detect.detections import Detections, paste_masks
 from svit_deploy.tasks.detect.reference import MaskRcnnReference
 from svit_deploy.tasks.reference import Reference
-from tests.tasks.detect.official import image_of, order_of
+from tests.tasks.detect.official import image_of, kept_of, order_of
+
+IMAGES = [("svit_mask_rcnn", 0), ("svit_mask_rcnn", 1), ("svit_mask_rcnn", 2)]
+IMAGES += [("evovit_mask_rcnn", 0), ("evovit_mask_rcnn", 1)]
 
 
-@pytest.mark.parametrize("image", [0, 1, 2])
-def test_detector_equals_the_official_code(detection_golden: Any, image: int) -> None:
-    found = detection_golden("svit_mask_rcnn")
+@pytest.mark.parametrize(("name", "image"), IMAGES)
+def test_detector_equals_the_official_code(detection_golden: Any, name: str, image: int) -> None:
+    found = detection_golden(name)
     facts, arrays, one = found.meta["per_image"][image], found.arrays, image_of(found, image)
     reference = Reference(found.detector, TASKS["detect"])
     result = reference.run([one], stages=True)
-    keep = arrays[f"keep_masks_{image}"].transpose(1, 0, 2)
-    assert (result.selected.keep_mask == keep).all()
+    assert kept_of(found, image, result.selected.keep_mask)
 
     heads = MaskRcnnReference(reference.backbone)
     features = [torch.from_numpy(result.stages[f"stride_{stride}"]) for stride in (4, 8, 16, 32)]
