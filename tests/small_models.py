@@ -36,6 +36,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "stvitr": {"depths": (2, 1, 6, 1)},
     "svit_adapter": SHORT,
     "vit_adapter": SHORT,
+    "vit_adapter_class": SHORT,
+    "dynamicvit_adapter": {**SHORT, "base_rate": (0.8, 0.5), "prune_blocks": (1, 2)},
+    "evit_adapter": {**SHORT, "keep_rate": 0.7, "fuse": True, "prune_blocks": (1, 2)},
+    "ats_adapter": {**SHORT, "ats_blocks": (1, 2)},
     "evovit_adapter": {**SHORT, "prune_blocks": (2, 3), "prune_ratio": (0.5, 0.5)},
 }
 """What a family's weights cannot tell, and places in 4 blocks; its defaults in 12 without a row."""

@@ -76,13 +76,11 @@ class GraphTokens:
 
     def map(self) -> str:
         """The complete map of patches in raster order `[B * N, C]`, between two blocks."""
-        prefix = self.config.prefix_tokens
-        return self.rows if not prefix else self.writer.without_prefix(self.rows, prefix)
+        return self.writer.patches_of(self.rows)
 
     def put_map(self, x: str) -> None:
         """Takes a map back that something between two blocks has changed."""
-        prefix = self.config.prefix_tokens
-        self.rows = x if not prefix else self.writer.with_prefix(self.rows, x, prefix)
+        self.rows = self.writer.with_patches(self.rows, x)
 
 
 class ReferenceTokens:

@@ -11,6 +11,7 @@ import numpy as np
 from svit_deploy.backbones.tokens import Decided, GraphTokens
 from svit_deploy.graph.builder import BOOL, FLOAT, INT64, INT64_MAX, GraphBuilder
 from svit_deploy.graph.layers import QKV, Layers, attention, class_attention
+from svit_deploy.graph.maps import total
 from svit_deploy.graph.tokens import TokenGrid, attend_to_all
 from svit_deploy.model.budget import Budget
 from svit_deploy.model.config import ModelConfig, TokenMode
@@ -156,19 +157,28 @@ class GraphWriter:
         x = self.layers.attend(x, f"blocks.{block}", self.config.block_eps, attend)
         return x, scores[0]
 
-    def without_prefix(self, rows: str, prefix: int) -> str:
-        """Rows `[B * S, C]` -> those of the patches `[B * N, C]`."""
-        graph, width = self.graph, self.config.embed_dim
-        split = graph.reshape(rows, -1, self.num_tokens, width)
-        return graph.reshape(graph.slice(split, prefix, INT64_MAX), -1, width)
+    def patches_of(self, rows: str, added: int = 0) -> str:
+        """Rows `[B * (S + added), C]` of all tokens -> those of the patches `[B * N, C]`."""
+        graph, config = self.graph, self.config
+        if not config.prefix_tokens and not added:
+            return rows
+        split = graph.reshape(rows, -1, total(graph, self.num_tokens, added), config.embed_dim)
+        patches = graph.slice(split, config.prefix_tokens, -added if added else INT64_MAX)
+        return graph.reshape(patches, -1, config.embed_dim)
 
-    def with_prefix(self, rows: str, patches: str, prefix: int) -> str:
-        """The first tokens of each image of rows `[B * S, C]`, then patches `[B * N, C]`."""
-        graph, width = self.graph, self.config.embed_dim
-        first = graph.slice(graph.reshape(rows, -1, self.num_tokens, width), 0, prefix)
+    def with_patches(self, rows: str, patches: str, added: int = 0) -> str:
+        """Rows `[B * (S + added), C]` of all tokens with other patches `[B * N, C]`."""
+        graph, config = self.graph, self.config
+        prefix, width = config.prefix_tokens, config.embed_dim
+        if not prefix and not added:
+            return patches
+        split = graph.reshape(rows, -1, total(graph, self.num_tokens, added), width)
+        first = graph.slice(split, 0, prefix)
         batch = graph.op("Concat", graph.shape(first, 0), graph.constant([-1, width]), axis=0)
-        split = graph.op("Reshape", patches, batch)
-        return graph.reshape(graph.op("Concat", first, split, axis=1), -1, width)
+        parts = [first, graph.op("Reshape", patches, batch)]
+        if added:
+            parts.append(graph.slice(split, -added, INT64_MAX))
+        return graph.reshape(graph.op("Concat", *parts, axis=1), -1, width)
 
     def add_gate_outputs(self, decided: Sequence[Decided]) -> None:
         """`keep_mask`, `margin` and, where tokens are merged, `source` `[B, G, S]`.

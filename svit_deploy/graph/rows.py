@@ -7,6 +7,8 @@ from svit_deploy.graph.builder import INT32, INT64, GraphBuilder
 
 def with_prefix(graph: GraphBuilder, positions: str, prefix: int) -> str:
     """Positions `[B, K]` after the prefix -> places among all tokens `[B, prefix + K]`."""
+    if not prefix:
+        return positions
     batch = graph.op("Concat", graph.shape(positions, 0), graph.constant([1]), axis=0)
     first = graph.op("Expand", graph.constant([list(range(prefix))]), batch)
     return graph.op("Concat", first, graph.op("Add", positions, graph.constant(prefix)), axis=1)

@@ -16,7 +16,8 @@ class Survivors:
     Args:
         like: any value whose first axis is the batch.
         width: tokens to tell about, numbered as in the image; those that a method adds last.
-        tokens: S, the tokens there are at first, a number or (with `width`) an int64 vector.
+            A number, or an int64 vector.
+        tokens: S, the tokens there are at first, the same.
         prefix: of them, those that always stay.
     """
 
@@ -40,12 +41,11 @@ class Survivors:
         shape = self.graph.op("Concat", self.batch, self.graph.constant([1]), axis=0)
         return self.graph.op("Expand", self.graph.range(count), shape)
 
-    def nothing(self, like: str) -> str:
-        """False for every token, `[B, width]`; `like` has that shape, where it is not known."""
+    def nothing(self) -> str:
+        """False for every token, `[B, width]`."""
         if isinstance(self.width, int):
             return self.everywhere([[False] * self.width], bool)
-        there = self.graph.op("GreaterOrEqual", like, self.graph.constant(0))
-        return self.graph.op("And", there, self.graph.constant(False, bool))
+        return self.graph.op("Less", self.numbers(self.width), self.graph.constant(0))
 
     def gone(self) -> str:
         """Margins of an image of which only the prefix is left, `[B, width]`."""
@@ -53,7 +53,8 @@ class Survivors:
             row = [[np.inf] * self.prefix + [-np.inf] * (self.width - self.prefix)]
             return self.everywhere(row, np.float32)
         graph = self.graph
-        beyond = graph.op("GreaterOrEqual", self.places, graph.constant(self.prefix))
+        numbers = self.numbers(self.width)
+        beyond = graph.op("GreaterOrEqual", numbers, graph.constant(self.prefix))
         ends = [graph.constant(value, np.float32) for value in (-np.inf, np.inf)]
         return graph.op("Where", beyond, *ends)
 
@@ -64,12 +65,15 @@ class Survivors:
 
     def keep(self, places: str) -> str:
         """Only the tokens at `places [B, T']` are left, in that order; which: `[B, width]`."""
-        all_places = self.places
         self.places = self.graph.op("GatherElements", self.places, places, axis=1)
-        nothing = self.nothing(all_places)
+        nothing = self.nothing()
         true = self.graph.op("GreaterOrEqual", self.places, self.graph.constant(0))
         return self.graph.op("ScatterElements", nothing, self.places, true, axis=1)
 
-    def add(self, number: int) -> None:
-        """A new token at the end."""
-        self.places = self.graph.op("Concat", self.places, self.everywhere([[number]]), axis=1)
+    def add(self, number: int | str) -> None:
+        """A new token at the end; its number as `width` is."""
+        if isinstance(number, int):
+            new = self.everywhere([[number]])
+        else:
+            new = self.graph.op("Add", self.everywhere([[0]]), number)
+        self.places = self.graph.op("Concat", self.places, new, axis=1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 from onnx import TensorProto
@@ -220,13 +221,16 @@ def budget_rows(graph: GraphBuilder, budget: Budget, tokens: int | str) -> int |
     return graph.op("Div", parts, graph.vector(UNIT))
 
 
-def share_of(graph: GraphBuilder, share: float, tokens: int | str, prefix: int) -> int | str:
-    """int(share * N) of an image's N = tokens - prefix, as Python's floats compute it."""
+def share_of(
+    graph: GraphBuilder, share: float, tokens: int | str, prefix: int, *, up: bool = False
+) -> int | str:
+    """int(share * N), or rounded `up`, of N = tokens - prefix, as Python's floats compute it."""
     if isinstance(tokens, int):
-        return int((tokens - prefix) * share)
+        return (ceil if up else int)((tokens - prefix) * share)
     patches = graph.op("Sub", tokens, graph.vector(prefix))
     exact = graph.op("Cast", patches, to=TensorProto.DOUBLE)
-    exact = graph.op("Floor", graph.op("Mul", exact, graph.constant([share], np.float64)))
+    exact = graph.op("Mul", exact, graph.constant([share], np.float64))
+    exact = graph.op("Ceil" if up else "Floor", exact)
     return graph.op("Cast", exact, to=INT64)
 
 

@@ -57,7 +57,7 @@ def _dynamicvit_on_lvvit(arch: Arch, base_rate: tuple[float, ...]) -> Arch:
     return replace(arch, family="dynamicvit_lvvit", settings=settings, crop_ratio=0.875)
 
 
-def _adapter(num_heads: int, family: str) -> Arch:
+def _adapter(num_heads: int, family: str, **settings: Any) -> Arch:
     """A ViT-Adapter in front of Mask R-CNN."""
     gated = family == "svit_adapter"
     return Arch(
@@ -69,6 +69,7 @@ def _adapter(num_heads: int, family: str) -> Arch:
         distilled=False,
         gate_blocks=tuple(range(3, 12)) if gated else (),
         target_keep=(0.7,) * 3 + (0.49,) * 3 + (0.343,) * 3 if gated else (),
+        settings=settings,
         crop_ratio=1.0,
         interpolation="bilinear",
     )
@@ -129,4 +130,12 @@ PRESETS: dict[str, Arch] = {
     "vit_adapter_s": _adapter(6, "vit_adapter"),
     "evovit_adapter_t": _adapter(3, "evovit_adapter"),
     "evovit_adapter_s": _adapter(6, "evovit_adapter"),
+    "dynamicvit_adapter_t": _adapter(3, "dynamicvit_adapter", base_rate=(0.7,)),
+    "dynamicvit_adapter_s": _adapter(6, "dynamicvit_adapter", base_rate=(0.7,)),
+    "vit_adapter_class_t": _adapter(3, "vit_adapter_class"),
+    "vit_adapter_class_s": _adapter(6, "vit_adapter_class"),
+    "evit_adapter_t": _adapter(3, "evit_adapter", keep_rate=0.7, fuse=True),
+    "evit_adapter_s": _adapter(6, "evit_adapter", keep_rate=0.7, fuse=True),
+    "ats_adapter_t": _adapter(3, "ats_adapter"),
+    "ats_adapter_s": _adapter(6, "ats_adapter"),
 }

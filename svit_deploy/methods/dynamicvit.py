@@ -10,24 +10,31 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from svit_deploy.backbones.tokens import Decided, GraphTokens, ReferenceTokens
+from svit_deploy.backbones.tokens import Decided
 from svit_deploy.errors import InputError
+from svit_deploy.graph.builder import INT64_MAX
+from svit_deploy.graph.maps import total
 from svit_deploy.graph.rows import flat_rows, gather_rows, with_prefix
-from svit_deploy.graph.survivors import Survivors
-from svit_deploy.graph.tokens import top_tokens
+from svit_deploy.graph.tokens import share_of, top_tokens
 from svit_deploy.methods.method import Gates, Method, Values
 from svit_deploy.methods.ranking import decode_survivors, ranked_values
+from svit_deploy.methods.removal import (
+    RankedGraph,
+    RemovalSettings,
+    RemovingReference,
+    check_removal,
+)
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.assumption import typed
 from svit_deploy.model.config import ModelConfig, TokenMode, check_ratios
 from svit_deploy.model.keys import Shape, Tensors, linear, norm
 from svit_deploy.model.result import Selected
 from svit_deploy.model.sizes import Misfit
-from svit_deploy.names import INPUT, decision_name, margin_name
+from svit_deploy.names import decision_name, margin_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,25 +58,32 @@ class DynamicVitSettings:
     prune_blocks: tuple[int, ...] = ()
 
 
-class DynamicVitGraph(GraphTokens):
-    def __init__(self, writer: Any, rows: str, kept: tuple[int, ...]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class DynamicVitInAdapterSettings(RemovalSettings, DynamicVitSettings):
+    """In a ViT-Adapter."""
+
+
+class DynamicVitGraph(RankedGraph):
+    def __init__(self, writer: Any, rows: str, shares: tuple[float, ...]) -> None:
         super().__init__(writer, rows)
-        tokens = self.config.num_tokens
-        self.kept, self.survivors = kept, Survivors(self.graph, INPUT, tokens, tokens, 1)
+        self.shares = shares
 
     def block(self, block: int) -> str:
-        graph = self.graph
+        graph, writer, prefix = self.graph, self.writer, self.config.prefix_tokens
         if (stage := self.config.gate_of.get(block)) is not None:
+            share = self.shares[stage]
             with graph.scope("gate"):
                 score = graph.rename(self.score(stage), margin_name(stage))
-                kept = top_tokens(graph, score, self.kept[stage] - 1)
-                kept = graph.rename(kept, decision_name(stage))
+                count = share_of(graph, share, writer.num_tokens, prefix)
+                most = int((writer.most_tokens - prefix) * share)
+                kept = graph.rename(top_tokens(graph, score, count, most), decision_name(stage))
             with graph.scope("select"):
-                places = with_prefix(graph, kept, 1)
+                places = with_prefix(graph, kept, prefix)
                 margin = self.survivors.spread(score)
+                self.leave(self.rows)
                 self.decided.append(Decided(self.survivors.keep(places), margin))
                 self.rows = gather_rows(graph, self.rows, flat_rows(graph, places, self.count))
-                self.count = self.kept[stage]
+                self.count = total(graph, count, prefix)
         return super().block(block)
 
     def score(self, stage: int) -> str:
@@ -78,43 +92,45 @@ class DynamicVitGraph(GraphTokens):
         What all tokens share, the mean of half the channels, is multiplied once for each image.
         """
         config, graph, layers, tokens = self.config, self.graph, self.writer.layers, self.count
-        assert isinstance(tokens, int)
-        name, width = f"predictors.{stage}", config.embed_dim
+        name, width, prefix = f"predictors.{stage}", config.embed_dim, config.prefix_tokens
+        ranked = total(graph, tokens, -prefix)
         half = width // 2
-        split = graph.reshape(graph.to_float32(self.rows), -1, tokens, width)
-        patches = graph.slice(split, 1, tokens)
-        rows = graph.reshape(patches, -1, width)
+        rows = graph.to_float32(self.rows)
+        if prefix:
+            split = graph.reshape(rows, -1, tokens, width)
+            last = tokens if isinstance(tokens, int) else INT64_MAX
+            rows = graph.reshape(graph.slice(split, prefix, last), -1, width)
         z = layers.layer_norm(rows, f"{name}.norm", config.gate_eps)
         z = layers.exact_linear(z, f"{name}.fc0")
         local, whole = graph.ops("Split", graph.op("Gelu", z), outputs=2, axis=1, num_outputs=2)
-        whole = graph.reshape(whole, -1, tokens - 1, half)
+        whole = graph.reshape(whole, -1, ranked, half)
         whole = graph.op("ReduceMean", whole, graph.constant([1]), keepdims=0)  # [B, C / 2]
         weight = layers.weights[f"{name}.fc1.weight"]
         local_weight = graph.weight(f"{name}.fc1.local.weight", weight[:, :half])
         whole_weight = graph.weight(f"{name}.fc1.whole.weight", weight[:, half:])
         shared = graph.op("Gemm", whole, whole_weight, layers.weight(f"{name}.fc1.bias"), transB=1)
-        own = graph.reshape(graph.op("Gemm", local, local_weight, transB=1), -1, tokens - 1, half)
+        own = graph.reshape(graph.op("Gemm", local, local_weight, transB=1), -1, ranked, half)
         z = graph.op("Add", own, graph.op("Unsqueeze", shared, graph.constant([1])))
         z = graph.op("Gelu", graph.reshape(z, -1, half))
         z = graph.op("Gelu", layers.exact_linear(z, f"{name}.fc2"))
-        return graph.reshape(layers.difference(z, f"{name}.fc3", f"{name}.margin"), -1, tokens - 1)
+        return graph.reshape(layers.difference(z, f"{name}.fc3", f"{name}.margin"), -1, ranked)
 
 
-class DynamicVitReference(ReferenceTokens):
-    def __init__(self, backbone: Any, rows: Tensor, kept: tuple[int, ...]) -> None:
+class DynamicVitReference(RemovingReference):
+    def __init__(self, backbone: Any, rows: Tensor, shares: tuple[float, ...]) -> None:
         super().__init__(backbone, rows)
-        self.kept = kept
+        self.shares, self.prefix = shares, self.config.prefix_tokens
 
     def step(self, block: int) -> None:
         import torch
 
         if (stage := self.config.gate_of.get(block)) is not None:
-            x = self.rows
-            score = self.predict(x[:, 1:], stage)
+            score = self.predict(self.rows[:, self.prefix :], stage)
             order = score.argsort(dim=1, descending=True, stable=True)
-            kept = self.decide(decision_name(stage), order[:, : self.kept[stage] - 1])
-            chosen = torch.take_along_dim(x[:, 1:], kept[..., None], dim=1)
-            self.rows = torch.cat([x[:, :1], chosen], dim=1)
+            count = int((self.tokens - self.prefix) * self.shares[stage])
+            kept = self.decide(decision_name(stage), order[:, :count])
+            first = torch.arange(self.prefix).repeat(len(kept), 1)
+            self.rows = self.keep(self.rows, torch.cat([first, kept + self.prefix], dim=1))
             self.values[margin_name(stage)] = score
         super().step(block)
 
@@ -150,7 +166,7 @@ class DynamicVit(Method):
     title = "DynamicViT"
     modes = (TokenMode.STATIC, TokenMode.DENSE)
     blocks_setting = "prune_blocks"
-    settings = DynamicVitSettings
+    settings: ClassVar[type | None] = DynamicVitSettings
     removes = True
 
     def __init__(self, patches: int | None = None) -> None:
@@ -229,22 +245,27 @@ class DynamicVit(Method):
             )
         if config.distilled:
             raise InputError("DynamicViT has no distillation token", "give another checkpoint")
-        if 1 in self.kept(config):
+        if config.prefix_tokens in self.kept(config):
             raise InputError(
                 f"of {config.num_patches} patches, base_rate {typed(rates)} keeps none at stage "
-                f"{self.kept(config).index(1)}",
+                f"{self.kept(config).index(config.prefix_tokens)}",
                 "give larger shares",
             )
 
-    def kept(self, config: ModelConfig) -> tuple[int, ...]:
+    def shares(self, config: ModelConfig) -> tuple[float, ...]:
+        """Of all patches, what each stage keeps."""
         # The published code's own float arithmetic: 0.7 ** 3 * 196 is 67.2…, 0.5 ** 2 * 196 is 49.
-        rates = config.settings.base_rate
+        rates: tuple[float, ...] = config.settings.base_rate
         if len(rates) == 1:
             rates = tuple(rates[0] ** (gate + 1) for gate in range(config.num_gates))
-        return tuple(1 + int(config.num_patches * rate) for rate in rates[: config.num_gates])
+        return rates[: config.num_gates]
+
+    def kept(self, config: ModelConfig) -> tuple[int, ...]:
+        counts = (int(config.num_patches * share) for share in self.shares(config))
+        return tuple(config.prefix_tokens + count for count in counts)
 
     def values(self, config: ModelConfig) -> Values:
-        kept = [count - 1 for count in self.kept(config)]
+        kept = [count - config.prefix_tokens for count in self.kept(config)]
         return ranked_values([config.num_patches, *kept][: len(kept)], kept)
 
     def decode_selection(
@@ -253,7 +274,17 @@ class DynamicVit(Method):
         return decode_survivors(config, values, images, config.num_tokens)
 
     def graph(self, writer: Any, rows: str) -> DynamicVitGraph:
-        return DynamicVitGraph(writer, rows, self.kept(writer.config))
+        return DynamicVitGraph(writer, rows, self.shares(writer.config))
 
     def reference(self, backbone: Any, x: Tensor) -> DynamicVitReference:
-        return DynamicVitReference(backbone, x, self.kept(backbone.config))
+        return DynamicVitReference(backbone, x, self.shares(backbone.config))
+
+
+class DynamicVitInAdapter(DynamicVit):
+    """Of any number of patches, without a class token."""
+
+    settings = DynamicVitInAdapterSettings
+
+    def check(self, config: ModelConfig) -> None:
+        super().check(config)
+        check_removal(config.settings)

@@ -14,16 +14,23 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from svit_deploy.backbones.tokens import Decided, GraphTokens, ReferenceTokens
-from svit_deploy.graph.builder import FLOAT
+from svit_deploy.backbones.tokens import Decided
+from svit_deploy.errors import UsageError
+from svit_deploy.graph.builder import FLOAT, INT64_MAX
+from svit_deploy.graph.maps import Dim, total
 from svit_deploy.graph.rows import flat_rows, gather_rows, with_prefix
-from svit_deploy.graph.survivors import Survivors
-from svit_deploy.graph.tokens import attention_margin, top_tokens
+from svit_deploy.graph.tokens import attention_margin, share_of, top_tokens
 from svit_deploy.methods.method import Method, Values
 from svit_deploy.methods.ranking import decode_survivors, ranked_values
+from svit_deploy.methods.removal import (
+    RankedGraph,
+    RemovalSettings,
+    RemovingReference,
+    check_removal,
+)
 from svit_deploy.model.config import ModelConfig, TokenMode, check_ratios
 from svit_deploy.model.result import Selected
-from svit_deploy.names import INPUT, decision_name, margin_name
+from svit_deploy.names import decision_name, margin_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,47 +51,58 @@ class EvitSettings:
     prune_blocks: tuple[int, ...] = (3, 6, 9)
 
 
-class EvitGraph(GraphTokens):
-    def __init__(self, writer: Any, rows: str, method: Evit) -> None:
-        super().__init__(writer, rows)
-        self.kept = method.kept(self.config)
-        tokens, width = self.config.num_tokens, method.mask_width(self.config)
-        self.survivors = Survivors(self.graph, INPUT, width, tokens, 1)
+@dataclass(frozen=True, kw_only=True)
+class EvitInAdapterSettings(RemovalSettings, EvitSettings):
+    """In a ViT-Adapter, whose map has no place for a fused token."""
+
+
+class EvitGraph(RankedGraph):
+    """Tokens leave between the attention and the MLP of a block."""
 
     def block(self, block: int) -> str:
         if (stage := self.config.gate_of.get(block)) is None:
             return super().block(block)
-        assert isinstance(self.count, int)
         x, score = self.writer.attend_scoring(self.rows, block, self.count, "ReduceMean")
         with self.graph.scope("select"):
             x, self.count, chosen = self.prune(x, score, self.count, stage)
         self.decided.append(chosen)
         return self.writer.layers.feed_forward(x, f"blocks.{block}", self.config.block_eps)
 
-    def prune(self, x: str, score: str, tokens: int, stage: int) -> tuple[str, int, Decided]:
+    def prune(self, x: str, score: str, tokens: Dim, stage: int) -> tuple[str, Dim, Decided]:
         """The class token, the best tokens in their order, and the sum of the others if fused."""
         config, graph, width = self.config, self.graph, self.config.embed_dim
-        count, survivors = self.kept[stage] - 1, self.survivors
+        survivors, smallest = self.survivors, config.at(self.writer.sizes.min)
+        count = share_of(graph, config.settings.keep_rate, tokens, 1, up=True)
+        most = stages(config.at(self.writer.sizes.max))[stage][1]
         margin = graph.rename(attention_margin(graph, score), margin_name(stage))
-        kept = graph.rename(top_tokens(graph, margin, count), decision_name(stage))
+        kept = graph.rename(top_tokens(graph, margin, count, most), decision_name(stage))
         places = with_prefix(graph, kept, 1)
         margin = survivors.spread(margin)
+        self.leave(x)
         chosen = Decided(survivors.keep(places), margin)
         rows = gather_rows(graph, x, flat_rows(graph, places, tokens))
-        if not fuses(config, tokens - 1):
-            return rows, count + 1, chosen
+        if not fuses(config, stages(config)[stage][0]):
+            return rows, total(graph, count, 1), chosen
+        if not fuses(config, stages(smallest)[stage][0]):
+            height, width = self.writer.sizes.min
+            raise UsageError(
+                f"of an image of {height}x{width}, selection {stage} leaves nothing to fuse, and "
+                "of larger ones it does",
+                "export for larger images, or for one size",
+            )
         zeros = graph.op("Mul", graph.op("Cast", kept, to=FLOAT), graph.constant(0, np.float32))
         weights = graph.op("ScatterElements", score, kept, zeros, axis=1)
         weights = graph.op("Unsqueeze", graph.to_precision(weights), graph.constant([1]))
         split = graph.reshape(x, -1, tokens, width)
-        patches = graph.slice(split, 1, tokens)
+        patches = graph.slice(split, 1, tokens if isinstance(tokens, int) else INT64_MAX)
         fused = graph.op("MatMul", weights, patches)  # [B, 1, C]
-        split = graph.op("Concat", graph.reshape(rows, -1, count + 1, width), fused, axis=1)
-        survivors.add(config.num_tokens + stage)
-        return graph.reshape(split, -1, width), count + 2, chosen
+        remaining = total(graph, count, 1)
+        split = graph.op("Concat", graph.reshape(rows, -1, remaining, width), fused, axis=1)
+        survivors.add(total(graph, self.writer.num_tokens, stage))
+        return graph.reshape(split, -1, width), total(graph, remaining, 1), chosen
 
 
-class EvitReference(ReferenceTokens):
+class EvitReference(RemovingReference):
     def step(self, block: int) -> None:
         x, weights, _ = self.backbone.attention(self.rows, block)
         if (stage := self.config.gate_of.get(block)) is not None:
@@ -101,13 +119,15 @@ class EvitReference(ReferenceTokens):
         kept = self.decide(decision_name(stage), order[:, :count])
         rest = torch.ones_like(score, dtype=torch.bool).scatter(1, kept, False)
         gone = rest.nonzero()[:, 1].view(len(score), score.shape[1] - count)
-        parts = [x[:, :1], torch.take_along_dim(x[:, 1:], kept[..., None], dim=1)]
-        if settings.fuse and count < score.shape[1]:
-            share = torch.take_along_dim(score, gone, dim=1)[..., None]
-            others = torch.take_along_dim(x[:, 1:], gone[..., None], dim=1)
-            parts.append((others * share).sum(dim=1, keepdim=True))
+        first = torch.zeros(len(kept), 1, dtype=torch.long)
+        left = self.keep(x, torch.cat([first, kept + 1], dim=1))
         self.values[margin_name(stage)] = score.log()
-        return torch.cat(parts, dim=1)
+        if not settings.fuse or count == score.shape[1]:
+            return left
+        share = torch.take_along_dim(score, gone, dim=1)[..., None]
+        others = torch.take_along_dim(x[:, 1:], gone[..., None], dim=1)
+        self.places = torch.cat([self.places, first + self.tokens + stage], dim=1)
+        return torch.cat([left, (others * share).sum(dim=1, keepdim=True)], dim=1)
 
 
 class Evit(Method):
@@ -156,10 +176,19 @@ class Evit(Method):
         return decode_survivors(config, values, images, self.mask_width(config), added)
 
     def graph(self, writer: Any, rows: str) -> EvitGraph:
-        return EvitGraph(writer, rows, self)
+        return EvitGraph(writer, rows)
 
     def reference(self, backbone: Any, x: Tensor) -> EvitReference:
-        return EvitReference(backbone, x)
+        config = backbone.config
+        return EvitReference(backbone, x, self.mask_width(config) - config.num_tokens)
+
+
+class EvitInAdapter(Evit):
+    settings = EvitInAdapterSettings
+
+    def check(self, config: ModelConfig) -> None:
+        super().check(config)
+        check_removal(config.settings)
 
 
 def stages(config: ModelConfig) -> list[tuple[int, int]]:

@@ -206,7 +206,6 @@ class EvoVit(Method):
 
     def shapes(self, shapes: dict[str, Shape], dims: Any) -> dict[str, Shape]:
         width = dims.embed_dim
-        shapes.setdefault("cls_token", (1, 1, width))
         for block in range(dims.depth):
             name = f"blocks.{block}.attn"
             del shapes[f"{name}.qkv.weight"], shapes[f"{name}.qkv.bias"]

@@ -10,17 +10,17 @@ from dataclasses import MISSING, Field, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
-from svit_deploy.backbones.adapter import Adapter
+from svit_deploy.backbones.adapter import Adapter, ClassTokenAdapter
 from svit_deploy.backbones.backbone import Backbone
 from svit_deploy.backbones.heads import MEAN, PATCH_MEAN, Head
 from svit_deploy.backbones.lvvit import LvVit
 from svit_deploy.backbones.swin import Swin
 from svit_deploy.backbones.vit import Vit
 from svit_deploy.errors import InputError, UsageError
-from svit_deploy.methods.ats import Ats
+from svit_deploy.methods.ats import Ats, AtsInAdapter
 from svit_deploy.methods.avit import Avit
-from svit_deploy.methods.dynamicvit import DynamicVit
-from svit_deploy.methods.evit import Evit
+from svit_deploy.methods.dynamicvit import DynamicVit, DynamicVitInAdapter
+from svit_deploy.methods.evit import Evit, EvitInAdapter
 from svit_deploy.methods.evovit import EvoVit, EvoVitPerBlock
 from svit_deploy.methods.mergence import Mergence
 from svit_deploy.methods.method import Dense, Method
@@ -169,19 +169,28 @@ class Family:
 
 
 def _rows() -> Sequence[Family]:
-    vit, lvvit, swin, adapter = Vit(), LvVit(), Swin(), Adapter()
+    vit, lvvit, swin = Vit(), LvVit(), Swin()
+    adapter, class_adapter = Adapter(), ClassTokenAdapter()
     svit, evovit, dense = Svit(), EvoVit(), Dense()
     # SViT's blocks and gates keep PyTorch's default, where DeiT sets its own everywhere; so do
     # DynamicViT's predictors.
-    svit_eps = (1e-5, 1e-5, 1e-6)
+    svit_eps, dynamicvit_eps = (1e-5, 1e-5, 1e-6), (1e-6, 1e-5, 1e-6)
     return (
         Family("dynamicvit_lvvit", "DynamicViT on LV-ViT", lvvit, DynamicVit()),
         Family("lvvit", "LV-ViT", lvvit, dense),
-        Family("evovit_adapter", "Evo-ViT in ViT-Adapter", adapter, EvoVitPerBlock()),
-        Family("svit_adapter", "SViT-Adapter", adapter, svit, eps=svit_eps, class_token=False),
-        Family("vit_adapter", "ViT-Adapter", adapter, dense, class_token=False),
+        Family("evovit_adapter", "Evo-ViT in ViT-Adapter", class_adapter, EvoVitPerBlock()),
+        Family("svit_adapter", "SViT-Adapter", adapter, svit, eps=svit_eps),
+        Family(
+            "dynamicvit_adapter",
+            "DynamicViT in ViT-Adapter",
+            adapter,
+            DynamicVitInAdapter(),
+            eps=dynamicvit_eps,
+        ),
+        Family("vit_adapter_class", "ViT-Adapter with a class token", class_adapter, dense),
+        Family("vit_adapter", "ViT-Adapter", adapter, dense),
         Family("svit", "SViT", vit, svit, eps=svit_eps),
-        Family("dynamicvit", "DynamicViT", vit, DynamicVit(196), eps=(1e-6, 1e-5, 1e-6)),
+        Family("dynamicvit", "DynamicViT", vit, DynamicVit(196), eps=dynamicvit_eps),
         Family("evovit", "Evo-ViT", vit, evovit, head=PATCH_MEAN),
         Family("stvitr", "STViT-R", StvitRSwin(), StvitR()),
         Family("swin", "Swin", swin, dense),
@@ -190,6 +199,20 @@ def _rows() -> Sequence[Family]:
         Family("evit", "EViT", vit, Evit(), keys_of="deit"),
         Family("ats", "ATS", vit, Ats(), keys_of="deit"),
         Family("avit", "A-ViT", vit, Avit(), keys_of="deit"),
+        Family(
+            "evit_adapter",
+            "EViT in ViT-Adapter",
+            class_adapter,
+            EvitInAdapter(),
+            keys_of="vit_adapter_class",
+        ),
+        Family(
+            "ats_adapter",
+            "ATS in ViT-Adapter",
+            class_adapter,
+            AtsInAdapter(),
+            keys_of="vit_adapter_class",
+        ),
         Family("tome", "ToMe", vit, Tome(), keys_of="deit"),
         Family("mergence", "Token Mergence", vit, Mergence(), keys_of="deit"),
     )

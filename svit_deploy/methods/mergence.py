@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from svit_deploy.backbones.tokens import Decided
+from svit_deploy.graph.maps import Dim
 from svit_deploy.graph.rows import flat_rows, gather_rows, with_prefix
 from svit_deploy.graph.survivors import Survivors
 from svit_deploy.graph.tokens import attention_margin, merge_tokens, top_tokens, unit_rows
@@ -45,10 +46,11 @@ class MergenceSettings:
 
 
 class MergenceGraph(EvitGraph):
-    def prune(self, x: str, score: str, tokens: int, stage: int) -> tuple[str, int, Decided]:
+    def prune(self, x: str, score: str, tokens: Dim, stage: int) -> tuple[str, Dim, Decided]:
         """The class token, then the best tokens, each with what is merged into it."""
         graph, width = self.graph, self.config.embed_dim
-        count, survivors = self.kept[stage] - 1, self.survivors
+        assert isinstance(tokens, int)  # a classifier's graph has one size
+        count, survivors = stages(self.config)[stage][1], self.survivors
         margin = graph.rename(attention_margin(graph, score), margin_name(stage))
         order = graph.rename(top_tokens(graph, margin, tokens - 1), decision_name(stage))
         margin = survivors.spread(margin)
@@ -172,7 +174,7 @@ class Mergence(Evit):
         return Selected(keep, margin, source, lead)
 
     def graph(self, writer: Any, rows: str) -> MergenceGraph:
-        return MergenceGraph(writer, rows, self)
+        return MergenceGraph(writer, rows)
 
     def reference(self, backbone: Any, x: Tensor) -> MergenceReference:
         return MergenceReference(backbone, x)

@@ -6,12 +6,17 @@ import importlib.util
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from svit_deploy.errors import InputError
 from svit_deploy.io.checkpoint import read_checkpoint
+from svit_deploy.loading.layout import to_official
 from svit_deploy.loading.load import build_model
+from svit_deploy.loading.random import random_weights
 from svit_deploy.methods.families import FAMILIES
+from svit_deploy.model.arch import Arch
+from svit_deploy.tasks import TASKS
 from tests.methods.test_hostile import tensors
 from tests.told import GOLDEN
 
@@ -19,6 +24,7 @@ pytest.importorskip("torch")
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "families_table.py"
 DETECTION = {"svit_adapter", "vit_adapter", "evovit_adapter"}
+SMALL = {"dynamicvit_adapter", "vit_adapter_class", "evit_adapter", "ats_adapter"}
 VALUES = {"base_rate": "0.7", "keep_rate": "0.7", "fuse": "true", "r": "13", "skip_lam": "2"}
 VALUES |= {"gate_scale": "10", "gate_center": "30"}
 
@@ -45,6 +51,11 @@ def test_an_export_asks_for_what_the_table_says(page, family):
     task, name = "classify", {"vit_adapter": "vit_adapter_dense"}.get(family, family)
     if family in DETECTION:
         task, weights = "backbone", read_checkpoint(GOLDEN / name / "checkpoint.pth").tensors
+    elif family in SMALL:
+        task = "backbone"
+        dims = FAMILIES[family].dims_from_arch(Arch(family, 3, 24, 12, 16))
+        drawn = random_weights(dims, TASKS[task], np.random.default_rng(0))
+        weights = to_official(drawn, dims.family, TASKS[task])
     else:
         weights = tensors(family)
     given = {"family": family, "num_heads": "3"}

@@ -116,9 +116,9 @@ MERGE = mergence.merge_tokens
 MARGIN = ats.sampling_margin
 
 
-def later_samples(graph, scores, alive, most):
+def later_samples(graph, scores, alive, samples, most):
     """As if the smallest significances counted more."""
-    return MARGIN(graph, graph.op("Sqrt", scores), alive, most)
+    return MARGIN(graph, graph.op("Sqrt", scores), alive, samples, most)
 
 
 def nothing_left(tokens):

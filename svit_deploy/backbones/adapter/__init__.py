@@ -59,6 +59,7 @@ class Adapter(Backbone):
     tasks = ("backbone", "detect")
     graph = AdapterGraph
     head = None
+    class_token = False
     folds_norms = True
     settings = AdapterSettings
     sizes = AdapterSizes
@@ -217,6 +218,18 @@ class Adapter(Backbone):
             order += [extractor_name(extractors + i) for i in range(1 + extra)]
             extractors += 1 + extra
         return order
+
+
+class ClassTokenAdapter(Adapter):
+    """One whose ViT has a class token, which injectors and extractors leave alone."""
+
+    class_token = True
+
+    def matches(self, keys: Collection[str]) -> bool:
+        return super().matches(keys) and "cls_token" in keys
+
+    def shapes(self, dims: AdapterDims) -> dict[str, Shape]:
+        return super().shapes(dims) | {"cls_token": (1, 1, dims.embed_dim)}
 
 
 def norms_of(dims: AdapterDims) -> Iterator[tuple[str, int]]:

@@ -48,7 +48,9 @@ class AdapterGraph(GraphWriter):
 
     @property
     def mask_width(self) -> Dim:
-        return self.num_tokens
+        """With the tokens that the method adds."""
+        added = self.method.mask_width(self.config) - self.config.num_tokens
+        return total(self.graph, self.num_tokens, added)
 
     def grid_of(self, tokens: Dim) -> TokenGrid:
         config = self.config

@@ -14,14 +14,15 @@ but no more than the difference in significance to a neighbour, whose place it c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from svit_deploy.backbones.tokens import GraphTokens, ReferenceTokens
 from svit_deploy.methods.ats.graph import AtsGraph
-from svit_deploy.methods.ats.settings import AtsSettings
+from svit_deploy.methods.ats.settings import AtsInAdapterSettings, AtsSettings
 from svit_deploy.methods.method import Gates, Method
+from svit_deploy.methods.removal import check_removal
 from svit_deploy.model.arch import Arch
-from svit_deploy.model.config import ModelConfig, TokenMode
+from svit_deploy.model.config import ModelConfig, TokenMode, check_ratios
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +34,7 @@ class Ats(Method):
     title = "ATS"
     modes = (TokenMode.DYNAMIC, TokenMode.MASKED, TokenMode.DENSE)
     blocks_setting = "ats_blocks"
-    settings = AtsSettings
+    settings: ClassVar[type | None] = AtsSettings
     rule = "keep iff margin > threshold, margin = how far a sample is inside the token's reach"
     removes = True
     ranks_inside = True
@@ -60,3 +61,12 @@ class Ats(Method):
         from svit_deploy.methods.ats.reference import AtsReference
 
         return AtsReference(backbone, x)
+
+
+class AtsInAdapter(Ats):
+    settings = AtsInAdapterSettings
+
+    def check(self, config: ModelConfig) -> None:
+        super().check(config)
+        check_removal(config.settings)
+        check_ratios((config.settings.sample_share,), "sample_share")

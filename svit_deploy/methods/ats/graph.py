@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
 
-from svit_deploy.backbones.tokens import Decided, GraphTokens
+from svit_deploy.backbones.tokens import Decided
 from svit_deploy.graph.builder import FLOAT, INT64_MAX, GraphBuilder
 from svit_deploy.graph.layers import attention
 from svit_deploy.graph.ranking import top_k
-from svit_deploy.graph.rows import gather_rows, true_positions
-from svit_deploy.graph.tokens import TINY, Packed, TokenGrid, attend_to_all, key_bias, pack
+from svit_deploy.graph.rows import gather_rows, scatter_rows, true_positions
+from svit_deploy.graph.tokens import (
+    TINY,
+    Packed,
+    TokenGrid,
+    attend_to_all,
+    key_bias,
+    pack,
+    share_of,
+)
 from svit_deploy.methods.ats.settings import FAR
+from svit_deploy.methods.removal import RemovingGraph
 from svit_deploy.model.config import TokenMode
 from svit_deploy.names import decision_name, margin_name, threshold_name
 
 
-class AtsGraph(GraphTokens):
+class AtsGraph(RemovingGraph):
     """Rows are those of the tokens still there (`dynamic`), or of all tokens (`masked`).
 
     Attributes:
@@ -26,6 +37,10 @@ class AtsGraph(GraphTokens):
 
     alive: str | None = None
     packed: Packed | None = None
+
+    def __init__(self, writer: Any, rows: str) -> None:
+        super().__init__(writer, rows)
+        self.sample_share = getattr(self.config.settings, "sample_share", 1.0)
 
     def block(self, block: int) -> str:
         graph, x = self.graph, self.rows
@@ -43,6 +58,15 @@ class AtsGraph(GraphTokens):
             return super().for_head()
         return gather_rows(self.graph, self.rows, first_rows(self.graph, self.packed)), 1
 
+    def put(self, whole: str, rows: str) -> str:
+        if self.packed is not None:
+            return scatter_rows(self.graph, whole, self.packed.rows, rows)
+        assert self.alive is not None
+        return self.graph.op("Where", self.graph.reshape(self.alive, -1, 1), rows, whole)
+
+    def take(self, whole: str) -> str:
+        return whole if self.packed is None else gather_rows(self.graph, whole, self.packed.rows)
+
     @property
     def grid(self) -> TokenGrid:
         return self.writer.grid
@@ -52,8 +76,9 @@ class AtsGraph(GraphTokens):
     ) -> tuple[str, str, Packed | None]:
         """A sampling block; all tokens there are its keys, the tokens that stay its queries."""
         graph, layers, grid, name = self.graph, self.writer.layers, self.grid, f"blocks.{block}"
+        self.leave(x)
         if alive is None:
-            shape = graph.op("Concat", self.batch(x), graph.constant([grid.num_tokens]), axis=0)
+            shape = graph.op("Concat", self.batch(x), graph.vector(grid.num_tokens), axis=0)
             alive = graph.op("Expand", graph.constant([[True]], bool), shape)
             if self.writer.mode is TokenMode.DYNAMIC:
                 packed = pack(graph, grid, alive)
@@ -70,7 +95,9 @@ class AtsGraph(GraphTokens):
                     first = gather_rows(graph, normed, first_rows(graph, packed))
                 first = layers.part(first, f"{name}.attn", "q")
                 scores = self.significance(first, key, value, alive, packed)
-                margin = sampling_margin(graph, scores, alive, self.writer.most_tokens)
+                samples = share_of(graph, self.sample_share, grid.num_tokens, 1)
+                most = self.writer.most_tokens
+                margin = sampling_margin(graph, scores, alive, graph.vector(samples), most)
                 margin = graph.rename(margin, margin_name(gate))
                 threshold = np.array(self.config.thresholds[gate], np.float32)
                 kept = graph.op("Greater", margin, graph.weight(threshold_name(gate), threshold))
@@ -102,9 +129,7 @@ class AtsGraph(GraphTokens):
 
     def batch(self, x: str) -> str:
         """The batch size, of rows `[B * S, C]`."""
-        return self.graph.op(
-            "Div", self.graph.shape(x, 0), self.graph.constant([self.grid.num_tokens])
-        )
+        return self.graph.op("Div", self.graph.shape(x, 0), self.graph.vector(self.grid.num_tokens))
 
     def significance(
         self, first: str, key: str, value: str, alive: str, packed: Packed | None
@@ -145,11 +170,11 @@ def first_rows(graph: GraphBuilder, packed: Packed) -> str:
     return graph.slice(packed.lengths, 0, -1, axis=0)
 
 
-def sampling_margin(graph: GraphBuilder, scores: str, alive: str, most: int) -> str:
+def sampling_margin(graph: GraphBuilder, scores: str, alive: str, samples: str, most: int) -> str:
     """Margins `[B, S]` of significances `[B, S]`: +inf for the class token, -inf where not alive.
 
-    Samples are evenly spaced, so the two nearest to the middle of a token's reach are found by
-    arithmetic, without comparing all samples with all tokens.
+    The samples, so many as the int64 vector `samples` says, are evenly spaced: the two nearest to
+    the middle of a token's reach are found by arithmetic, without comparing all with all tokens.
     """
     op = graph.op
 
@@ -174,7 +199,7 @@ def sampling_margin(graph: GraphBuilder, scores: str, alive: str, most: int) -> 
     cdf = op("Div", op("Sub", cdf, least), op("Max", span, number(TINY)))
     above = op("Where", op("Greater", cdf, number(0)), cdf, number(1))
     start = op("ReduceMin", above, graph.constant([1]), keepdims=1)  # [B, 1], the first sample
-    last = op("Cast", op("Sub", tokens, graph.constant([1])), to=FLOAT)  # its number
+    last = op("Cast", op("Sub", samples, graph.constant([1])), to=FLOAT)  # the last one's number
     step = op(
         "Max", op("Div", op("Sub", number(1), start), op("Max", last, number(1))), number(TINY)
     )

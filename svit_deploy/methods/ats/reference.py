@@ -7,16 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from svit_deploy.backbones.tokens import GatedForward, ReferenceTokens
+from svit_deploy.backbones.tokens import GatedForward
 from svit_deploy.graph.tokens import TINY
 from svit_deploy.methods.ats.settings import FAR
+from svit_deploy.methods.removal import RemovingReference
 from svit_deploy.names import decision_name, margin_name
 
 
-class AtsReference(ReferenceTokens):
+class AtsReference(RemovingReference):
+    """All rows are kept; those of tokens that left are hidden as keys."""
+
     def __init__(self, backbone: Any, rows: Tensor) -> None:
         super().__init__(backbone, rows)
         self.alive = torch.ones(rows.shape[:2], dtype=torch.bool)
+        self.sample_share = getattr(self.config.settings, "sample_share", 1.0)
 
     @property
     def visible(self) -> Tensor:
@@ -28,16 +32,27 @@ class AtsReference(ReferenceTokens):
         if (gate := self.config.gate_of.get(block)) is not None:
             length = key_value[1].transpose(1, 2).flatten(2).norm(dim=2)
             score = weights[:, :, 0].sum(dim=1) * length
-            margin = torch.stack([sample(s, a) for s, a in zip(score, self.alive, strict=True)])
+            count = int((self.tokens - 1) * self.sample_share)
+            pairs = zip(score, self.alive, strict=True)
+            margin = torch.stack([sample(s, a, count) for s, a in pairs])
             keep = yield gate, margin
+            if self.preserve:
+                self.whole = self.complete(self.rows)
             self.alive = self.alive & keep
             self.values |= {margin_name(gate): margin, decision_name(gate): self.alive}
         computed = self.backbone.feed_forward(y, block)
         self.rows = torch.where(self.alive[..., None], computed, self.rows)
 
+    def put(self, whole: Tensor, rows: Tensor) -> Tensor:
+        return rows.where(self.alive[..., None], whole)
 
-def sample(score: Tensor, alive: Tensor) -> Tensor:
-    """Margins `[S]` of one image's significances `[S]`; positive where a sample picks the token."""
+
+def sample(score: Tensor, alive: Tensor, count: int) -> Tensor:
+    """Margins `[S]` of one image's significances `[S]`; positive where a sample picks the token.
+
+    Args:
+        count: of samples; as published, as many as the image had patches at first.
+    """
     margin = torch.full(score.shape, -torch.inf)
     margin[0] = torch.inf
     there = alive.clone()
@@ -50,7 +65,6 @@ def sample(score: Tensor, alive: Tensor) -> Tensor:
     ranked, order = (score[places] / score[places].sum().clamp_min(TINY)).sort(stable=True)
     cdf = ranked.cumsum(0)
     cdf = (cdf - cdf.min()) / (cdf.max() - cdf.min()).clamp_min(TINY)
-    count = len(score) - 1  # as many samples as the image had patches at first
     start = cdf.masked_fill(cdf <= 0, 1).min()
     samples = start + (1 - start) * torch.arange(count) / max(count - 1, 1)
     nearest = (samples[:, None] - cdf[None, :]).abs().argmin(dim=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,13 @@ from svit_deploy.verify.report import VerifyReport
 from svit_deploy.verify.run import verify_against
 from svit_deploy.verify.settings import VerifySettings
 from tests.methods.conftest import MADE, load_recording
+from tests.small_models import small_model
 from tests.told import GOLDEN, SETTINGS
 
+SMALL = ("dynamicvit_adapter", "vit_adapter_class", "evit_adapter", "ats_adapter")
+"""Without public code, so that there are no goldens; random weights of a small size."""
 TASK = {
+    **dict.fromkeys(SMALL, "backbone"),
     "svit_adapter": "backbone",
     "vit_adapter_dense": "backbone",
     "evovit_adapter": "backbone",
@@ -49,12 +54,15 @@ FAMILY = {
     "svit_mask_rcnn": "svit_adapter",
     "vit_adapter_dense": "vit_adapter",
 }
-NAMES = sorted({folder.name for folder in GOLDEN.iterdir() if folder.is_dir()} | set(MADE))
+NAMES = sorted({folder.name for folder in GOLDEN.iterdir() if folder.is_dir()} | {*MADE, *SMALL})
 CASES = [(name, mode) for name in NAMES for mode in FAMILIES[FAMILY.get(name, name)].modes]
 FIRST = {FAMILY.get(name, name): (name, mode) for name, mode in reversed(CASES)}
 """Of each family the first token mode of one model."""
-ROUNDED = ("dynamicvit", "dynamicvit_lvvit", "evovit_adapter")
-"""Whose gates OpenVINO rounds to bfloat16 on some processors, marks or not (docs/openvino.md)."""
+ROUNDED = {
+    "bf16": ("dynamicvit", "dynamicvit_lvvit", "evovit_adapter", "dynamicvit_adapter"),
+    "fp16": ("dynamicvit_adapter",),
+}
+"""Whose gates OpenVINO rounds on some processors, marks or not (docs/openvino.md)."""
 SIZES, SIZE = "64x64:96x128:128x128", (96, 128)
 
 
@@ -62,6 +70,8 @@ SIZES, SIZE = "64x64:96x128:128x128", (96, 128)
 def model_of(name: str) -> Model:
     if name in MADE:
         return load_recording(name).model
+    if name in SMALL:
+        return small_model(name, TASK[name])
     path, task = GOLDEN / name / "checkpoint.pth", TASK.get(name, "classify")
     return load_model(path, task=task, overrides=SETTINGS[name])
 
@@ -107,9 +117,9 @@ def test_float32(tmp_path, name, mode):
 def test_halves(tmp_path, half, name, mode):
     """The same files, computed in half precision and held to its limits."""
     report = verify(name, mode, tmp_path, engine_precision=half)
-    if half == "bf16" and name in ROUNDED and not report.passed:
-        assert "gate 0 is the first" in report.verdict
-        pytest.xfail("this processor's bfloat16 rounds what is marked to stay in float32")
+    if name in ROUNDED[half] and not report.passed:
+        assert re.search("gate [01] is the first", report.verdict)
+        pytest.xfail("OpenVINO rounds on this processor what gates decide by")
     assert report.passed, report.verdict
     assert report.engine["precision"] == half
 

@@ -18,6 +18,7 @@ from svit_deploy.model.model import Model
 from svit_deploy.tasks import TASKS
 from tests.told import build_told
 
+TWO = {"interaction_blocks": (1, 2), "deform_heads": 3}
 # Of each family its blocks and its settings, as an architecture file says them.
 SHALLOW: dict[str, tuple[int, dict[str, Any]]] = {
     "svit": (3, {}),
@@ -34,11 +35,13 @@ SHALLOW: dict[str, tuple[int, dict[str, Any]]] = {
     "stvit": (3, {"semantic": 16, "generate_at": 0}),
     "swin": (4, {"depths": (1, 1, 1, 1)}),
     "stvitr": (12, {"depths": (2, 2, 6, 2)}),
+    "dynamicvit_adapter": (3, {**TWO, "base_rate": (0.8, 0.5), "prune_blocks": (1, 2)}),
+    "evit_adapter": (3, {**TWO, "keep_rate": 0.7, "fuse": True, "prune_blocks": (0, 1)}),
+    "ats_adapter": (3, {**TWO, "ats_blocks": (0, 1)}),
     "evovit_adapter": (
         3,
         {
-            "interaction_blocks": (1, 2),
-            "deform_heads": 3,
+            **TWO,
             "prune_blocks": (1, 2),
             "prune_ratio": (0.5, 0.5),
         },

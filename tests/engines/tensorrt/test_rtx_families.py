@@ -91,7 +91,16 @@ def test_avit_builds(tmp_path: Path, mode: TokenMode) -> None:
     check_build(model, tmp_path, batches(model), tokens=mode, budget=budget, precision="fp16")
 
 
-def test_a_method_that_counts_builds_inside_an_adapter(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "mode"),
+    [
+        ("evovit_adapter", TokenMode.STATIC),
+        ("dynamicvit_adapter", TokenMode.STATIC),
+        ("evit_adapter", TokenMode.STATIC),
+        ("ats_adapter", TokenMode.MASKED),
+    ],
+)
+def test_methods_build_inside_an_adapter(tmp_path: Path, family: str, mode: TokenMode) -> None:
     profile = Profile(*[(1, 3, 64, 96)] * 3)
-    model = shallow_model("evovit_adapter")
-    check_build(model, tmp_path, profile, task="backbone", precision="fp16")
+    model = shallow_model(family)
+    check_build(model, tmp_path, profile, task="backbone", tokens=mode, precision="fp16")
