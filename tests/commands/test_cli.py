@@ -617,7 +617,7 @@ def test_piped_output_is_neither_wrapped_nor_cut_nor_padded(cli, bundles, tmp_pa
     shown = cli("bench", tmp_path / name, bundles / "dense", *QUICK)
     label = f"{name}: cold start "
     assert any(line.startswith(label) and line.endswith("run") for line in shown.out.splitlines())
-    assert any(line.startswith(f"│ {name} ") for line in shown.out.splitlines())
+    assert any(line.startswith(f"{name} ") for line in shown.out.splitlines())
     assert any(line.endswith("of images are not included") for line in shown.out.splitlines())
     assert any(f"timing {name}, dense" in line for line in shown.err.splitlines())
     lines = cli("inspect", tmp_path / name).out.splitlines()
