@@ -31,6 +31,8 @@ def outline(targets: Sequence[BenchTarget], settings: BenchSettings) -> Iterator
     least_s = timed * len(settings.batches) * (timing.warmup_s + timing.duration_s)
     limit = "" if settings.max_time_s is None else f", limited to {in_words(settings.max_time_s)}"
     yield "time", f"{in_words(least_s)} or more, {timing.min_samples} runs of each or more{limit}"
+    if settings.profile_layers:
+        yield "layers", "then profiled in runs of their own, which no limit of time counts"
     if settings.quick:
         yield "note", QUICK_NOTE
 

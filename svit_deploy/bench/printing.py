@@ -9,6 +9,7 @@ from rich.console import Console
 from svit_deploy import forms
 from svit_deploy.bench.clocks import in_words
 from svit_deploy.bench.gpu import GpuTimes
+from svit_deploy.bench.layers import layer_parts
 from svit_deploy.bench.report import MEASURED, BenchReport, Sweep, TargetResult
 from svit_deploy.bench.stats import RatioInterval, percentile_floor
 from svit_deploy.forms import Part, Printed
@@ -62,6 +63,7 @@ def _of_batch(results: list[TargetResult], *, quick: bool) -> Iterator[Part]:
     if any(result.latency.p99_ms is None for result in results):
         lines.append(f"p99 n/a: it needs {percentile_floor(99)} runs")
     yield Part(lines=lines)
+    yield from layer_parts(results)
     for result in results:
         if sweep := result.sweep:
             caption = f"{result.label}: latency by keep ratio"
@@ -116,6 +118,8 @@ def _figures(
         yield from over("gpu_speedup", times.speedup)
     if flight := result.in_flight:
         yield plain("in_flight_images_per_s", flight.images_per_s)
+    for kind, ms in result.layers.by_kind().items() if result.layers else ():
+        yield plain(f"{kind}, ms", ms)
     for point in result.sweep.points if result.sweep else ():
         yield plain(f"p50_ms_at_keep_ratio_{point.keep_ratio:.4g}", point.p50_ms)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,6 +89,43 @@ class Sweep:
     break_even_keep: float | None
 
 
+@dataclass(frozen=True)
+class LayerTime:
+    """What a run spends on operators of one kind in one block; kinds are `graph.parts.KINDS`."""
+
+    block: str
+    kind: str
+    ms: float
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Where the time of an average run under the runtime's profiler goes.
+
+    Attributes:
+        total_ms: what the profiler tells of that run; the sum of `times`.
+    """
+
+    runs: int
+    total_ms: float
+    times: tuple[LayerTime, ...]
+
+    def by_kind(self) -> dict[str, float]:
+        """Milliseconds, in the order in which they run."""
+        return _added((one.kind, one.ms) for one in self.times)
+
+    def by_block(self) -> dict[str, float]:
+        """Milliseconds, in the order in which they run."""
+        return _added((one.block, one.ms) for one in self.times)
+
+
+def _added(pairs: Iterable[tuple[str, float]]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name, value in pairs:
+        found[name] = found.get(name, 0.0) + value
+    return found
+
+
 @dataclass(frozen=True, eq=False)
 class TargetResult:
     """One target at one batch size.
@@ -117,6 +154,7 @@ class TargetResult:
     rounds_left: int
     samples_ms: np.ndarray = field(repr=False, metadata={"raw": True})
     kept_of_block: np.ndarray | None = field(repr=False, metadata={"raw": True})
+    layers: Layers | None = None
 
 
 @dataclass(frozen=True)

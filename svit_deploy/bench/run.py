@@ -20,6 +20,7 @@ from svit_deploy.bench.estimate import make_schedule
 from svit_deploy.bench.flight import InFlight, fly
 from svit_deploy.bench.gpu import advice, gpu_times, with_speedup
 from svit_deploy.bench.lanes import clock_sampler, cold_start
+from svit_deploy.bench.layers import with_layers
 from svit_deploy.bench.report import BenchReport, TargetResult
 from svit_deploy.bench.settings import QUICK_NOTE, BenchSettings, BenchTarget
 from svit_deploy.bench.stats import percentile_floor, ratio_interval, repeat_cv, summarise
@@ -80,6 +81,9 @@ def run_bench(
                     over = ratio_interval(*pair, seed=settings.seed)
                     result = replace(result, speedup=over, gpu=gpu)
                 results.append(with_variants(result, target, lanes[0], index, timer, settings))
+        if settings.profile_layers:  # last, for it must not disturb what is timed
+            progress.update("profiling the layers", 1.0)
+            results = with_layers(results, lanes, settings)
         # Only now: an engine learns while it runs whether its work can be captured.
         infos = [
             replace(info, engine=lane.engine.description, notes=_engine_notes(target, lane))

@@ -214,6 +214,9 @@ class BenchSettings(RunSettings):
         metavar="PNG",
         kind=Path,
     )
+    profile_layers: bool = option(
+        False, "Also list where the time goes, by block and by kind of operator."
+    )
     cuda_graph: str = option(
         "auto",
         "CUDA graphs of engines: auto, on, off, or both to compare them.",

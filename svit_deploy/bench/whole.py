@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from svit_deploy.engines.base import Engine, TensorSpec, Wrapped
+from svit_deploy.engines.base import Engine, NodeTime, TensorSpec, Wrapped
 from svit_deploy.images.prepared import Prepared
 from svit_deploy.names import INPUT
 from svit_deploy.tasks import Task
@@ -36,7 +36,15 @@ class WholeImages(Wrapped):
     def run(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
-        return self.engine.run({**feeds, **self._rest(feeds[INPUT].shape)}, outputs)
+        return self.engine.run(self._whole(feeds), outputs)
+
+    def profile(
+        self, feeds: Sequence[Mapping[str, np.ndarray]], outputs: Sequence[str] | None
+    ) -> list[NodeTime] | None:
+        return self.engine.profile([self._whole(feed) for feed in feeds], outputs)
+
+    def _whole(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {**feeds, **self._rest(feeds[INPUT].shape)}
 
     def _rest(self, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
         """What is fed beside images `[B, 3, H, W]`; made once, for runs are timed."""

@@ -67,20 +67,24 @@ def read_pipeline(path: Path, verbs: Iterable[str]) -> list[Step]:
     form = "write 'steps:', and below it a list of '- COMMAND: {OPTION: VALUE, ...}'"
     if not isinstance(found, list) or not 0 < len(found) <= MAX_STEPS:
         raise InputError(f"{path} is no list of 1 to {MAX_STEPS} steps", form)
+    steps = []
     for number, step in enumerate(found, 1):
         if not isinstance(step, dict) or len(step) != 1:
             raise InputError(f"{path}: step {number} is not one command and its options", form)
-        verb, options = next(iter(step.items()))
+        ((verb, options),) = step.items()
         if verb not in verbs:
-            raise InputError(f"{path}: step {number}, {shown(verb)!r}, is no command that can be "
-                             "a step", _nearest(verb, verbs))  # fmt: skip
+            raise InputError(
+                f"{path}: step {number}, {shown(verb)!r}, is no command that can be a step",
+                _nearest(str(verb), verbs),
+            )
         if not isinstance(options, dict):
             raise InputError(f"{path}: step {number} is not '{verb}: {{OPTION: VALUE, ...}}'", form)
         for name, value in options.items():
-            if not _is_value(value):
+            if not isinstance(name, str) or not _is_value(value):
                 reason = f"{path}: {shown(name)!r} of step {number}, {verb}, has no value"
                 raise InputError(reason, "give a text, a list of texts, or KEY: TEXT")
-    return _named([next(iter(step.items())) for step in found])
+        steps.append((verb, options))
+    return _named(steps)
 
 
 def _is_value(value: Any) -> bool:

@@ -47,6 +47,23 @@ class RunTimes:
 
 
 @dataclass(frozen=True)
+class NodeTime:
+    """What a run spends on an operator.
+
+    Attributes:
+        nodes: names of the graph's nodes that it stands for: several where the runtime fused
+            them, none where it is the runtime's own.
+        operator: its type, as the runtime calls it; `graph.parts.BETWEEN` for what a run takes
+            beside its operators.
+        seconds: on average.
+    """
+
+    nodes: tuple[str, ...]
+    operator: str
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Flight:
     """Runs of which several were under way at a time.
 
@@ -113,6 +130,24 @@ class Engine(abc.ABC):
             outputs: as for `run`.
             runs: how many runs to time.
             in_flight: how many at a time.
+
+        Raises:
+            SvitDeployError: as `run`.
+        """
+        return None
+
+    def profile(
+        self, feeds: Sequence[Mapping[str, np.ndarray]], outputs: Sequence[str] | None
+    ) -> list[NodeTime] | None:
+        """Runs batches under the runtime's profiler, apart from the runs of `run`.
+
+        Args:
+            feeds: batches to run, one after the other; the first one also warms up.
+            outputs: as for `run`.
+
+        Returns:
+            What an average run spends on each operator: together the time of that run. None where
+            an engine cannot tell.
 
         Raises:
             SvitDeployError: as `run`.

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from svit_deploy.engines.base import Engine, TensorSpec, check_feeds, check_outputs
+from svit_deploy.engines.base import Engine, NodeTime, TensorSpec, check_feeds, check_outputs
 from svit_deploy.engines.onnxruntime_log import captured_output, first_error, one_line
+from svit_deploy.engines.onnxruntime_profile import WARM_UP, average_run, read_runs
 from svit_deploy.engines.plugin_providers import PACKAGES, installed_plugins
 from svit_deploy.engines.provider_choice import choose_providers, count_nodes
 from svit_deploy.engines.providers import (
@@ -100,20 +103,9 @@ class OnnxRuntimeEngine(Engine):
         if not isinstance(model, bytes) and not Path(model).is_file():
             raise InputError(f"{model} is not a file", "give the path of an .onnx file")
 
-        options = ort.SessionOptions()
-        options.log_severity_level = _FATAL  # the exceptions carry the same text
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.graph_optimization_level = getattr(
-            ort.GraphOptimizationLevel, _OPTIMIZATIONS[graph_optimization]
-        )
-        # Planning all values of a run as one block takes up to 1.8 times the memory of allocating
-        # them as they come, and is no faster.
-        options.enable_mem_pattern = False
-        # A session's threads spin on for a while after a run and would steal the cores from the
-        # next engine of an interleaved comparison.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        self._session = self._open(ort, model, options, device)
+        options = partial(_session_options, ort, threads, graph_optimization)
+        self._session = self._open(ort, model, options(), device)
+        self._options, self._model = options, None if isinstance(model, bytes) else model
         self._inputs = tuple(self._spec(node) for node in self._session.get_inputs())
         self._outputs = tuple(self._spec(node) for node in self._session.get_outputs())
         self._output_names = [spec.name for spec in self._outputs]
@@ -159,6 +151,26 @@ class OnnxRuntimeEngine(Engine):
         except Exception as error:  # ONNX Runtime's exceptions share no narrower class
             raise self._failure("failed while running", error, _RUN_FIX) from error
         return dict(zip(names, arrays, strict=True))
+
+    def profile(
+        self, feeds: Sequence[Mapping[str, np.ndarray]], outputs: Sequence[str] | None
+    ) -> list[NodeTime] | None:
+        if self._provider != PROVIDERS["cpu"] or self._model is None:
+            return None  # of another device, the profiler tells what the host did
+        names = self._output_names if outputs is None else list(outputs)
+        ort, options = _onnxruntime(), self._options()
+        options.enable_profiling = True
+        with TemporaryDirectory() as folder:
+            options.profile_file_prefix = str(Path(folder) / "run")
+            session = self._open(ort, self._model, options, self._device)
+            try:
+                for feed in (*[feeds[0]] * WARM_UP, *feeds):
+                    session.run(names, dict(feed))
+            except Exception as error:  # as in run
+                raise self._failure("failed while profiled", error, _RUN_FIX) from error
+            finally:
+                file = session.end_profiling()
+            return average_run(read_runs(Path(file).read_text("utf-8"))[WARM_UP:])
 
     def close(self) -> None:
         self._session = None
@@ -215,6 +227,23 @@ class OnnxRuntimeEngine(Engine):
             )
         shape = tuple("?" if size is None else size for size in node.shape)
         return TensorSpec(node.name, _DTYPES[node.type], shape)
+
+
+def _session_options(ort: ModuleType, threads: int, graph_optimization: str) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = _FATAL  # the exceptions carry the same text
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = getattr(
+        ort.GraphOptimizationLevel, _OPTIMIZATIONS[graph_optimization]
+    )
+    # Planning all values of a run as one block takes up to 1.8 times the memory of allocating them
+    # as they come, and is no faster.
+    options.enable_mem_pattern = False
+    # A session's threads spin on for a while after a run and would steal the cores from the next
+    # engine of an interleaved comparison.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
 
 
 def available_providers() -> list[str]:

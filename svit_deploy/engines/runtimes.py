@@ -119,7 +119,7 @@ class OpenVino(Runtime):
         chosen = self._chosen(settings, precision)
         return f"OpenVINO, {chosen['device']} in {PRECISIONS[chosen['precision']]}"
 
-    def _chosen(self, settings: EngineChoice, precision: str) -> dict[str, str]:
+    def _chosen(self, settings: EngineChoice, precision: str) -> dict[str, Any]:
         return {
             "precision": settings.engine_precision or floats_of(precision),
             "device": settings.device or "CPU",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from svit_deploy.pages.charts import Chart, Point
+from svit_deploy.pages.charts import Chart, Point, stacked
 from svit_deploy.pages.page import render_page
 from svit_deploy.pages.sections import Charts, Lines, Section, Table
 
@@ -48,6 +48,8 @@ def bench_sections(report: Mapping[str, Any]) -> list[Section]:
         if any(result["sweep"] for result in results):
             drawings.append(_sweeps(results))
         sections.append(Charts(f"Latency at batch {batch}", drawings))
+        if any(result["layers"] for result in results):
+            sections.append(Charts(f"Where the time goes at batch {batch}", _layers(results)))
     sections.append(_targets(report["targets"]))
     notes = [f"measured {report['measured']}", *report["notes"]]
     for part in (*report["results"], *report["targets"]):
@@ -138,6 +140,34 @@ def _sweeps(results: Sequence[Mapping[str, Any]]) -> Markup:
     for label, points in lines:
         chart.line(points, label)
     return chart.svg()
+
+
+def _layers(results: Sequence[Mapping[str, Any]]) -> list[Markup]:
+    """What the profiled runs spent: a bar for each target, and one for each of its blocks."""
+    told = {result["label"]: result["layers"]["times"] for result in results if result["layers"]}
+    kinds: dict[str, float] = {}
+    blocks: dict[tuple[str, str], dict[str, float]] = {}
+    for one in (one for times in told.values() for one in times):
+        kinds[one["kind"]] = kinds.get(one["kind"], 0.0) + one["ms"]
+        for label in told:  # in the order of the blocks, all targets of one together
+            blocks.setdefault((one["block"], label), {})
+    for label, times in told.items():
+        for one in times:
+            blocks[one["block"], label][one["kind"]] = one["ms"]
+    names = sorted(kinds, key=lambda kind: -kinds[kind])
+    by_block = [
+        (f"{block}, {label}", [spent.get(name, 0.0) for name in names])
+        for (block, label), spent in blocks.items()
+        if spent
+    ]
+    by_kind = [
+        (label, [sum(one["ms"] for one in times if one["kind"] == name) for name in names])
+        for label, times in told.items()
+    ]
+    return [
+        stacked("by kind of operator", by_kind, names, "ms"),
+        stacked("block by block", by_block, names, "ms"),
+    ]
 
 
 def _around(

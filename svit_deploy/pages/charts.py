@@ -9,8 +9,10 @@ from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 460, 260
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 34, 44
-COLOURS = 6
+COLOURS = 9
 """Series that the page has colours for; then they begin again."""
+ROW, NAMED, LINE = 20, 160, 15
+"""Pixels: from bar to bar, for their names, and from line to line of a legend."""
 
 Point = tuple[float, float, str]
 """x, y, and what it is."""
@@ -145,6 +147,51 @@ class Chart:
     def _y(self, value: float) -> float:
         low, high = self.y
         return HEIGHT - BOTTOM - (value - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+
+def stacked(
+    title: str, bars: Sequence[tuple[str, Sequence[float]]], names: Sequence[str], unit: str
+) -> Markup:
+    """Bars below each other, each of parts one behind the other.
+
+    Args:
+        bars: a name, and the length of each part; one below 0 has none.
+        names: of the parts, in the order of their colours.
+    """
+    longest = max(sum(max(part, 0.0) for part in parts) for _, parts in bars) or 1.0
+    scale = (WIDTH - NAMED - RIGHT - 50) / longest
+    drawn = [Markup('<text class="title" x="0" y="14">{}</text>').format(title)]
+    x, y = 0.0, 28.0
+    for place, name in enumerate(names):
+        width = 26 + 6.2 * len(name)
+        if x and x + width > WIDTH:
+            x, y = 0.0, y + LINE
+        drawn.append(
+            Markup('<rect class="s{} bar" x="{}" y="{}" width="9" height="9"/>').format(
+                place % COLOURS, _n(x), _n(y - 8)
+            )
+            + Markup('<text x="{}" y="{}">{}</text>').format(_n(x + 13), _n(y), name)
+        )
+        x += width
+    for label, parts in bars:
+        y, x = y + ROW, float(NAMED)
+        drawn.append(
+            Markup('<text x="{}" y="{}" text-anchor="end">{}</text>').format(
+                NAMED - 6, _n(y + 1), label
+            )
+        )
+        for place, part in enumerate(parts):
+            width = max(part, 0.0) * scale
+            shape = Markup('<rect class="s{} bar" x="{}" y="{}" width="{}" height="14">').format(
+                place % COLOURS, _n(x), _n(y - 10), _n(width)
+            )
+            drawn.append(shape + _tip(f"{label}, {names[place]}: {part:.3g} {unit}"))
+            drawn.append(Markup("</rect>"))
+            x += width
+        total = Markup('<text x="{}" y="{}">{} {}</text>')
+        drawn.append(total.format(_n(x + 4), _n(y + 1), f"{sum(parts):.3g}", unit))
+    head = Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">')
+    return head.format(WIDTH, _n(y + ROW / 2), title) + Markup("").join(drawn) + Markup("</svg>")
 
 
 def _span(low: float, high: float) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """Engines that cost what they are told to, on a clock that only they advance."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import pytest
 from svit_deploy.bench.report import BenchReport
 from svit_deploy.bench.run import run_bench
 from svit_deploy.bench.settings import BenchSettings, BenchTarget
-from svit_deploy.engines.base import Engine, Flight, RunTimes, TensorSpec
+from svit_deploy.engines.base import Engine, Flight, NodeTime, RunTimes, TensorSpec
 
 TOKENS = 10
 LOAD_NS = 50_000_000
@@ -37,15 +37,17 @@ class World:
         times: RunTimes | None = None,
         about: dict[str, Any] | None = None,
         overlap: float | None = None,
+        nodes: Sequence[NodeTime] = (),
         **options: Any,
     ) -> BenchTarget:
         """A model without content, unless the options say otherwise.
 
         Args:
             times, about: what its engine tells of its last run and of itself.
+            nodes: what its profiler tells, if it has one.
             overlap: how many times more runs it does where several are in flight, if it can.
         """
-        more = {"times": times, "about": about or {}, "overlap": overlap}
+        more = {"times": times, "about": about or {}, "overlap": overlap, "nodes": nodes}
         values = np.arange(count, dtype=np.float32)
         return BenchTarget(
             **{
@@ -94,6 +96,7 @@ class FakeEngine(Engine):
     times: RunTimes | None = None
     about: dict[str, Any] = field(default_factory=dict)
     overlap: float | None = None
+    nodes: Sequence[NodeTime] = ()
 
     def __post_init__(self):
         self.world.open.add(self.name)
@@ -126,6 +129,12 @@ class FakeEngine(Engine):
     @property
     def nvidia_gpu(self):
         return 0 if "gpu" in self.about else None
+
+    def profile(self, feeds, outputs):
+        if not self.nodes:
+            return None
+        self.world.runs.append((f"{self.name} profiled", [len(feeds)], tuple(outputs)))
+        return list(self.nodes)
 
     def run(self, feeds, outputs=None):
         assert self.name in self.world.open

@@ -19,6 +19,7 @@ from svit_deploy.bundle import Bundle, open_bundle
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.export.pipeline import export_model
 from svit_deploy.export.settings import ExportSettings
+from svit_deploy.graph.parts import OTHER, SELECTION, block_of, kind_of
 from svit_deploy.images import ImageSet
 from svit_deploy.images.prepared import Prepared
 from svit_deploy.loading.layout import to_official
@@ -73,6 +74,21 @@ def test_it_exports_verifies_and_equals_its_reference(exported, family, task, mo
         report = verify_against(bundle, reference, VERIFY)
         assert report.passed, report.verdict
         assert len(report.gates) == bundle.config.num_gates
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "task", "mode"), CASES)
+def test_its_operators_have_a_place_in_a_profile(exported, family, task, mode):
+    nodes = exported(family, task, mode).load_model().graph.node
+    kinds = {node.name: kind_of([node.name], node.op_type) for node in nodes}
+    placed = [node for node in nodes if block_of([node.name])]
+    assert len(placed) > 0.8 * len(nodes)
+    costly = {"Gemm", "MatMul", "Conv", "Softmax", "LayerNormalization", "Gelu", "Gather"}
+    for node in placed:
+        assert kinds[node.name] != OTHER or node.op_type not in costly, node.name
+    assert list(kinds.values()).count(OTHER) < 0.1 * len(nodes)
+    gated = mode is not TokenMode.DENSE and FAMILIES[family].method.trained_gates
+    assert (SELECTION in kinds.values()) or not gated
 
 
 @pytest.mark.parametrize(("family", "task"), sorted({case[:2] for case in CASES}))

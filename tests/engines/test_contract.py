@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from svit_deploy.engines.base import Engine
 from svit_deploy.engines.runtimes import RUNTIMES
 from svit_deploy.engines.settings import EngineChoice
 from svit_deploy.errors import CapabilityError, InputError
+from svit_deploy.graph.parts import BETWEEN
 from tests.conftest import skip_without
 from tests.engines.graphs import best, dynamic, linear, scaled
 
@@ -159,3 +161,19 @@ def test_the_lower_index_wins_among_equal_values(open_engine, largest):
             found = engine.run({"x": x})
         np.testing.assert_array_equal(found["places"], order)
         np.testing.assert_array_equal(found["values"], np.take_along_axis(x, order, axis=1))
+
+
+def test_a_profile_adds_up_and_leaves_the_engine_alone(open_engine, images, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(linear())
+    with open_engine(path) as engine:
+        before = engine.run({"x": images})["sum"]
+        times = engine.profile([{"x": images}, {"x": images[:1]}], ("sum",))
+        assert {one.operator for one in times} > {BETWEEN}
+        assert sum(one.operator == BETWEEN for one in times) == 1
+        assert all(one.seconds >= 0 for one in times if one.operator != BETWEEN)
+        assert 0 < math.fsum(one.seconds for one in times) < 10
+        assert any(one.nodes for one in times)
+        assert np.array_equal(engine.run({"x": images})["sum"], before)
+    with open_engine(linear()) as engine:  # of bytes nothing is kept to load it again
+        assert engine.profile([{"x": images}], None) is None

@@ -61,7 +61,7 @@ def pages(digits_bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Pa
     for name, line in {
         "verify": ["verify", bundle],
         "evaluate": ["evaluate", bundle, *some],
-        "bench": ["bench", bundle, *some, "--batch", "1,2", "--raw", *quick],
+        "bench": ["bench", bundle, *some, "--batch", "1,2", "--raw", "--profile-layers", *quick],
     }.items():
         out = str(folder / name)
         assert main(["-q", *line, "--html", f"{out}.html", "--json", f"{out}.json"]) == 0

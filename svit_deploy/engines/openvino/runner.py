@@ -6,14 +6,17 @@ import hashlib
 import json
 import logging
 import re
+import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from svit_deploy.engines.base import Engine, TensorSpec, check_feeds, check_outputs
+from svit_deploy.engines.base import Engine, NodeTime, TensorSpec, check_feeds, check_outputs
+from svit_deploy.engines.openvino.counters import WARM_UP, Counters, original_nodes
 from svit_deploy.engines.openvino.library import (
     check_precision,
     find_device,
@@ -44,6 +47,7 @@ class OpenVinoEngine(Engine):
         precision: of the computation: fp32, fp16 or bf16.
         device: CPU, GPU or NPU; or one of several, as in GPU.1.
         threads: of the CPU; 0 is OpenVINO's default, one per physical core.
+        counting: measure each operator, which takes time.
 
     Raises:
         InputError: the file is missing, broken, or no model that OpenVINO can run.
@@ -58,7 +62,15 @@ class OpenVinoEngine(Engine):
         precision: str = "fp32",
         device: str = "CPU",
         threads: int = 0,
+        counting: bool = False,
     ) -> None:
+        again: dict[str, Any] = {
+            "precision": precision,
+            "device": device,
+            "threads": threads,
+            "counting": True,
+        }
+        self._again = partial(OpenVinoEngine, model, **again) if isinstance(model, Path) else None
         self._name, content = _content(model)
         openvino = import_openvino()
         core = openvino.Core()
@@ -70,7 +82,9 @@ class OpenVinoEngine(Engine):
         }
         if device == "CPU" and threads:
             settings["INFERENCE_NUM_THREADS"] = threads
-        if isinstance(model, Path):
+        if counting:  # what the cache has was compiled without
+            settings["PERF_COUNT"] = True
+        elif isinstance(model, Path):
             settings |= _cache(content, core, device, settings, openvino.__version__)
         graph = self._read(openvino, content)
         # Of a compiled model, outputs may have lost their names.
@@ -81,6 +95,7 @@ class OpenVinoEngine(Engine):
         try:
             compiled = core.compile_model(graph, device, settings)
             self._request = compiled.create_infer_request()
+            self._compiled = compiled
         except Exception as error:  # OpenVINO's exceptions share no narrower class
             raise self._failure(f"could not be compiled for {device}", error) from error
         parameters = [parameter.get_friendly_name() for parameter in graph.get_parameters()]
@@ -139,8 +154,26 @@ class OpenVinoEngine(Engine):
             for name in names
         }
 
+    def profile(
+        self, feeds: Sequence[Mapping[str, np.ndarray]], outputs: Sequence[str] | None
+    ) -> list[NodeTime] | None:
+        if self._again is None:
+            return None
+        with self._again() as engine:
+            for feed in [feeds[0]] * WARM_UP:
+                engine.run(feed, outputs)
+            before = Counters(engine._request, WARM_UP)
+            seconds = sum(engine._seconds(feed) for feed in feeds)
+            after = Counters(engine._request, WARM_UP + len(feeds))
+            return after.since(before, seconds, original_nodes(engine._compiled))
+
+    def _seconds(self, feed: Mapping[str, np.ndarray]) -> float:
+        start = time.perf_counter()
+        self.run(feed, ())
+        return time.perf_counter() - start
+
     def close(self) -> None:
-        self._request = None
+        self._request = self._compiled = None
 
     def _read(self, openvino: ModuleType, content: bytes) -> Any:
         try:

@@ -84,6 +84,10 @@ class Binding:
                     raise self._loaded.failure(f"refused the memory of {name!r}", RUN_AGAIN)
                 self._addresses[name] = address
 
+    def tell(self, profiler: Any) -> None:
+        """Tells an `IProfiler` the time of each layer of the runs from now on."""
+        self._context.profiler = profiler
+
     def enqueue(self, stream: Stream) -> None:
         """Puts one run on the stream.
 

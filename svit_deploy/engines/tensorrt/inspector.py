@@ -16,6 +16,7 @@ _FUSED = re.compile(r"(?<![a-z0-9])f?mha(?![a-z])", re.IGNORECASE)
 _REFORMAT = re.compile(r"reformat|reorder", re.IGNORECASE)
 _HOST_COPY = re.compile(r"DeviceTo(Shape)?HostCopy", re.IGNORECASE)
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+_OWN_END = re.compile(r"_myl\d+_\d+$")
 _LINE = re.compile(
     r"Name: (?P<Name>.*?), LayerType: (?P<LayerType>[^,]*),"
     r"(?:.*? TacticName: (?P<TacticName>[^,]*),)?(?:.*? Metadata: (?P<Metadata>.*)|.*)"
@@ -82,6 +83,33 @@ def is_fused_attention(layer: Any) -> bool:
     named_after_node = "/" in name or any(node and node in name for node in nodes)
     own = "" if named_after_node else name
     return _FUSED.search(f"{own} {_text(layer, 'TacticName')}") is not None
+
+
+def layer_nodes(information: str) -> dict[str, tuple[tuple[str, ...], str]]:
+    """The ONNX nodes that each layer came from, and its type, by the layer's name.
+
+    Where the engine does not tell, the name does: fused layers have their nodes' names with a +
+    between them. The type of a fused attention is `fused_attention`.
+
+    Args:
+        information: the inspector's JSON.
+    """
+    try:
+        layers = json.loads(information)["Layers"]
+    except (ValueError, KeyError, TypeError):
+        layers = []
+    found = {}
+    for layer in layers if isinstance(layers, list) else []:
+        name, nodes = _text(layer, "Name"), _NODE.findall(_text(layer, "Metadata"))
+        kind = "fused_attention" if is_fused_attention(layer) else _text(layer, "LayerType")
+        found[name] = tuple(nodes) or nodes_in(name), kind
+    return found
+
+
+def nodes_in(name: str) -> tuple[str, ...]:
+    """The ONNX nodes that a layer's name is made of."""
+    parts = (_OWN_END.sub("", part.strip()) for part in name.split("+"))
+    return tuple(part for part in parts if part)
 
 
 def is_reformat(layer: Any) -> bool:

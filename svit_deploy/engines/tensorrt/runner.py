@@ -13,6 +13,7 @@ import numpy as np
 from svit_deploy.engines.base import (
     Engine,
     Flight,
+    NodeTime,
     RunTimes,
     TensorSpec,
     check_feeds,
@@ -20,9 +21,10 @@ from svit_deploy.engines.base import (
 )
 from svit_deploy.engines.tensorrt.cuda import Event
 from svit_deploy.engines.tensorrt.graphs import DYNAMIC
-from svit_deploy.engines.tensorrt.inspector import LayerCounts, read_layers
+from svit_deploy.engines.tensorrt.inspector import LayerCounts, layer_nodes, read_layers
 from svit_deploy.engines.tensorrt.kernels import Kernels
 from svit_deploy.engines.tensorrt.loading import Loaded, check_engine, load_engine
+from svit_deploy.engines.tensorrt.profiler import layer_times, make_profiler
 from svit_deploy.engines.tensorrt.slot import Slot, Tensors
 from svit_deploy.errors import InputError
 from svit_deploy.model.profiles import Profile, Shape, choose_profile
@@ -65,7 +67,7 @@ class TensorRTEngine(Engine):
         self._number = device
         self._inputs, self._outputs = _tensors(loaded)
         self.profiles = _profiles(loaded, self._inputs[0].name)
-        self.layers: LayerCounts | None = _layers(loaded)
+        self.layers: LayerCounts | None = read_layers(_information(loaded))
         self._kernels = Kernels(loaded)
         types = {spec.name: spec.dtype for spec in self._inputs + self._outputs}
         names = tuple(spec.name for spec in self._outputs)
@@ -151,6 +153,31 @@ class TensorRTEngine(Engine):
             seconds = time.perf_counter() - began
             device_ms = max(event.since(first) for event in last[: len(left)])
         return Flight(in_flight, runs, seconds, device_ms / runs)
+
+    def profile(
+        self, feeds: Sequence[Mapping[str, np.ndarray]], outputs: Sequence[str] | None
+    ) -> list[NodeTime] | None:
+        loaded = self._open()
+        for feed in feeds:
+            names = self._check(feed, outputs)
+        loaded.cuda.use()
+        profiler = make_profiler(loaded.library.trt)
+        # Without a CUDA graph, whose launch has no layers.
+        with contextlib.closing(
+            Slot(loaded, self._kernels, self._tensors, "off", profiler)
+        ) as slot:
+
+            def run(feed: Mapping[str, np.ndarray]) -> float:
+                self._start(slot, feed, names)
+                slot.finish()
+                assert slot.times is not None
+                return slot.times.gpu_ms
+
+            run(feeds[0])
+            profiler.milliseconds.clear()
+            gpu_ms = sum(map(run, feeds))
+        told = layer_nodes(_information(loaded))
+        return layer_times(profiler.milliseconds, gpu_ms, len(feeds), told)
 
     def close(self) -> None:
         if self._loaded is None:
@@ -241,10 +268,11 @@ def _profiles(loaded: Loaded, input_name: str) -> tuple[Profile, ...]:
     return tuple(Profile(*three) for three in shapes)
 
 
-def _layers(loaded: Loaded) -> LayerCounts | None:
+def _information(loaded: Loaded) -> str:
+    """What the inspector tells of the layers, as JSON."""
     trt = loaded.library.trt
     inspector = loaded.engine.create_engine_inspector()
-    return read_layers(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+    return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def _outside(profiles: Sequence[Profile], shape: Shape) -> InputError:

@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -39,12 +39,21 @@ class Slot:
 
     Args:
         cuda_graph: `auto`, `on` or `off`, see `CudaGraphs`.
+        profiler: an `IProfiler` that is told of the layers.
 
     Raises:
         SvitDeployError: CapabilityError if out of memory, UsageError for an unknown graph mode.
     """
 
-    def __init__(self, loaded: Loaded, kernels: Kernels, tensors: Tensors, cuda_graph: str) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        kernels: Kernels,
+        tensors: Tensors,
+        cuda_graph: str,
+        profiler: Any = None,
+    ) -> None:
+        self._profiler = profiler
         self._loaded, self._kernels, self._tensors = loaded, kernels, tensors
         self._bindings: OrderedDict[Shape, Binding] = OrderedDict()
         self._times: tuple[bool, float, int] | None = None
@@ -157,6 +166,8 @@ class Slot:
             key,
             self._tensors.outputs,
         )
+        if self._profiler is not None:
+            self._bindings[key].tell(self._profiler)
         return self._bindings[key]
 
     def _addresses(self, binding: Binding) -> dict[str, int]:

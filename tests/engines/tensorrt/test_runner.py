@@ -22,6 +22,7 @@ from svit_deploy.engines.tensorrt.runner import TensorRTEngine
 from svit_deploy.engines.tensorrt.sidecar import Gpu, Sidecar
 from svit_deploy.engines.tensorrt.slot import MAX_SHAPES
 from svit_deploy.errors import CapabilityError, InputError, UsageError
+from svit_deploy.graph.parts import BETWEEN
 from svit_deploy.io.files import hash_file
 from svit_deploy.machine.tensorrt import TARGETS, load_library
 from svit_deploy.model.profiles import Profile
@@ -150,6 +151,33 @@ def test_buffers_are_reused_and_grow(device, engine_file):
         assert "cudaMalloc" not in device.calls
         engine.run({"images": images(9)})
         assert "cudaMalloc" in device.calls
+
+
+def test_a_profile_adds_up_to_the_time_on_the_gpu(device, tmp_path):
+    layers = [
+        {
+            "Name": "__myl_FcAdd_myl0_4",
+            "LayerType": "gemm",
+            "Metadata": "[ONNX Layer: block_0/mlp/Gemm]\x1e[ONNX Layer: block_0/mlp/Gelu]",
+        },
+        {"Name": "_gemm_mha_v2_myl0_7", "LayerType": "kgen", "Metadata": ""},
+        "block_1/mlp/Gemm + block_1/mlp/Add",
+    ]
+    file = write_engine(tmp_path / "m.engine", largest_pixel(), (SMALL, LARGE), layers=layers)
+    with TensorRTEngine(file, cuda_graph="on") as engine:
+        engine.run({"images": images(2)})
+        times = engine.profile([{"images": images(2)}, {"images": images(9)}], ["logits"])
+        engine.run({"images": images(2)})
+        assert engine.last_times.graph
+    assert [(one.nodes, one.operator) for one in times] == [
+        (("block_0/mlp/Gemm", "block_0/mlp/Gelu"), "gemm"),
+        (("_gemm_mha_v2",), "fused_attention"),
+        (("block_1/mlp/Gemm", "block_1/mlp/Add"), ""),
+        ((), BETWEEN),
+    ]
+    assert [one.seconds for one in times[:3]] == pytest.approx([1e-3 / 3] * 3)
+    assert sum(one.seconds for one in times) == pytest.approx(2e-3)
+    assert device.open == NOTHING
 
 
 def test_times_of_the_last_run_by_the_device_clock(device, engine_file):

@@ -62,6 +62,13 @@ class ILogger:
         raise NotImplementedError
 
 
+class IProfiler:
+    """Told of each layer after each run."""
+
+    def report_layer_time(self, layer_name: str, ms: float) -> None:
+        raise NotImplementedError
+
+
 class IOutputAllocator:
     """As in the library, the methods exist only in what derives from it."""
 
@@ -256,6 +263,7 @@ class IExecutionContext:
         self.addresses: dict[str, int] = {}
         self.allocators: dict[str, Any] = {}
         self.flushed = False  # whether an enqueue saw the shapes and addresses as they are
+        self.profiler: IProfiler | None = None
 
     def _error(self, message: str) -> bool:
         self.engine.logger.log(Severity.ERROR, f"IExecutionContext::enqueueV3: {message}")
@@ -312,6 +320,11 @@ class IExecutionContext:
             device.invalidate(stream_handle)
             return self._error("Error Code 1: operation not permitted when stream is capturing")
         self.flushed = True
+        if self.profiler is not None:
+            assert not capturing
+            for layer in engine.plan.layers:  # half of a run, in equal parts
+                name = layer if isinstance(layer, str) else layer["Name"]
+                self.profiler.report_layer_time(name, engine.plan.ms / 2 / len(engine.plan.layers))
         shapes, addresses = dict(self.shapes), dict(self.addresses)
         replay = capturing
 
@@ -425,6 +438,7 @@ def runtime_side(name: str, version: str, device: Device) -> dict[str, Any]:
         "nptype": nptype,
         "ILogger": ILogger,
         "IOutputAllocator": IOutputAllocator,
+        "IProfiler": IProfiler,
         "DataType": DataType,
         "TensorIOMode": TensorIOMode,
         "TensorLocation": TensorLocation,
