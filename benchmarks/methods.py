@@ -48,6 +48,8 @@ CASES = (
     Case("mergence_s"),
     Case("stvit_s", "deit_small"),
     Case("stvitr_s", "swin_s"),
+    Case("dynamicvit_swin_s"),
+    Case("dynamicvit_convnext_s"),
 )
 
 

@@ -33,6 +33,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mergence": {"keep_rate": 0.7, "prune_blocks": (1, 2)},
     "stvit": {"semantic": 16, "generate_at": 1},
     "swin": {"depths": (2, 1, 1, 1)},
+    "dynamicvit_swin": {"depths": (1, 1, 4, 1), "base_rate": (0.7,)},
+    "convnext": {"depths": (1, 2, 1, 1)},
+    "dynamicvit_convnext": {"depths": (1, 1, 4, 1), "base_rate": (0.7,)},
     "stvitr": {"depths": (2, 1, 6, 1)},
     "svit_adapter": SHORT,
     "vit_adapter": SHORT,
@@ -43,7 +46,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "evovit_adapter": {**SHORT, "prune_blocks": (2, 3), "prune_ratio": (0.5, 0.5)},
 }
 """What a family's weights cannot tell, and places in 4 blocks; its defaults in 12 without a row."""
-SIZES = {"swin": (224, 4), "stvitr": (224, 4)}
+SIZES = {"swin": (224, 4), "stvitr": (224, 4), "dynamicvit_swin": (64, 2)}
+SIZES |= {"convnext": (64, 4), "dynamicvit_convnext": (128, 4)}
 
 
 @cache

@@ -37,6 +37,8 @@ SETTINGS: dict[str, dict[str, str]] = {
     "deit_distilled": {"num_heads": "3"},
     "dynamicvit": HEADS | {"prune_blocks": "3,6,9"},
     "dynamicvit_lvvit": HEADS | {"prune_blocks": "2,4,6", "skip_lam": "2"},
+    "dynamicvit_swin": {"prune_blocks": "5,6,7"},
+    "dynamicvit_convnext": {"prune_blocks": "3,4,5", "image_size": "128"},
     "evit_fuse": EVIT | {"keep_rate": "0.7", "fuse": "true"},
     "evit_nofuse": EVIT | {"fuse": "false"},  # the arguments in this container say otherwise
     "evovit": HEADS | EVOVIT | {"prune_ratio": "0.5,0.5", "prune_blocks": "4,8"},

@@ -110,6 +110,8 @@ CASES: dict[str, Case] = {
         _golden("lvvit", "dense"),
         _golden("dynamicvit", "static"),
         _golden("dynamicvit_lvvit", "static"),
+        _golden("dynamicvit_swin", "static"),
+        _golden("dynamicvit_convnext", "static"),
         _golden("evit_fuse", "static"),
         _golden("evit_nofuse", "static"),
         _golden("evovit", "static"),

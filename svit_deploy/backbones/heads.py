@@ -74,15 +74,18 @@ def _mean_reference(reference: Any, x: Tensor) -> Tensor:
 
 def _patch_mean_graph(tokens: GraphTokens, rows: str, count: int | str) -> str:
     config, graph, layers = tokens.config, tokens.graph, tokens.writer.layers
-    split = graph.to_float32(graph.reshape(rows, -1, count, config.embed_dim))
-    patches = graph.slice(split, 1, config.num_tokens)
-    mean = graph.op("ReduceMean", patches, graph.constant([1]), keepdims=0)
+    width = layers.weights["norm.weight"].size
+    x = graph.to_float32(graph.reshape(rows, -1, count, width))
+    if config.prefix_tokens:
+        x = graph.slice(x, config.prefix_tokens, config.num_tokens)
+    mean = graph.op("ReduceMean", x, graph.constant([1]), keepdims=0)
     norm = layers.layer_norm(mean, "norm", config.norm_eps)
     return layers.exact_linear(norm, "head")
 
 
 def _patch_mean_reference(reference: Any, x: Tensor) -> Tensor:
-    x = reference.norm(x[:, 1:].mean(dim=1), "norm", reference.norm_eps)
+    patches = x[:, reference.config.prefix_tokens :]
+    x = reference.norm(patches.mean(dim=1), "norm", reference.norm_eps)
     return reference.exact_linear(x, "head")
 
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from svit_deploy.backbones.tokens import ReferenceTokens, See
 from svit_deploy.model.config import ModelConfig
 from svit_deploy.model.model import Model
+from svit_deploy.names import EMBEDDING, block_name
 
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 PARTS = {"qkv": ("q", "k", "v"), "qk": ("q", "k"), "kv": ("k", "v")}
@@ -216,6 +217,49 @@ class BackboneReference:
         name = f"blocks.{block}"
         hidden = self.linear(self.norm(x, f"{name}.norm2", self.block_eps), f"{name}.mlp.fc1")
         return self.add(x, self.linear(F.gelu(hidden), f"{name}.mlp.fc2"))
+
+
+class StagedReference(BackboneReference):
+    """A backbone in stages (`staged.StagedGraph`)."""
+
+    def places(self) -> list[tuple[Any, int]]:
+        """The stage of each block, and its number there."""
+        raise NotImplementedError
+
+    def embed(self, images: Tensor) -> Tensor:
+        """`[B, 3, H, W]` -> `[B, tokens, C]` of the first stage."""
+        raise NotImplementedError
+
+    def shrink(self, x: Tensor, stage: Any) -> Tensor:
+        """From the tokens of the stage before to those of this one."""
+        raise NotImplementedError
+
+    def mix(self, x: Tensor, block: int) -> tuple[Tensor, Tensor]:
+        """A block's first half: what its second half is added to, and what that computes from."""
+        raise NotImplementedError
+
+    def feed(self, x: Tensor, block: int) -> Tensor:
+        """What a block's second half adds."""
+        raise NotImplementedError
+
+    def name_of(self, block: int) -> str:
+        """A block in the names of weights."""
+        stage, number = self.places()[block]
+        return str(stage.block(number))
+
+    def plain_block(self, x: Tensor, block: int) -> Tensor:
+        x, mixed = self.mix(x, block)
+        return x + self.feed(mixed, block)
+
+    def forward(self, images: Tensor, see: See) -> Generator[Any, Any, tuple[Any, ReferenceTokens]]:
+        tokens = self.method.reference(self, self.embed(images))
+        tokens.show(EMBEDDING, see)
+        for number, (stage, block) in enumerate(self.places()):
+            if stage.index and not block:
+                tokens.put_map(self.shrink(tokens.map(), stage))
+            yield from tokens.block(number)
+            tokens.show(block_name(number), see)
+        return tokens.for_head(), tokens
 
 
 def _parts(name: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -12,6 +13,8 @@ from onnx import helper, numpy_helper
 from svit_deploy.graph.edit import copy_model
 
 WEIGHT = ".weight"
+BLOCK = re.compile(r"\bblocks\.|^stages\.")
+"""Of the name of a block's weight: ConvNeXt calls its blocks stages.NUMBER.NUMBER."""
 ROUND, WIDEN = "QuantizeLinear", "DequantizeLinear"
 
 
@@ -23,7 +26,7 @@ def block_layers(model: onnx.ModelProto) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for node in model.graph.node:
         name = node.input[1] if node.op_type == "Gemm" else ""
-        if "blocks." in name and name.endswith(WEIGHT):
+        if BLOCK.search(name) and name.endswith(WEIGHT):
             found.setdefault(name.removesuffix(WEIGHT), []).append(node.input[0])
     return found
 

@@ -99,6 +99,12 @@ class Layers:
             result if bias is None else graph.op("Add", result, graph.weight(f"{name}.bias", bias))
         )
 
+    def scaled_linear(self, x: str, name: str, scale: str) -> str:
+        """`linear` and the layer scale `[O]` after it, in one product."""
+        factor = self.weights[scale]
+        weight = self.weights[f"{name}.weight"] * factor[:, None]
+        return self.product(x, name, weight, self.weights[f"{name}.bias"] * factor)
+
     def exact_linear(self, x: str, name: str) -> str:
         """`linear` in float32."""
         weight, bias = self.weight(f"{name}.weight"), self.weight(f"{name}.bias")
@@ -160,10 +166,13 @@ class Layers:
 
     def feed_forward(self, x: str, name: str, eps: float) -> str:
         """The second half of a block: the MLP, added to its input."""
-        graph = self.graph
-        with graph.scope("mlp"):
-            normed = graph.to_precision(self.layer_norm(x, f"{name}.norm2", eps))
-            return graph.op("Add", x, self.mlp(normed, f"{name}.mlp"))
+        with self.graph.scope("mlp"):
+            return self.graph.op("Add", x, self.feed(x, name, eps))
+
+    def feed(self, x: str, name: str, eps: float) -> str:
+        """What the second half of a block adds."""
+        normed = self.graph.to_precision(self.layer_norm(x, f"{name}.norm2", eps))
+        return self.mlp(normed, f"{name}.mlp")
 
 
 def row_steps(weight: np.ndarray) -> np.ndarray:

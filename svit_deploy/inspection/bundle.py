@@ -59,7 +59,7 @@ def _overview(bundle: Bundle) -> tuple[tuple[str, str], ...]:
         ),
         (
             "tokens",
-            f"{config.num_patches} patches of {config.patch_size}x{config.patch_size} "
+            f"{config.num_patches} patches of {config.token_size}x{config.token_size} "
             f"+ {config.prefix_tokens}",
         ),
         ("token mode", tokens["mode"]),

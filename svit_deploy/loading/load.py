@@ -256,6 +256,7 @@ def _configure(
         class_token=family.class_token,
         backbone=family.backbone.config_sizes(dims, chosen),
         task=task.config_numbers(dims, args),
+        gate_stage=family.method.gate_stage if gates.blocks else 0,
     )
     return config, tuple(notes)
 

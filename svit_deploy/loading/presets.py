@@ -35,6 +35,27 @@ def _swin(family: str, embed_dim: int, third_stage: int) -> Arch:
     )
 
 
+def _convnext(family: str, embed_dim: int, third_stage: int) -> Arch:
+    """ConvNeXt's sizes differ by the width and the depth of the third stage."""
+    depths = (3, 3, third_stage, 3)
+    return Arch(
+        family,
+        1,
+        embed_dim,
+        sum(depths),
+        4,
+        (224, 224),
+        distilled=False,
+        settings={"depths": depths},
+        crop_ratio=224 / 256,
+    )
+
+
+def _dynamicvit_in_stages(arch: Arch) -> Arch:
+    settings = {**arch.settings, "base_rate": (0.7,)}
+    return replace(arch, family=f"dynamicvit_{arch.family}", settings=settings)
+
+
 def _lvvit(
     num_heads: int, embed_dim: int, depth: int, skip_lam: float, size: int = 224, crop: float = 1.0
 ) -> Arch:
@@ -116,6 +137,15 @@ PRESETS: dict[str, Arch] = {
     "swin_t": _swin("swin", 96, 6),
     "swin_s": _swin("swin", 96, 18),
     "swin_b": _swin("swin", 128, 18),
+    "convnext_t": _convnext("convnext", 96, 9),
+    "convnext_s": _convnext("convnext", 96, 27),
+    "convnext_b": _convnext("convnext", 128, 27),
+    "dynamicvit_swin_t": _dynamicvit_in_stages(_swin("swin", 96, 6)),
+    "dynamicvit_swin_s": _dynamicvit_in_stages(_swin("swin", 96, 18)),
+    "dynamicvit_swin_b": _dynamicvit_in_stages(_swin("swin", 128, 18)),
+    "dynamicvit_convnext_t": _dynamicvit_in_stages(_convnext("convnext", 96, 9)),
+    "dynamicvit_convnext_s": _dynamicvit_in_stages(_convnext("convnext", 96, 27)),
+    "dynamicvit_convnext_b": _dynamicvit_in_stages(_convnext("convnext", 128, 27)),
     "stvitr_s": _swin("stvitr", 96, 18),
     "stvitr_b": _swin("stvitr", 128, 18),
     "lvvit_t": _lvvit(4, 240, 12, 1, crop=0.9),

@@ -18,6 +18,8 @@ from svit_deploy.model.config import (
 from svit_deploy.tasks.task import Task
 
 AGAIN = "export the model again"
+USUAL = {"class_token": True, "gate_stage": 0}
+"""Fields of a configuration that are left out where most families have these values."""
 
 
 def check_config(config: ModelConfig, size_asked: bool = False) -> None:
@@ -56,6 +58,8 @@ def check_config(config: ModelConfig, size_asked: bool = False) -> None:
             f"image size {config.image_size[0]}x{config.image_size[1]} is beyond {MAX_IMAGE_SIZE}",
             "give a smaller one",
         )
+    if config.gate_stage != (family.method.gate_stage if config.gate_blocks else 0):
+        raise InputError(f"gate_stage is {config.gate_stage}", AGAIN)
     if misfit := family.misfit(config):
         error = UsageError if size_asked else InputError
         raise error(misfit.reason, "use --image-size {}x{}".format(*misfit.nearest))
@@ -110,8 +114,8 @@ def config_to_dict(config: ModelConfig) -> dict[str, Any]:
     content = _plain(asdict(config))
     for part in ("backbone", "task"):
         content |= content.pop(part) or {}
-    usual = {"settings": None, "class_token": True}
-    return {k: v for k, v in content.items() if k not in usual or v is not usual[k]}
+    usual = {"settings": None, **USUAL}
+    return {k: v for k, v in content.items() if k not in usual or v != usual[k]}
 
 
 def config_from_dict(content: Mapping[str, Any], task: Task) -> ModelConfig:
@@ -141,8 +145,7 @@ def config_from_dict(content: Mapping[str, Any], task: Task) -> ModelConfig:
                 ready[part] = _build(kind, own, f"{part}'s part of the configuration")
         for unused in task.foreign_fields:  # 0.1 wrote a detector's fields with every backbone
             given.pop(unused, None)
-    if "class_token" not in given:
-        ready["class_token"] = True
+    ready |= {name: value for name, value in USUAL.items() if name not in given}
     config = _build(ModelConfig, given, "model configuration", **ready)
     check_config(config)
     task.check(config)

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from svit_deploy.backbones.tokens import Decided
+from svit_deploy.backbones.tokens import Decided, GraphTokens, ReferenceTokens
 from svit_deploy.errors import InputError
 from svit_deploy.graph.builder import INT64_MAX
-from svit_deploy.graph.maps import total
+from svit_deploy.graph.maps import Dim, total
 from svit_deploy.graph.rows import flat_rows, gather_rows, with_prefix
 from svit_deploy.graph.tokens import share_of, top_tokens
 from svit_deploy.methods.method import Gates, Method, Values
@@ -87,33 +87,39 @@ class DynamicVitGraph(RankedGraph):
         return super().block(block)
 
     def score(self, stage: int) -> str:
-        """Keep logit minus prune logit `[B, M]`, all in float32.
-
-        What all tokens share, the mean of half the channels, is multiplied once for each image.
-        """
-        config, graph, layers, tokens = self.config, self.graph, self.writer.layers, self.count
-        name, width, prefix = f"predictors.{stage}", config.embed_dim, config.prefix_tokens
+        """Of the tokens after the prefix `[B, M]`."""
+        graph, tokens = self.graph, self.count
+        prefix, width = self.config.prefix_tokens, self.config.embed_dim
         ranked = total(graph, tokens, -prefix)
-        half = width // 2
         rows = graph.to_float32(self.rows)
         if prefix:
             split = graph.reshape(rows, -1, tokens, width)
             last = tokens if isinstance(tokens, int) else INT64_MAX
             rows = graph.reshape(graph.slice(split, prefix, last), -1, width)
-        z = layers.layer_norm(rows, f"{name}.norm", config.gate_eps)
-        z = layers.exact_linear(z, f"{name}.fc0")
-        local, whole = graph.ops("Split", graph.op("Gelu", z), outputs=2, axis=1, num_outputs=2)
-        whole = graph.reshape(whole, -1, ranked, half)
-        whole = graph.op("ReduceMean", whole, graph.constant([1]), keepdims=0)  # [B, C / 2]
-        weight = layers.weights[f"{name}.fc1.weight"]
-        local_weight = graph.weight(f"{name}.fc1.local.weight", weight[:, :half])
-        whole_weight = graph.weight(f"{name}.fc1.whole.weight", weight[:, half:])
-        shared = graph.op("Gemm", whole, whole_weight, layers.weight(f"{name}.fc1.bias"), transB=1)
-        own = graph.reshape(graph.op("Gemm", local, local_weight, transB=1), -1, ranked, half)
-        z = graph.op("Add", own, graph.op("Unsqueeze", shared, graph.constant([1])))
-        z = graph.op("Gelu", graph.reshape(z, -1, half))
-        z = graph.op("Gelu", layers.exact_linear(z, f"{name}.fc2"))
-        return graph.reshape(layers.difference(z, f"{name}.fc3", f"{name}.margin"), -1, ranked)
+        return predict(self, rows, ranked, stage)
+
+
+def predict(tokens: GraphTokens, rows: str, count: Dim, stage: int) -> str:
+    """Keep logit minus prune logit of float32 rows `[B * count, C]`: `[B, count]` float32.
+
+    What all tokens share, the mean of half the channels, is multiplied once for each image.
+    """
+    graph, layers, name = tokens.graph, tokens.writer.layers, f"predictors.{stage}"
+    weight = layers.weights[f"{name}.fc1.weight"]
+    half = len(weight)
+    z = layers.layer_norm(rows, f"{name}.norm", tokens.config.gate_eps)
+    z = layers.exact_linear(z, f"{name}.fc0")
+    local, whole = graph.ops("Split", graph.op("Gelu", z), outputs=2, axis=1, num_outputs=2)
+    whole = graph.reshape(whole, -1, count, half)
+    whole = graph.op("ReduceMean", whole, graph.constant([1]), keepdims=0)  # [B, C / 2]
+    local_weight = graph.weight(f"{name}.fc1.local.weight", weight[:, :half])
+    whole_weight = graph.weight(f"{name}.fc1.whole.weight", weight[:, half:])
+    shared = graph.op("Gemm", whole, whole_weight, layers.weight(f"{name}.fc1.bias"), transB=1)
+    own = graph.reshape(graph.op("Gemm", local, local_weight, transB=1), -1, count, half)
+    z = graph.op("Add", own, graph.op("Unsqueeze", shared, graph.constant([1])))
+    z = graph.op("Gelu", graph.reshape(z, -1, half))
+    z = graph.op("Gelu", layers.exact_linear(z, f"{name}.fc2"))
+    return graph.reshape(layers.difference(z, f"{name}.fc3", f"{name}.margin"), -1, count)
 
 
 class DynamicVitReference(RemovingReference):
@@ -125,7 +131,7 @@ class DynamicVitReference(RemovingReference):
         import torch
 
         if (stage := self.config.gate_of.get(block)) is not None:
-            score = self.predict(self.rows[:, self.prefix :], stage)
+            score = predict_in_torch(self.backbone, self.rows[:, self.prefix :], stage)
             order = score.argsort(dim=1, descending=True, stable=True)
             count = int((self.tokens - self.prefix) * self.shares[stage])
             kept = self.decide(decision_name(stage), order[:, :count])
@@ -134,26 +140,35 @@ class DynamicVitReference(RemovingReference):
             self.values[margin_name(stage)] = score
         super().step(block)
 
-    def predict(self, x: Tensor, stage: int) -> Tensor:
-        """Keep logit (channel 0) minus prune logit of every token `[B, M, C]` -> `[B, M]`.
 
-        The published code ranks by the logarithm of the keep probability, which is 0 for several
-        confident tokens at once; the difference of the logits orders them the same and has no such
-        ties.
-        """
-        import torch
-        from torch.nn.functional import gelu
+def predict_in_torch(reference: Any, x: Tensor, stage: int) -> Tensor:
+    """Keep logit (channel 0) minus prune logit of every token `[B, M, C]` -> `[B, M]`.
 
-        reference, name = self.backbone, f"predictors.{stage}"
-        z = reference.norm(x, f"{name}.norm", reference.gate_eps)
-        z = gelu(reference.exact_linear(z, f"{name}.fc0"))
-        local, whole = z.chunk(2, dim=2)
-        z = torch.cat([local, whole.mean(dim=1, keepdim=True).expand_as(whole)], dim=2)
-        z = gelu(reference.exact_linear(z, f"{name}.fc1"))
-        z = gelu(reference.exact_linear(z, f"{name}.fc2"))
-        keep, prune = reference.exact_linear(z, f"{name}.fc3").unbind(-1)
-        margin: Tensor = keep - prune
-        return margin
+    The published code ranks by the logarithm of the keep probability, which is 0 for several
+    confident tokens at once; the difference of the logits orders them the same and has no such
+    ties.
+    """
+    import torch
+    from torch.nn.functional import gelu
+
+    name = f"predictors.{stage}"
+    z = reference.norm(x, f"{name}.norm", reference.gate_eps)
+    z = gelu(reference.exact_linear(z, f"{name}.fc0"))
+    local, whole = z.chunk(2, dim=2)
+    z = torch.cat([local, whole.mean(dim=1, keepdim=True).expand_as(whole)], dim=2)
+    z = gelu(reference.exact_linear(z, f"{name}.fc1"))
+    z = gelu(reference.exact_linear(z, f"{name}.fc2"))
+    keep, prune = reference.exact_linear(z, f"{name}.fc3").unbind(-1)
+    margin: Tensor = keep - prune
+    return margin
+
+
+def predictor_shapes(stage: int, width: int) -> dict[str, Shape]:
+    name = f"predictors.{stage}"
+    shapes = norm(f"{name}.norm", width) | linear(f"{name}.fc0", width, width)
+    shapes |= linear(f"{name}.fc1", width // 2, width)
+    shapes |= linear(f"{name}.fc2", width // 4, width // 2)
+    return shapes | linear(f"{name}.fc3", 2, width // 4)
 
 
 class DynamicVit(Method):
@@ -190,13 +205,8 @@ class DynamicVit(Method):
         return replace(dims, num_gates=tensors.count("score_predictor"))
 
     def shapes(self, shapes: dict[str, Shape], dims: Any) -> dict[str, Shape]:
-        width = dims.embed_dim
         for stage in range(dims.num_gates):
-            name = f"predictors.{stage}"
-            shapes |= norm(f"{name}.norm", width) | linear(f"{name}.fc0", width, width)
-            shapes |= linear(f"{name}.fc1", width // 2, width)
-            shapes |= linear(f"{name}.fc2", width // 4, width // 2)
-            shapes |= linear(f"{name}.fc3", 2, width // 4)
+            shapes |= predictor_shapes(stage, dims.embed_dim)
         return shapes
 
     def dims_from_arch(self, dims: Any, arch: Arch) -> Any:
@@ -273,10 +283,10 @@ class DynamicVit(Method):
     ) -> Selected:
         return decode_survivors(config, values, images, config.num_tokens)
 
-    def graph(self, writer: Any, rows: str) -> DynamicVitGraph:
+    def graph(self, writer: Any, rows: str) -> GraphTokens:
         return DynamicVitGraph(writer, rows, self.shares(writer.config))
 
-    def reference(self, backbone: Any, x: Tensor) -> DynamicVitReference:
+    def reference(self, backbone: Any, x: Tensor) -> ReferenceTokens:
         return DynamicVitReference(backbone, x, self.shares(backbone.config))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from svit_deploy.backbones.adapter import Adapter, ClassTokenAdapter
 from svit_deploy.backbones.backbone import Backbone
+from svit_deploy.backbones.convnext import ConvNext
 from svit_deploy.backbones.heads import MEAN, PATCH_MEAN, Head
 from svit_deploy.backbones.lvvit import LvVit
 from svit_deploy.backbones.swin import Swin
@@ -19,6 +20,7 @@ from svit_deploy.backbones.vit import Vit
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.methods.ats import Ats, AtsInAdapter
 from svit_deploy.methods.avit import Avit
+from svit_deploy.methods.dynamic_spatial import CONVNEXT, SWIN, DynamicSpatial
 from svit_deploy.methods.dynamicvit import DynamicVit, DynamicVitInAdapter
 from svit_deploy.methods.evit import Evit, EvitInAdapter
 from svit_deploy.methods.evovit import EvoVit, EvoVitPerBlock
@@ -169,7 +171,7 @@ class Family:
 
 
 def _rows() -> Sequence[Family]:
-    vit, lvvit, swin = Vit(), LvVit(), Swin()
+    vit, lvvit, swin, convnext = Vit(), LvVit(), Swin(), ConvNext()
     adapter, class_adapter = Adapter(), ClassTokenAdapter()
     svit, evovit, dense = Svit(), EvoVit(), Dense()
     # SViT's blocks and gates keep PyTorch's default, where DeiT sets its own everywhere; so do
@@ -178,6 +180,9 @@ def _rows() -> Sequence[Family]:
     return (
         Family("dynamicvit_lvvit", "DynamicViT on LV-ViT", lvvit, DynamicVit()),
         Family("lvvit", "LV-ViT", lvvit, dense),
+        Family("dynamicvit_swin", "DynamicViT on Swin", swin, DynamicSpatial(SWIN)),
+        Family("dynamicvit_convnext", "DynamicViT on ConvNeXt", convnext, DynamicSpatial(CONVNEXT)),
+        Family("convnext", "ConvNeXt", convnext, dense),
         Family("evovit_adapter", "Evo-ViT in ViT-Adapter", class_adapter, EvoVitPerBlock()),
         Family("svit_adapter", "SViT-Adapter", adapter, svit, eps=svit_eps),
         Family(

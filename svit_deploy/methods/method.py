@@ -57,6 +57,7 @@ class Method:
         removes: whether a token that is not kept is gone for good.
         ranks_inside: whether tokens are ranked by values from inside a block (attention, keys),
             which are of the graph's precision; what is computed of them is float32 all the same.
+        gate_stage: of a backbone in stages, the one whose tokens are selected.
         margin_unit: what errors of margins are counted in; None for logits, which are counted in
             max(1, rms of the gate's).
     """
@@ -71,6 +72,7 @@ class Method:
     trained_gates: ClassVar[bool] = False
     removes: ClassVar[bool] = False
     ranks_inside: ClassVar[bool] = False
+    gate_stage: ClassVar[int] = 0
     margin_unit: ClassVar[float | None] = None
 
     # What a checkpoint tells.
@@ -233,4 +235,5 @@ class Dense(Method):
     title = "dense"
 
     def matches(self, keys: Collection[str]) -> bool:
-        return any(key.endswith("blocks.0.attn.qkv.weight") for key in keys)
+        firsts = "blocks.0.attn.qkv.weight", "stages.0.0.dwconv.weight"
+        return any(key.endswith(firsts) for key in keys)

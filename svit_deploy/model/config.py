@@ -84,6 +84,9 @@ class ModelConfig:
     Three parts belong to one axis each, frozen dataclasses or None: `settings` are what weights
     cannot tell of a backbone and a method, `backbone` the sizes that only that backbone has,
     `task` the numbers of a task.
+
+    Of a backbone in stages, each of which halves the map, `gate_stage` is the one whose tokens the
+    gates decide on.
     """
 
     family: str
@@ -108,11 +111,17 @@ class ModelConfig:
     class_token: bool = True
     backbone: Any = None
     task: Any = None
+    gate_stage: int = 0
+
+    @property
+    def token_size(self) -> int:
+        """Pixels along the side of a token that gates decide on."""
+        return self.patch_size << self.gate_stage
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches per column and per row at `image_size`."""
-        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+        """Tokens per column and per row at `image_size`: patches, or what a stage made of them."""
+        return self.image_size[0] // self.token_size, self.image_size[1] // self.token_size
 
     @property
     def prefix_tokens(self) -> int:

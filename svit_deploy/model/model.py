@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -40,8 +41,9 @@ class Model:
 
 def without_gates(model: Model) -> Model:
     """The dense twin: the same weights, every block on every token."""
-    config = replace(
-        model.config, gate_blocks=(), gate_class_token=(), target_keep=(), thresholds=()
+    none: dict[str, Any] = dict.fromkeys(
+        ("gate_blocks", "gate_class_token", "target_keep", "thresholds"), ()
     )
+    config = replace(model.config, **none, gate_stage=0)
     assumptions = tuple(one for one in model.assumptions if not one.selects)
     return replace(model, config=config, assumptions=assumptions)

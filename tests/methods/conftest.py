@@ -33,6 +33,7 @@ MADE: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "mergence": ({"keep_rate": "0.7"}, {}),
     "stvit": ({}, {"semantic": 16}),
     "swin": ({}, {"depths": (2, 2, 2, 2)}),
+    "convnext": ({}, {"depths": (1, 1, 2, 1)}),
 }
 
 STVITR_WEIGHTS = {

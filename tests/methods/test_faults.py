@@ -16,7 +16,7 @@ from svit_deploy.backbones.swin import graph as swin
 from svit_deploy.export import pipeline
 from svit_deploy.export.pipeline import export_model
 from svit_deploy.export.settings import ExportSettings
-from svit_deploy.methods import evit, evovit, mergence
+from svit_deploy.methods import dynamic_spatial, evit, evovit, mergence
 from svit_deploy.methods.ats import graph as ats
 from svit_deploy.methods.avit import AvitGraph
 from svit_deploy.methods.tome import graph as tome
@@ -84,6 +84,12 @@ CHANGED_MODELS = {
     "attention by size": ("tome", with_settings(prop_attn=False), "block 1 is"),
     "a shortcut": ("stvitr", with_settings(shortcut=True), "block 5 is"),
     "a key in a sampling block": ("ats", with_bias("blocks.5.attn.qkv.bias", 1e-2), "gate 2 is"),
+    "a fast way": (
+        "dynamicvit_swin",
+        with_bias("layers.2.blocks.4.fast.linear.bias", 1e-2),
+        "block 8 is",
+    ),
+    "a slow way": ("dynamicvit_convnext", with_bias("stages.2.3.pwconv2.bias", 1e-1), "block 5 is"),
     "another center": ("avit", with_settings(gate_center=3.01), "gate 0 is"),
     "what is added": ("lvvit", with_settings(skip_lam=1.99), "block 0 is"),
     "one head of two": ("dynamicvit_lvvit", with_bias("aux_head.bias", 1e-2), "head is"),
@@ -139,6 +145,13 @@ CODE: dict[str, tuple[str, ModuleType | type, str, object, str]] = {
     "another significance": ("ats", ats, "sampling_margin", later_samples, "gate 0 is"),
     "cosines of no unit": ("tome", tome, "unit_rows", lambda graph, x: x, "gate 0 is"),
     "a mean of other weights": ("avit", AvitGraph, "left", nothing_left, "head is"),
+    "the worst go the slow way": (
+        "dynamicvit_swin",
+        dynamic_spatial,
+        "top_tokens",
+        nearest_not_farthest,
+        "does not keep",
+    ),
     "a folded batch norm": ("lvvit", lvvit, "BATCH_NORM_EPS", 1e-3, "embedding is"),
     "windows that wrap around": (
         "swin",

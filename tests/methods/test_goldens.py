@@ -21,6 +21,8 @@ pytestmark = pytest.mark.slow
 MODES = {
     "dynamicvit": "static",
     "dynamicvit_lvvit": "static",
+    "dynamicvit_swin": "static",
+    "dynamicvit_convnext": "static",
     "evit_fuse": "static",
     "evit_nofuse": "static",
     "evovit": "static",
@@ -70,7 +72,9 @@ def test_evit_ranks_as_the_official_code_does(recording, name):
         np.testing.assert_array_equal(values[f"gate_{stage}.decision"], expected)
 
 
-@pytest.mark.parametrize("name", ["dynamicvit", "dynamicvit_lvvit"])
+@pytest.mark.parametrize(
+    "name", ["dynamicvit", "dynamicvit_lvvit", "dynamicvit_swin", "dynamicvit_convnext"]
+)
 def test_dynamicvit_scores(recording, name):
     """A wrong LayerNorm epsilon inside a predictor shows up nowhere else."""
     found = recording(name)
@@ -98,6 +102,16 @@ def test_avit_halts_as_the_official_code_does(recording, export_recording, mode)
     depth = active.sum(axis=1)
     own = official[:, :, :1].all(axis=1).ravel()  # of images whose class token never halts
     np.testing.assert_array_equal(depth[own], found.arrays["depth"][own])
+
+
+@pytest.mark.parametrize("name", ["dynamicvit_swin", "dynamicvit_convnext"])
+def test_tokens_come_back_to_the_slow_way(recording, name):
+    """Three choices of all tokens, none inside the one before; the counts are the official ones."""
+    found = recording(name)
+    keep = Reference(found.model, CLASSIFY).run(found.prepared).selected.keep_mask
+    assert [set(counts) for counts in keep.sum(axis=2).T] == [{44}, {31}, {19}]
+    for gate in (1, 2):
+        assert (keep[:, gate] & ~keep[:, gate - 1]).any(axis=1).all()
 
 
 @pytest.mark.parametrize("variant", STVITR)

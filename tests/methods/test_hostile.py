@@ -27,7 +27,13 @@ CLASSIFY = TASKS["classify"]
 
 def tensors(family, **changes):
     """Official weights of a small model of the method."""
-    settings = {"swin": {"depths": (1, 1, 1, 1)}, "stvitr": {"depths": (1, 1, 6, 1)}}
+    settings = {
+        "swin": {"depths": (1, 1, 1, 1)},
+        "stvitr": {"depths": (1, 1, 6, 1)},
+        "convnext": {"depths": (1, 1, 1, 1)},
+        "dynamicvit_swin": {"depths": (1, 1, 4, 1)},
+        "dynamicvit_convnext": {"depths": (1, 1, 4, 1)},
+    }
     size, patch = (224, 4) if family in settings else (56, 4)
     arch = Arch(
         family,
@@ -95,6 +101,22 @@ CASES = {
     "told otherwise": ("swin", {"window": "8"}, "window is 8, and the weights tell 7"),
     "no divisor": ("lvvit", {}, "tell skip_lam of this LV-ViT; give --set skip_lam=VALUE"),
     "a divisor of 0": ("lvvit", {"skip_lam": "0"}, "skip_lam is 0; give the number"),
+    "another beginning": (
+        "dynamicvit_swin",
+        {"base_rate": "0.7", "prune_blocks": "4,5,6"},
+        "begins with 4, and the weights have fast ways from block 3 on; give 3",
+    ),
+    "beyond the stage": (
+        "dynamicvit_convnext",
+        {"base_rate": "0.7", "prune_blocks": "3,4,6"},
+        "not all in the third stage; give blocks from 2 to 5",
+    ),
+    "a rate that falls below 0": (
+        "dynamicvit_convnext",
+        {"base_rate": "0.4", "prune_blocks": "3,4,5"},
+        "the slow way; give shares that leave some",
+    ),
+    "a map and a half": ("convnext", {"image_size": "240"}, "no whole map of 32x32 .* 256x256"),
     "two unknowns": ("dynamicvit_lvvit", {}, "tell base_rate and skip_lam of this DynamicViT on L"),
     "foreign setting": ("evit", {"base_rate": "0.7"}, "base_rate is no setting of evit; use keep"),
 }
@@ -151,6 +173,11 @@ def test_stages_that_are_missing_or_too_many():
         ("stvit", "semantic_tokens"),
         ("swin", "layers.1.downsample.reduction.weight"),
         ("swin", "layers.3.blocks.0.attn.relative_position_bias_table"),
+        ("dynamicvit_swin", "layers.2.blocks.2.fastmlp.fc1.1.bias"),
+        ("dynamicvit_swin", "layers.2.score_predictor.1.out_conv.2.bias"),
+        ("dynamicvit_convnext", "stages.2.3.fast_path_gamma"),
+        ("dynamicvit_convnext", "stages.1.0.dwconv.bias"),
+        ("convnext", "downsample_layers.2.1.bias"),
         ("stvitr", "layers.2.blocks.3.layer_scale_2"),
         ("stvitr", "patch_embed.proj.0.bn.running_var"),
     ],
@@ -257,9 +284,9 @@ def test_what_training_alone_needs_is_passed_over():
 def test_weights_that_several_methods_share(tmp_path):
     """They do not tell which tokens to compute: the candidates are named, `dense` is the same."""
     model = build_model(tensors("deit"), overrides={"num_heads": "3"})
-    assert model.candidates == ("deit", "evit", "ats", "tome", "mergence")
+    assert model.candidates == ("deit", "evit", "ats", "avit", "tome", "mergence")
     for tokens in (None, FAMILIES["evit"].modes[0]):
-        with pytest.raises(UsageError, match="deit, evit, ats, tome, mergence all have such"):
+        with pytest.raises(UsageError, match="deit, evit, ats, avit, tome, mergence all have"):
             export_model(model, tmp_path / "out", ExportSettings(tokens=tokens))
     assert not list(tmp_path.iterdir())
     chosen = build_model(tensors("deit"), overrides={"num_heads": "3", "family": "deit"})

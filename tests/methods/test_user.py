@@ -47,6 +47,10 @@ CASES = {
     "dynamicvit_lvvit in fp16": Typed("static", 3, HALF, (112, 112)),
     "evovit_mask_rcnn": Typed("static", 8, DETECT, (90, 120)),
     "evovit_mask_rcnn in fp16": Typed("static", 8, DETECT + HALF, (90, 120)),
+    "dynamicvit_swin": Typed("static", 3, size=(64, 64)),
+    "dynamicvit_swin in fp16": Typed("static", 3, HALF, (64, 64)),
+    "dynamicvit_convnext": Typed("static", 3, size=(128, 128)),
+    "dynamicvit_convnext in fp16": Typed("static", 3, HALF, (128, 128)),
     "evovit_adapter": Typed("static", 8, BACKBONE, (90, 128)),
     "evovit_adapter in fp16": Typed("static", 8, BACKBONE + HALF, (90, 128)),
 }

@@ -69,7 +69,7 @@ class Swin(Backbone):
             embed_dim=tensors.shape("layers.0.blocks.0.norm1.weight", 1)[0],
             depth=sum(depths),
             mlp_dim=tensors.shape("layers.0.blocks.0.mlp.fc1.weight", 2)[0],
-            patch_size=4,
+            patch_size=self.patch_size(tensors),
             num_patches=(8 * side) ** 2,  # one window in the last stage
             num_classes=tensors.shape("head.weight", 2)[0],
             num_heads=heads[0],
@@ -78,8 +78,13 @@ class Swin(Backbone):
             window=side,
         )
 
+    def patch_size(self, tensors: Tensors) -> int:
+        """Pixels along the side of a patch."""
+        return tensors.shape("patch_embed.proj.weight", 4)[2]
+
     def dims_from_arch(self, family: str, arch: Arch) -> SwinDims:
-        assert arch.embed_dim and arch.image_size
+        assert arch.embed_dim and arch.patch_size and arch.image_size
+        patch = arch.patch_size
         heads = tuple(arch.num_heads << stage for stage in range(STAGES))
         depths = tuple(arch.settings["depths"])
         if len(depths) != STAGES or min(depths) < 1:
@@ -92,13 +97,13 @@ class Swin(Backbone):
             embed_dim=arch.embed_dim,
             depth=sum(depths),
             mlp_dim=4 * arch.embed_dim,
-            patch_size=4,
-            num_patches=(arch.image_size[0] // 4) * (arch.image_size[1] // 4),
+            patch_size=arch.patch_size,
+            num_patches=(arch.image_size[0] // patch) * (arch.image_size[1] // patch),
             num_classes=arch.num_classes or 1000,
             num_heads=heads[0],
             depths=depths,
             stage_heads=heads,
-            window=arch.image_size[0] // 32,
+            window=arch.image_size[0] // (8 * patch),
         )
 
     def shapes(self, dims: Any) -> dict[str, Shape]:
@@ -131,7 +136,8 @@ class Swin(Backbone):
 
     def misfit(self, config: ModelConfig) -> Misfit | None:
         window, (height, width) = config.settings.window, config.image_size
-        nearest = nearest_multiple(config.image_size, 32 * max(window, 1))
+        last = config.patch_size << STAGES - 1  # pixels of a token there
+        nearest = nearest_multiple(config.image_size, last * max(window, 1))
         if nearest == config.image_size:
             return None
         windows = f"windows of {window}x{window}"

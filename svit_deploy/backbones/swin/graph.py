@@ -7,20 +7,22 @@ from typing import Any
 
 import numpy as np
 
+from svit_deploy.backbones.staged import StagedGraph
 from svit_deploy.backbones.swin.settings import CORNERS, HIDDEN, Stage, places
-from svit_deploy.backbones.tokens import GraphTokens
-from svit_deploy.backbones.writer import GraphWriter
 from svit_deploy.graph.builder import BFLOAT16
 from svit_deploy.graph.layers import attend_heads
 from svit_deploy.names import EMBEDDING
 
 
-class SwinGraph(GraphWriter):
+class SwinGraph(StagedGraph):
+    def places(self) -> list[tuple[Stage, int]]:
+        return places(self.config)
+
     def embed(self, images: str) -> str:
         graph, width, exact = self.graph, self.config.embed_dim, self.exact_convolutions
         with graph.scope("embedding"):
             x = self.stem(images if exact else graph.to_precision(images), exact)
-            flat = graph.reshape(x, 0, width, self.config.num_patches)
+            flat = graph.reshape(x, 0, width, self.places()[0][0].tokens)
             rows = graph.reshape(graph.op("Transpose", flat, perm=(0, 2, 1)), -1, width)
             rows = self.after_stem(graph.to_precision(rows) if exact else rows)
         return graph.rename(rows, EMBEDDING)
@@ -59,21 +61,15 @@ class SwinGraph(GraphWriter):
     def eps(self) -> float:
         return self.config.block_eps
 
-    def run(self, images: str) -> GraphTokens:
-        tokens = self.method.graph(self, self.embed(images))
-        for number, (stage, block) in enumerate(places(self.config)):
-            if stage.index and not block:
-                with self.graph.scope(f"block_{number}"):
-                    tokens.put_map(self.merge_patches(tokens.map(), stage))
-            tokens.count = stage.tokens
-            tokens.step(number)
-        return tokens
+    def mix(self, x: str, block: int) -> tuple[str, str]:
+        x = self.attend(x, *self.places()[block])
+        return x, x
 
-    def plain_block(self, rows: str, block: int, count: int | str) -> str:
-        return self.swin_block(rows, *places(self.config)[block])
+    def feed(self, x: str, block: int) -> str:
+        return self.layers.feed(x, self.name_of(block), self.eps)
 
-    def swin_block(self, x: str, stage: Stage, block: int) -> str:
-        """Attention inside windows of rows `[B * tokens, C]`, then the MLP."""
+    def attend(self, x: str, stage: Stage, block: int) -> str:
+        """Attention inside windows of rows `[B * tokens, C]`, added to them."""
         graph, layers, name = self.graph, self.layers, stage.block(block)
         order = window_order(stage, stage.shift(block))
         with graph.scope("attention"):
@@ -84,8 +80,7 @@ class SwinGraph(GraphWriter):
             )
             mixed = layers.linear(mixed, f"{name}.attn.proj")
             back = self.reorder(mixed, np.argsort(order), stage.tokens, stage.width)
-            x = graph.op("Add", x, back)
-        return layers.feed_forward(x, name, self.eps)
+            return graph.op("Add", x, back)
 
     def reorder(self, x: str, order: np.ndarray, tokens: int, width: int) -> str:
         """Rows of each image in another order, some of them twice if need be."""
@@ -122,7 +117,7 @@ class SwinGraph(GraphWriter):
             bias = bias + hidden_pairs(stage, shift)[:, None]
         return self.graph.number(bias)
 
-    def merge_patches(self, x: str, stage: Stage) -> str:
+    def shrink(self, x: str, stage: Stage) -> str:
         """Each two by two tokens of the stage before become one of twice the width."""
         graph, layers, width = self.graph, self.layers, stage.width // 2
         raster = np.arange(4 * stage.tokens).reshape(2 * stage.rows, 2 * stage.columns)

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from svit_deploy.backbones.reference import BackboneReference
+from svit_deploy.backbones.reference import StagedReference
 from svit_deploy.backbones.swin.settings import CORNERS, HIDDEN, Stage, places
-from svit_deploy.backbones.tokens import ReferenceTokens, See
-from svit_deploy.names import EMBEDDING, block_name
 
 
-class SwinReference(BackboneReference):
-    def forward(self, images: Tensor, see: See) -> Generator[Any, Any, tuple[Any, ReferenceTokens]]:
-        tokens = self.method.reference(self, self.embed(images))
-        tokens.show(EMBEDDING, see)
-        for number, (stage, block) in enumerate(places(self.config)):
-            if stage.index and not block:
-                tokens.put_map(self.merge(tokens.map(), stage))
-            yield from tokens.block(number)
-            tokens.show(block_name(number), see)
-        return tokens.for_head(), tokens
-
-    def plain_block(self, x: Tensor, block: int) -> Tensor:
-        return self.swin_block(x, *places(self.config)[block])
+class SwinReference(StagedReference):
+    def places(self) -> list[tuple[Any, int]]:
+        return places(self.config)
 
     def embed(self, images: Tensor) -> Tensor:
         """Patches `[B, N, C]` of images."""
@@ -36,8 +23,17 @@ class SwinReference(BackboneReference):
         x = F.conv2d(images, weight, bias, stride=self.config.patch_size)
         return self.norm(x.flatten(2).transpose(1, 2), "patch_embed.norm", self.block_eps)
 
-    def swin_block(self, x: Tensor, stage: Stage, block: int) -> Tensor:
-        """A block on `[B, tokens, C]`."""
+    def mix(self, x: Tensor, block: int) -> tuple[Tensor, Tensor]:
+        x = self.attend(x, *self.places()[block])
+        return x, x
+
+    def feed(self, x: Tensor, block: int) -> Tensor:
+        name = self.name_of(block)
+        y = self.norm(x, f"{name}.norm2", self.block_eps)
+        return self.linear(F.gelu(self.linear(y, f"{name}.mlp.fc1")), f"{name}.mlp.fc2")
+
+    def attend(self, x: Tensor, stage: Stage, block: int) -> Tensor:
+        """Attention inside the windows of `[B, tokens, C]`, added to them."""
         name, side, shift = stage.block(block), stage.window, stage.shift(block)
         batch, down, across = len(x), stage.rows // side, stage.columns // side
         y = self.norm(x, f"{name}.norm1", self.block_eps)
@@ -63,9 +59,7 @@ class SwinReference(BackboneReference):
         y = self.linear(y, f"{name}.attn.proj")
         y = y.reshape(batch, down, across, side, side, -1).transpose(2, 3)
         y = y.reshape(batch, stage.rows, stage.columns, -1).roll((shift, shift), (1, 2))
-        x = x + y.flatten(1, 2)
-        y = self.norm(x, f"{name}.norm2", self.block_eps)
-        return x + self.linear(F.gelu(self.linear(y, f"{name}.mlp.fc1")), f"{name}.mlp.fc2")
+        return x + y.flatten(1, 2)
 
     def bias(self, name: str, side: int) -> Tensor:
         """Added to the scores of a window's tokens by their positions `[H, K, K]`."""
@@ -74,7 +68,7 @@ class SwinReference(BackboneReference):
         table = self.weights[f"{name}.attn.relative_position_bias_table"]
         return table[apart[..., 0] * (2 * side - 1) + apart[..., 1]].permute(2, 0, 1)
 
-    def merge(self, x: Tensor, stage: Stage) -> Tensor:
+    def shrink(self, x: Tensor, stage: Stage) -> Tensor:
         """From the tokens of the stage before to those of this one."""
         name = f"layers.{stage.index - 1}.downsample"
         x = x.unflatten(1, (2 * stage.rows, 2 * stage.columns))

@@ -49,7 +49,7 @@ class Stage:
 
 def stages(config: ModelConfig) -> list[Stage]:
     settings: SwinSettings = config.settings
-    rows, columns = config.grid
+    rows, columns = (side // config.patch_size for side in config.image_size)
     return [
         Stage(
             index=i,

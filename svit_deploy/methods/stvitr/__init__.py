@@ -61,6 +61,9 @@ class StvitRSwin(Swin):
 
         return ConvStemReference
 
+    def patch_size(self, tensors: Tensors) -> int:
+        return 4
+
     def stem_shapes(self, dims: Any) -> dict[str, Shape]:
         shapes: dict[str, Shape] = {}
         sizes = {0: (dims.embed_dim // 2, 3), 2: (dims.embed_dim, dims.embed_dim // 2)}

@@ -79,7 +79,7 @@ class StvitRGraph(GraphTokens):
         stage, number = places(self.config)[block]
         role, x, semantic = self.role(block), self.image, self.semantic
         if role == 0:
-            return str(self.writer.swin_block(x, stage, number))
+            return str(self.writer.plain_block(x, block, stage.tokens))
         if role == 5:
             return self.look(x, semantic, stage, number, stage.tokens, SEMANTIC)
         if role == 1:
@@ -115,7 +115,7 @@ class StvitRGraph(GraphTokens):
             key, value = joined
             keys = SAMPLE**2 + AROUND**2
             mixed = self.cross(query, key, value, stage, windows, SAMPLE**2, keys)
-            tokens = self.scaled(mixed, f"{name}.attn.proj", f"{name}.layer_scale_1")
+            tokens = layers.scaled_linear(mixed, f"{name}.attn.proj", f"{name}.layer_scale_1")
             if self.config.settings.shortcut:
                 tokens = graph.op("Add", pooled, tokens)
             tokens = self.writer.reorder(tokens, np.argsort(semantic_order()), SEMANTIC, width)
@@ -182,7 +182,8 @@ class StvitRGraph(GraphTokens):
                 table = layers.weights[f"{name}.attn.relative_position_bias_table"]
                 bias = graph.number(position_bias(table, side))
             mixed = self.cross(query, key, value, stage, 1, tokens, keys, bias)
-            x = graph.op("Add", x, self.scaled(mixed, f"{name}.attn.proj", f"{name}.layer_scale_1"))
+            mixed = layers.scaled_linear(mixed, f"{name}.attn.proj", f"{name}.layer_scale_1")
+            x = graph.op("Add", x, mixed)
         return self.feed(x, name)
 
     def keys_values(self, rows: str, name: str) -> tuple[str, str]:
@@ -221,23 +222,14 @@ class StvitRGraph(GraphTokens):
         mixed = graph.op("Transpose", mixed, perm=(0, 1, 3, 2, 4))
         return graph.reshape(mixed, -1, stage.width)
 
-    def scaled(self, x: str, name: str, scale: str) -> str:
-        """A linear layer and the layer scale after it, in one product."""
-        layers = self.writer.layers
-        factor = layers.weights[scale]
-        weight = layers.weights[f"{name}.weight"] * factor[:, None]
-        bias = layers.weights[f"{name}.bias"] * factor
-        return layers.product(x, name, weight, bias)
-
     def feed(self, x: str, name: str) -> str:
         """The second half of a block with layer scales."""
         graph, layers = self.graph, self.writer.layers
         with graph.scope("mlp"):
             normed = graph.to_precision(layers.layer_norm(x, f"{name}.norm2", self.writer.eps))
             hidden = graph.op("Gelu", layers.linear(normed, f"{name}.mlp.fc1"))
-            return graph.op(
-                "Add", x, self.scaled(hidden, f"{name}.mlp.fc2", f"{name}.layer_scale_2")
-            )
+            change = layers.scaled_linear(hidden, f"{name}.mlp.fc2", f"{name}.layer_scale_2")
+            return graph.op("Add", x, change)
 
 
 def sample_places() -> np.ndarray:

@@ -54,7 +54,7 @@ class StvitRReference(ReferenceTokens):
         stage, number = places(self.config)[block]
         role = number % UNIT if stage.index == 2 else 0
         if role == 0:
-            self.rows = self.image = self.backbone.swin_block(self.image, stage, number)
+            self.rows = self.image = self.backbone.plain_block(self.image, block)
         elif role == 5:
             found = look(self.backbone, self.image, self.semantic, stage, number)
             self.rows = self.image = found

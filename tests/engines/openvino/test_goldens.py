@@ -58,8 +58,9 @@ NAMES = sorted({folder.name for folder in GOLDEN.iterdir() if folder.is_dir()} |
 CASES = [(name, mode) for name in NAMES for mode in FAMILIES[FAMILY.get(name, name)].modes]
 FIRST = {FAMILY.get(name, name): (name, mode) for name, mode in reversed(CASES)}
 """Of each family the first token mode of one model."""
+DYNAMICVIT = ("dynamicvit", "dynamicvit_lvvit", "dynamicvit_swin", "dynamicvit_convnext")
 ROUNDED = {
-    "bf16": ("dynamicvit", "dynamicvit_lvvit", "evovit_adapter", "dynamicvit_adapter"),
+    "bf16": (*DYNAMICVIT, "evovit_adapter", "dynamicvit_adapter"),
     "fp16": ("dynamicvit_adapter",),
 }
 """Whose gates OpenVINO rounds on some processors, marks or not (docs/openvino.md)."""

@@ -33,6 +33,8 @@ pytestmark = [
 STATIC = (
     "dynamicvit",
     "dynamicvit_lvvit",
+    "dynamicvit_swin",
+    "dynamicvit_convnext",
     "evit",
     "evovit",
     "tome",
@@ -72,11 +74,13 @@ def test_static_graphs_build(tmp_path: Path, family: str, precision: str) -> Non
     check_build(model, tmp_path, batches(model), tokens=TokenMode.STATIC, precision=precision)
 
 
-@pytest.mark.parametrize(("family", "precision"), [("swin", "fp16"), ("lvvit", "fp16")])
+@pytest.mark.parametrize(
+    ("family", "precision"), [("swin", "fp16"), ("lvvit", "fp16"), ("convnext", "fp16")]
+)
 def test_backbones_build(tmp_path: Path, family: str, precision: str) -> None:
     """Those that no other test builds; `test_rtx_build.py` has DeiT, `test_detectors.py` more."""
     model = shallow_model(family)
-    check_build(model, tmp_path, batches(model), tokens=TokenMode.DENSE, precision=precision)
+    check_build(model, tmp_path, batches(model), tokens=TokenMode.DENSE, precision="fp16")
 
 
 def test_ats_masked_builds(tmp_path: Path) -> None:
