@@ -100,8 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def ways() -> tuple[list[Way], list[str]]:
-    """What runs here, and of what does not, why."""
+def ways(device: int) -> tuple[list[Way], list[str]]:
+    """What runs on a GPU, and of what does not, why."""
     found, refused = [], []
     for target in TARGETS:
         try:
@@ -111,7 +111,7 @@ def ways() -> tuple[list[Way], list[str]]:
             refused.append(f"{target}: {error.message}")
     for provider in PROVIDERS:
         try:
-            require_provider(provider)
+            require_provider(provider, device)
             found.append(Way(provider=provider))
         except SvitDeployError as error:
             refused.append(f"provider {provider}: {error.message}")
@@ -123,7 +123,7 @@ def measure(output: Path, options: argparse.Namespace) -> tuple[list[Row], list[
     pictures = paint(output / "pictures", 64)
     checkpoint = output / f"{Path(options.arch).stem}.pth"
     api.init(options.arch, checkpoint, keep_ratio=RATIOS, force=True)
-    found, refused = ways()
+    found, refused = ways(options.device)
     rows: list[Row] = []
     answers: list[str] = []
     for precision in options.precisions.split(","):
@@ -136,7 +136,7 @@ def measure(output: Path, options: argparse.Namespace) -> tuple[list[Row], list[
         }  # fmt: skip
         for way in found:
             built = dict(built_for(way, graphs, output, options.device, refused, answers))
-            verdicts = {name: verdict(path, way) for name, path in built.items()}
+            verdicts = {name: verdict(path, way, options.device) for name, path in built.items()}
             try:
                 report = bench(built, way, pictures, options)
             except SvitDeployError as error:
@@ -177,10 +177,10 @@ def built_for(
         yield name, bundle.path
 
 
-def verdict(path: Path, way: Way) -> str:
+def verdict(path: Path, way: Way, device: int) -> str:
     """What `verify` says of a bundle, in one word or the sentence why not."""
     try:
-        report = api.verify(path, provider=way.provider)
+        report = api.verify(path, provider=way.provider, device=str(device))
     except SvitDeployError as error:
         return error.message
     return "passed" if report.passed else report.verdict
@@ -191,7 +191,7 @@ def bench(
 ) -> BenchReport:
     return api.bench(
         list(built.values()), images=pictures, provider=way.provider, batches=options.batches,
-        duration_s=options.seconds, worst_case=False,
+        duration_s=options.seconds, worst_case=False, device=str(options.device),
     )  # fmt: skip
 
 

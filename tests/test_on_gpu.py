@@ -12,16 +12,20 @@ import pytest
 pytest.importorskip("torch")
 
 from svit_deploy import api, names
-from svit_deploy.bundle.bundle import Bundle
+from svit_deploy.bundle.bundle import Bundle, open_bundle
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine, require_provider
 from svit_deploy.engines.providers import CUDA, full_provider_name
+from svit_deploy.engines.settings import EngineChoice
 from svit_deploy.engines.tensorrt.gpu import find_gpu
 from svit_deploy.engines.tensorrt.runner import TensorRTEngine
 from svit_deploy.engines.tensorrt.sidecar import read_sidecar
 from svit_deploy.errors import CapabilityError
+from svit_deploy.inference.engine import open_bundle_engine
 from svit_deploy.machine.tensorrt import TARGETS, load_library
 from svit_deploy.plugins import library_path
+from svit_deploy.tasks.detect import split
 from tests.conftest import GOLDEN
+from tests.told import SETTINGS
 
 pytestmark = [
     pytest.mark.gpu,
@@ -46,7 +50,7 @@ def export(tmp_path: Path) -> Callable[..., Bundle]:
         if mode == "budget":
             options["budget"] = "1.0"
         checkpoint = GOLDEN / name / "checkpoint.pth"
-        common = {"task": task, "tokens": mode, "overrides": {"num_heads": "6"}, **sizes}
+        common = {"task": task, "tokens": mode, "overrides": SETTINGS[name], **sizes}
         return api.export(checkpoint, tmp_path / "bundle", **common, **options)
 
     return make
@@ -65,11 +69,15 @@ def target(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=["cuda", "tensorrt", "nv-tensorrt-rtx"])
 def provider(request: pytest.FixtureRequest) -> str:
     """Each of NVIDIA's providers that starts."""
+    require_or_skip(request.param)
+    return str(request.param)
+
+
+def require_or_skip(provider: str) -> None:
     try:
-        require_provider(request.param)
+        require_provider(provider)
     except CapabilityError as error:
         pytest.skip(error.message)
-    return str(request.param)
 
 
 @pytest.fixture
@@ -115,6 +123,117 @@ def test_float32_stays_float32_on_cuda(export: Callable[..., Bundle], provider: 
         with OnnxRuntimeEngine(bundle.model_path, provider=chosen) as engine:
             found.append(engine.run({names.INPUT: x}, [names.LOGITS])[names.LOGITS])
     np.testing.assert_allclose(found[1], found[0], atol=2e-5 * np.abs(found[0]).max())
+
+
+@pytest.mark.parametrize("cuda_graph", ["auto", "off"])
+@pytest.mark.parametrize("mode", MODES)
+def test_onnx_runtime_in_memory_of_ours(
+    export: Callable[..., Bundle], mode: str, cuda_graph: str
+) -> None:
+    """The CUDA provider on our stream: as the CPU computes, with graphs where nothing waits."""
+    require_or_skip("cuda")
+    bundle = export("classify", mode)
+    with (
+        OnnxRuntimeEngine(bundle.model_path, provider="cuda", cuda_graph=cuda_graph) as engine,
+        OnnxRuntimeEngine(bundle.model_path) as cpu,
+    ):
+        told = engine._session.get_provider_options()[CUDA]  # what it made of our options
+        assert int(told["user_compute_stream"]) > 0 and told["use_tf32"] == "0"
+        graphs = []
+        for count in (2, 2, 2, 5, 1, 1, 1, 2, 2, 2, 5):
+            x = np.random.default_rng(len(graphs)).standard_normal(
+                (count, 3, *bundle.config.image_size), np.float32
+            )
+            found, expected = (one.run({names.INPUT: x}) for one in (engine, cpu))
+            scale = np.abs(expected[names.LOGITS]).max()
+            np.testing.assert_allclose(
+                found[names.LOGITS], expected[names.LOGITS], atol=1e-4 * scale
+            )
+            times = engine.last_times
+            assert times is not None
+            assert min(times.gpu_ms, times.h2d_ms, times.d2h_ms, times.enqueue_ms) > 0
+            graphs.append(times.graph)
+        about = engine.description["cuda_graph"]
+        print(about, graphs)
+    static = mode != "dynamic" and cuda_graph == "auto"
+    assert about["used"] == any(graphs) == (static and about["reason"] is None)
+    if not static:
+        assert about["reason"]
+
+
+@pytest.mark.parametrize("mode", ["budget", "dynamic"])
+def test_several_runs_of_onnx_runtime_in_flight(export: Callable[..., Bundle], mode: str) -> None:
+    require_or_skip("cuda")
+    bundle = export("classify", mode)
+    x = np.zeros((4, 3, *bundle.config.image_size), np.float32)
+    with OnnxRuntimeEngine(bundle.model_path, provider="cuda") as engine:
+        alone = engine.run({names.INPUT: x})
+        flight = engine.fly([{names.INPUT: x}], None, 64, 3)
+        again = engine.run({names.INPUT: x})
+    assert flight is not None and flight.runs == 64 and 0 < flight.device_ms < 1e3
+    for name, array in alone.items():
+        np.testing.assert_array_equal(again[name], array)
+
+
+def test_the_maps_of_a_detector_stay_on_the_gpu(
+    export: Callable[..., Bundle], target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The heads read them where the engine left them, and find what the heads on the CPU find."""
+    require_or_skip("cuda")
+    bundle = export("detect", "budget", target=target, batch="1")
+    images = [image for part in bundle.load_samples() for image in part.images][:3]
+    found: list[Any] = []
+    for on_gpu in (True, False):
+        if not on_gpu:
+            cpu = lambda path, gpu: (OnnxRuntimeEngine(path), "as asked")  # noqa: E731
+            monkeypatch.setattr(split, "_open_heads", cpu)
+        with open_bundle_engine(bundle, EngineChoice()) as engine:
+            found.append([engine.run(bundle.task.feeds([image])) for image in images])
+            assert (engine.description["maps_through_host"] is None) == on_gpu
+            print(engine.last_times, engine.description["heads"].get("nodes"))
+    for one, other in zip(*found, strict=True):
+        assert one["scores"].shape == other["scores"].shape
+        for name in ("boxes", "scores"):
+            np.testing.assert_allclose(one[name], other[name], rtol=1e-3, atol=1e-2)
+
+
+def test_engines_of_a_range_of_sizes_capture_or_say_why_not(target: str, tmp_path: Path) -> None:
+    """TensorRT-RTX allocates while such an engine runs; of one size it must not."""
+    pytest.importorskip("torchvision")
+    for number, size in enumerate(("64x64:96x128:256x256", "96x128")):
+        bundle = api.export(
+            GOLDEN / "svit_adapter" / "checkpoint.pth", tmp_path / f"bundle{number}",
+            task="backbone", tokens="budget", budget="1.0", image_size=size, target=target,
+            batch="1", overrides=SETTINGS["svit_adapter"],
+        )  # fmt: skip
+        assert bundle.engine_path is not None
+        with TensorRTEngine(bundle.engine_path) as engine:
+            x = np.random.default_rng(0).standard_normal((1, 3, 96, 128), np.float32)
+            plain = engine.run({names.INPUT: x})
+            again = engine.run({names.INPUT: x})
+            about = engine.description["cuda_graph"]
+        print(size, about)
+        assert about["used"] or (about["reason"] and ":" in size)
+        for name, array in plain.items():
+            np.testing.assert_array_equal(again[name], array)
+
+
+def test_what_a_provider_builds_is_found_again(
+    export: Callable[..., Bundle], provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if provider == "cuda":
+        pytest.skip("it builds nothing")
+    monkeypatch.delenv("SVIT_DEPLOY_CACHE", raising=False)
+    bundle = export("classify", "dense")
+    x = np.zeros((1, 3, *bundle.config.image_size), np.float32)
+    files: list[set[str]] = []
+    for _ in range(2):
+        with OnnxRuntimeEngine(bundle.model_path, provider=provider) as engine:
+            engine.run({names.INPUT: x})
+        (folder,) = bundle.path.with_name(f"{bundle.name}.cache").glob(f"{provider}-*")
+        files.append({file.name for file in folder.iterdir()})
+    assert len(files[0]) > 1 and files[0] == files[1]
+    assert open_bundle(bundle.path).manifest == bundle.manifest
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
@@ -216,7 +335,7 @@ def test_the_largest_images_of_a_detector(export: Callable[..., Bundle], target:
     folder = export("backbone", "masked").path.parent / "large"
     bundle = api.export(
         GOLDEN / "svit_adapter" / "checkpoint.pth", folder, task="backbone", tokens="budget",
-        overrides={"num_heads": "6"}, target=target, batch="1", **options,
+        overrides=SETTINGS["svit_adapter"], target=target, batch="1", **options,
     )  # fmt: skip
     report = api.verify(bundle.path)
     assert report.passed, report.verdict

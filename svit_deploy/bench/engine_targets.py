@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from svit_deploy import names
+from svit_deploy.bench.graph_modes import by_graph_mode, graph_note
 from svit_deploy.bench.inputs import Inputs, bench_size
 from svit_deploy.bench.settings import BenchSettings, BenchTarget
 from svit_deploy.bench.whole import of_images_alone
@@ -48,20 +49,17 @@ def engine_targets(
         CapabilityError: a foreign engine that cannot be opened here to see what it takes.
     """
 
-    def load(cuda_graph: str) -> Engine:
-        engine = open_engine(cuda_graph)
+    def load(asked: BenchSettings) -> Engine:
+        engine = TENSORRT.load(path, asked)
         if bundle is None:
             return engine
         return of_images_alone(bundle.with_rest(engine), bundle.task)
-
-    def open_engine(cuda_graph: str) -> Engine:
-        return TENSORRT.load(path, replace(settings, cuda_graph=cuda_graph))
 
     read_head(path)
     foreign = settings.allow_foreign and not sidecar_path(path).exists()
     sidecar = None if foreign else read_sidecar(path)
     if sidecar is None:
-        with open_engine("off") as engine:
+        with TENSORRT.load(path, replace(settings, cuda_graph="off")) as engine:
             profiles, input_name = engine.profiles, engine.inputs()[0].name
     else:
         profiles, input_name = sidecar.profiles, names.INPUT
@@ -83,11 +81,11 @@ def engine_targets(
     if bundle is not None:
         outputs = bundle.task.outputs()
     shows_gates = bundle is None or bundle.has_gate_outputs
-    both = settings.cuda_graph == "both"
-    return [
-        BenchTarget(
-            label=f"{label}, graph {mode}" if both else label,
-            engine_factory=functools.partial(load, mode),
+
+    def make(asked: BenchSettings, suffix: str) -> BenchTarget:
+        return BenchTarget(
+            label=label + suffix,
+            engine_factory=functools.partial(load, asked),
             content_dependent=dynamic,
             input_name=input_name,
             inputs=arrays,
@@ -98,8 +96,8 @@ def engine_targets(
             runs_on=TENSORRT.describe(path, settings),
             notes=functools.partial(_notes, bundle, dynamic and settings.wants_variants),
         )
-        for mode in (("on", "off") if both else (settings.cuda_graph,))
-    ]
+
+    return by_graph_mode(TENSORRT, settings, make)
 
 
 def bundle_around(engine: Path) -> Bundle | None:
@@ -139,11 +137,14 @@ def _notes(bundle: Bundle | None, wants_variants: bool, engine: Engine) -> list[
     Args:
         wants_variants: whether a worst case or a sweep would be timed if it were a graph.
     """
-    found = []
+    found = graph_note(engine)
     about = engine.description
-    graphs, layers = about["cuda_graph"], about["layers"]
-    if graphs["mode"] == "auto" and graphs["reason"] is not None:
-        found.append(f"no CUDA graph: {graphs['reason']}")
+    layers = about["layers"]
+    if through_host := about.get("maps_through_host"):
+        found.append(
+            "GPU times are of the engine alone, and its maps pass to the heads through the host: "
+            f"{through_host}"
+        )
     if wants_variants:
         found.append(
             "an engine cannot be edited, so neither its worst case nor a sweep is timed; bench the "

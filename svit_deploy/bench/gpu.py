@@ -25,7 +25,7 @@ class GpuTimes:
         enqueue_p50_ms: what the host needed to enqueue a run.
         enqueue_share: that over the median of `gpu`.
         graph: whether every run was a CUDA graph.
-        profile, shape: the optimisation profile and the input's shape.
+        profile, shape: the optimisation profile, if the engine has any, and the input's shape.
         speedup: of the time on the device over the baseline's, if both can tell. Transfers, and
             what the host does before and after, pull the speed-up from host to host towards 1.
     """
@@ -36,7 +36,7 @@ class GpuTimes:
     enqueue_p50_ms: float
     enqueue_share: float
     graph: bool
-    profile: int
+    profile: int | None
     shape: tuple[int, ...]
     speedup: RatioInterval | None = None
 

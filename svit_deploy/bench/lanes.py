@@ -10,7 +10,7 @@ from svit_deploy.bench.report import ColdStart, TargetInfo
 from svit_deploy.bench.settings import WORST_CASE, BenchSettings, BenchTarget
 from svit_deploy.bench.timing import Lane, compose_batches
 from svit_deploy.engines.base import Engine
-from svit_deploy.engines.tensorrt.cuda import Cuda
+from svit_deploy.engines.device.cuda import Cuda
 from svit_deploy.errors import SvitDeployError
 
 

@@ -146,8 +146,13 @@ def _gpu_row(label: str, times: GpuTimes) -> tuple[str, ...]:
         _ms(times.d2h_p50_ms),
         f"{_ms(times.enqueue_p50_ms)} ({times.enqueue_share:.0%})",
         "yes" if times.graph else "no",
-        f"{times.profile}: {'x'.join(map(str, times.shape))}",
+        _shape(times),
     )
+
+
+def _shape(times: GpuTimes) -> str:
+    shape = "x".join(map(str, times.shape))
+    return shape if times.profile is None else f"{times.profile}: {shape}"
 
 
 def _lines(result: TargetResult, baseline: str) -> list[str]:

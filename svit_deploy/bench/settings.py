@@ -219,7 +219,7 @@ class BenchSettings(RunSettings):
     )
     cuda_graph: str = option(
         "auto",
-        "CUDA graphs of engines: auto, on, off, or both to compare them.",
+        "CUDA graphs of engines and provider cuda: auto, on, off, or both to compare.",
         metavar="MODE",
         after=("engine", "engine_precision", "provider", "device", "threads"),
         choices=lambda: GRAPH_MODES,
@@ -232,8 +232,8 @@ class BenchSettings(RunSettings):
     )
     in_flight: int = option(
         2,
-        "Runs in flight when throughput is measured, on TensorRT; 1 leaves it out, as --max-time "
-        "does.",
+        "Runs in flight when throughput is measured, on TensorRT and provider cuda; 1 leaves it "
+        "out, as --max-time does.",
         metavar="N",
         low=1,
         high=16,

@@ -14,6 +14,7 @@ import onnx
 from svit_deploy import names
 from svit_deploy.bench.engine_targets import bundle_around, engine_targets, require_engine
 from svit_deploy.bench.estimate import outline
+from svit_deploy.bench.graph_modes import by_graph_mode, graph_note
 from svit_deploy.bench.inputs import Inputs, bench_size
 from svit_deploy.bench.labels import relabel, split_target
 from svit_deploy.bench.report import BenchReport
@@ -90,7 +91,7 @@ def bench_paths(
 def find_candidate(path: Path, settings: BenchSettings) -> Candidate:
     """Finds out what a path is: a bundle, an ONNX file or an engine; and what runs it.
 
-    Only a TensorRT engine with `--cuda-graph both` gives more than one target: with and without.
+    `--cuda-graph both` gives two targets of what can use CUDA graphs: with and without.
 
     Args:
         path: as `PATH[@ENGINE[:PRECISION]]`.
@@ -111,7 +112,7 @@ def find_candidate(path: Path, settings: BenchSettings) -> Candidate:
             return _engine(file, label, bundle, settings)
         return Candidate(
             partial(require_among_others, bundle, settings),
-            lambda inputs: [_bundle_target(bundle, runtime, label, inputs, settings)],
+            lambda inputs: _bundle_targets(bundle, runtime, label, inputs, settings),
         )
     runtime, _ = runtime_for([path], settings)
     label = path.stem + asked
@@ -119,7 +120,7 @@ def find_candidate(path: Path, settings: BenchSettings) -> Candidate:
         return _engine(path, label, bundle_around(path), settings)
     return Candidate(
         partial(runtime.require, path, settings),
-        lambda inputs: [_onnx_target(path, runtime, label, inputs, settings)],
+        lambda inputs: _onnx_targets(path, runtime, label, inputs, settings),
     )
 
 
@@ -157,9 +158,9 @@ def check_targets(targets: Sequence[BenchTarget], settings: BenchSettings) -> No
         )
 
 
-def _bundle_target(
+def _bundle_targets(
     bundle: Bundle, runtime: Runtime, label: str, inputs: Inputs, settings: BenchSettings
-) -> BenchTarget:
+) -> list[BenchTarget]:
     batch, task = bundle.manifest["batch"], bundle.task
     for count in settings.batches:
         if not batch["min"] <= count <= batch["max"]:
@@ -173,28 +174,33 @@ def _bundle_target(
         inputs.refuse_noise(bundle.name)
     arrays, provenance = inputs.of_bundle(bundle, size, bundle.model_path)
 
-    def load(model: Path | bytes) -> Engine:
-        return of_images_alone(runtime.load(model, settings, bundle.precision), task)
-
     tokens = bundle.config.at(size).num_tokens
-    return BenchTarget(
-        label=label,
-        engine_factory=lambda: load(bundle.model_path),
-        content_dependent=dynamic,
-        input_name=names.INPUT,
-        inputs=arrays,
-        keep_output=names.KEEP_MASK if bundle.has_gate_outputs else None,
-        variants=variants(bundle, load, tokens) if dynamic else {},
-        task_outputs=task.outputs(),
-        provenance=provenance,
-        runtime=runtime,
-        runs_on=runtime.describe(bundle.model_path, settings, bundle.precision),
-    )
+
+    def make(asked: BenchSettings, suffix: str) -> BenchTarget:
+        def load(model: Path | bytes) -> Engine:
+            return of_images_alone(runtime.load(model, asked, bundle.precision), task)
+
+        return BenchTarget(
+            label=label + suffix,
+            engine_factory=lambda: load(bundle.model_path),
+            content_dependent=dynamic,
+            input_name=names.INPUT,
+            inputs=arrays,
+            keep_output=names.KEEP_MASK if bundle.has_gate_outputs else None,
+            variants=variants(bundle, load, tokens) if dynamic else {},
+            task_outputs=task.outputs(),
+            provenance=provenance,
+            runtime=runtime,
+            runs_on=runtime.describe(bundle.model_path, settings, bundle.precision),
+            notes=graph_note,
+        )
+
+    return by_graph_mode(runtime, settings, make)
 
 
-def _onnx_target(
+def _onnx_targets(
     path: Path, runtime: Runtime, label: str, inputs: Inputs, settings: BenchSettings
-) -> BenchTarget:
+) -> list[BenchTarget]:
     model = load_onnx(path)
     precision = _precision(model)
     name, size = image_input(model, path)
@@ -215,18 +221,24 @@ def _onnx_target(
     else:
         arrays = inputs.prepare_for(task, config, sizes)
     shown = {output.name for output in model.graph.output}
-    return BenchTarget(
-        label=label,
-        engine_factory=lambda: runtime.load(path, settings, precision),
-        content_dependent=dynamic,
-        input_name=name,
-        inputs=arrays,
-        keep_output=names.KEEP_MASK if names.KEEP_MASK in shown else None,
-        task_outputs=task.outputs() if shown.issuperset(task.outputs()) else None,
-        provenance=inputs.provenance(path.name, hash_file(path), path.stat().st_size),
-        runtime=runtime,
-        runs_on=runtime.describe(path, settings, precision),
-    )
+    provenance = inputs.provenance(path.name, hash_file(path), path.stat().st_size)
+
+    def make(asked: BenchSettings, suffix: str) -> BenchTarget:
+        return BenchTarget(
+            label=label + suffix,
+            engine_factory=lambda: runtime.load(path, asked, precision),
+            content_dependent=dynamic,
+            input_name=name,
+            inputs=arrays,
+            keep_output=names.KEEP_MASK if names.KEEP_MASK in shown else None,
+            task_outputs=task.outputs() if shown.issuperset(task.outputs()) else None,
+            provenance=provenance,
+            runtime=runtime,
+            runs_on=runtime.describe(path, settings, precision),
+            notes=graph_note,
+        )
+
+    return by_graph_mode(runtime, settings, make)
 
 
 def _told(model: onnx.ModelProto, path: Path) -> tuple[Task, ModelConfig | None]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
 import numpy as np
 
+from svit_deploy.engines.arrays import Feed, in_host
 from svit_deploy.errors import InputError
 from svit_deploy.model.profiles import Profile
 
@@ -35,7 +36,7 @@ class RunTimes:
         h2d_ms, d2h_ms: copies from and to the host.
         enqueue_ms: what the host needed to enqueue the work, or to launch the CUDA graph.
         graph: whether it was a CUDA graph.
-        profile: the optimisation profile that served it.
+        profile: the optimisation profile that served it, where there are any.
     """
 
     gpu_ms: float
@@ -43,7 +44,18 @@ class RunTimes:
     d2h_ms: float
     enqueue_ms: float
     graph: bool
-    profile: int
+    profile: int | None
+
+    def then(self, later: RunTimes) -> RunTimes:
+        """With one that followed it; graph and profile stay this one's."""
+        return RunTimes(
+            gpu_ms=self.gpu_ms + later.gpu_ms,
+            h2d_ms=self.h2d_ms + later.h2d_ms,
+            d2h_ms=self.d2h_ms + later.d2h_ms,
+            enqueue_ms=self.enqueue_ms + later.enqueue_ms,
+            graph=self.graph,
+            profile=self.profile,
+        )
 
 
 @dataclass(frozen=True)
@@ -116,6 +128,20 @@ class Engine(abc.ABC):
             CapabilityError: the machine ran out of memory.
         """
 
+    def run_kept(
+        self,
+        feeds: Mapping[str, Feed],
+        outputs: Sequence[str] | None = None,
+        kept: Collection[str] = (),
+    ) -> dict[str, Feed]:
+        """As `run`, between engines on one `nvidia_gpu`: arrays need not leave the device.
+
+        Args:
+            feeds: arrays in host memory, or what another engine left on the device.
+            kept: outputs to leave on the device, as far as the engine can.
+        """
+        return dict(self.run(in_host(feeds), outputs))
+
     def fly(
         self,
         feeds: Sequence[Mapping[str, np.ndarray]],
@@ -170,7 +196,7 @@ class Engine(abc.ABC):
 
     @property
     def nvidia_gpu(self) -> int | None:
-        """Number of the NVIDIA GPU that it runs on, if it does."""
+        """Number of the NVIDIA GPU that it runs on, and whose memory it is fed from, if any."""
         return None
 
     def __enter__(self: EngineT) -> EngineT:
@@ -213,7 +239,7 @@ class Wrapped(Engine):
         return self.engine.nvidia_gpu
 
 
-def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, np.ndarray]) -> None:
+def check_feeds(specs: Sequence[TensorSpec], feeds: Mapping[str, Feed]) -> None:
     """Checks names, types, ranks and fixed sizes before native code sees the arrays.
 
     Raises:

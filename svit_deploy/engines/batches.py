@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
+from svit_deploy.engines.arrays import Feed, OnDevice, in_host
 from svit_deploy.engines.base import Engine, Wrapped
 
 
@@ -31,13 +32,32 @@ class Batches(Wrapped):
         ]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
+    def run_kept(
+        self,
+        feeds: Mapping[str, Feed],
+        outputs: Sequence[str] | None = None,
+        kept: Collection[str] = (),
+    ) -> dict[str, Feed]:
+        """Keeps nothing on the device where it has to split: the next part would be put over it."""
+        count = feeds[next(iter(feeds))].shape[0]
+        if not kept or count > self.largest:
+            return super().run_kept(feeds, outputs, kept)
+        found = self.engine.run_kept(self._filled(in_host(feeds)), outputs, kept)
+        return {
+            name: array.rows(count) if isinstance(array, OnDevice) else array[:count]
+            for name, array in found.items()
+        }
+
     def _part(
         self, feeds: Mapping[str, np.ndarray], rows: slice, outputs: Sequence[str] | None
     ) -> dict[str, np.ndarray]:
         size = rows.stop - rows.start
-        filled = {
-            name: np.resize(array[rows], (max(size, self.smallest), *array.shape[1:]))
-            for name, array in feeds.items()
-        }
+        filled = self._filled({name: array[rows] for name, array in feeds.items()})
         found = self.engine.run(filled, outputs)
         return {name: array[:size] for name, array in found.items()}
+
+    def _filled(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {
+            name: np.resize(array, (max(len(array), self.smallest), *array.shape[1:]))
+            for name, array in feeds.items()
+        }

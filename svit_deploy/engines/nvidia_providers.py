@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from svit_deploy.engines.device.cuda import Cuda
+from svit_deploy.engines.device.graphs import DYNAMIC
+from svit_deploy.engines.kept import Kept
 from svit_deploy.engines.providers import CUDA, PROVIDERS, RTX_PROVIDER, TENSORRT_PROVIDER
 from svit_deploy.errors import CapabilityError, SvitDeployError
-from svit_deploy.io.files import cache_folder, hash_file
+from svit_deploy.io.files import hash_file
+from svit_deploy.machine.environment import installed_version
 from svit_deploy.model.config import BatchRange
 from svit_deploy.model.profiles import Profile
 from svit_deploy.model.sizes import SizeRange
@@ -26,18 +29,36 @@ log = logging.getLogger(__name__)
 
 _OURS = b"svit_deploy."
 """In every graph that this package exported."""
+_KEPT = {
+    TENSORRT_PROVIDER: {
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": "",
+        "trt_timing_cache_enable": "1",
+        "trt_timing_cache_path": "",
+    },
+    RTX_PROVIDER: {"nv_runtime_cache_path": ""},
+}
+"""By which options a provider keeps what it builds; empty ones name the folder."""
+_BUILDERS = {
+    TENSORRT_PROVIDER: ("onnxruntime-gpu", "tensorrt-cu13"),
+    RTX_PROVIDER: ("onnxruntime-gpu", "onnxruntime-ep-nv-tensorrt-rtx-cu13"),
+}
+"""Packages whose versions what a provider builds depends on."""
+_SIZES = "the host must wait for sizes that depend on the data, in the middle of a run"
 _PREFIX = {TENSORRT_PROVIDER: "trt", RTX_PROVIDER: "nv"}
 
 
-def options_for(provider: str, model: Path | bytes, device: int) -> dict[str, str]:
+def options_for(
+    provider: str, model: Path | bytes, device: int, kept: Path | None = None
+) -> dict[str, str]:
     """The options of a provider for a model, where a user says nothing else.
 
     Without the shapes to expect, TensorRT's providers build an engine anew for each new shape.
-    What they build of a file is kept in the user's cache folder; of an edited graph it is not.
 
     Args:
         provider: a full name.
         device: number of the GPU.
+        kept: folder for what it builds, if that is kept.
     """
     number = {"device_id": str(device)}
     if provider == CUDA:
@@ -46,8 +67,8 @@ def options_for(provider: str, model: Path | bytes, device: int) -> dict[str, st
         return {}
     graph = _read(model)
     own = {} if graph is None else _shapes(_PREFIX[provider], profile_of(graph))
-    if isinstance(model, Path):
-        own |= _caches(provider, model)
+    if kept is not None:
+        own |= {name: value or str(kept) for name, value in _KEPT[provider].items()}
     if provider == RTX_PROVIDER:  # its device is that which it is given
         return own
     if graph is not None:
@@ -80,10 +101,24 @@ def profile_of(model: onnx.ModelProto) -> Profile | None:
         return None
 
 
-def _read(model: Path | bytes) -> onnx.ModelProto | None:
-    """An exported graph; None of any other, and of what ONNX Runtime itself should refuse."""
+def what_waits(model: Path | bytes) -> str | None:
+    """Why the host must wait for the device in the middle of a run, if it must."""
+    from svit_deploy.io.onnx_file import DATA_DEPENDENT, all_nodes, read_metadata
+
+    graph = _read(model, foreign=True)
+    if graph is None or not any(node.op_type in DATA_DEPENDENT for node in all_nodes(graph)):
+        return None
+    return DYNAMIC if read_metadata(graph).get("mode") == "dynamic" else _SIZES
+
+
+def _read(model: Path | bytes, foreign: bool = False) -> onnx.ModelProto | None:
+    """An exported graph; None of any other, and of what ONNX Runtime itself should refuse.
+
+    Args:
+        foreign: read any other, too.
+    """
     content = model.read_bytes() if isinstance(model, Path) else model
-    if _OURS not in content:
+    if not foreign and _OURS not in content:
         return None
     import onnx
 
@@ -102,24 +137,20 @@ def _shapes(prefix: str, profile: Profile | None) -> dict[str, str]:
     }
 
 
-def _caches(provider: str, model: Path) -> dict[str, str]:
-    """A folder for what is built of this very file."""
-    try:
-        short = next(name for name, full in PROVIDERS.items() if full == provider)
-        key = hashlib.sha256(f"{short} {hash_file(model)}".encode()).hexdigest()
-        folder = cache_folder("providers") / short / key
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except (SvitDeployError, OSError) as error:
-        log.warning("what %s builds is not kept: %s", provider, error)
-        return {}
-    if provider == RTX_PROVIDER:
-        return {"nv_runtime_cache_path": str(folder)}
-    return {
-        "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": str(folder),
-        "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": str(folder),
-    }
+def open_kept(
+    provider: str, model: Path | bytes, given: Collection[str], cuda: Cuda
+) -> Kept | None:
+    """The folder for what a provider builds of a file; of an edited graph nothing is kept.
+
+    Args:
+        given: names of the user's own options, one of which may say where.
+    """
+    names = _KEPT.get(provider)
+    if names is None or isinstance(model, bytes) or set(names) & set(given):
+        return None
+    versions = {name: installed_version(name) or "none" for name in _BUILDERS[provider]}
+    short = next(name for name, full in PROVIDERS.items() if full == provider)
+    return Kept(model, short, {"model": hash_file(model), **versions}, cuda)
 
 
 def _plugins(graph: onnx.ModelProto) -> Mapping[str, str]:

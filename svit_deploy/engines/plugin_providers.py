@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 from svit_deploy.engines.onnxruntime_log import one_line
 from svit_deploy.engines.providers import install_fix
-from svit_deploy.errors import CapabilityError
+from svit_deploy.errors import CapabilityError, UsageError
 
 PACKAGES = {"NvTensorRTRTXExecutionProvider": "onnxruntime_ep_nv_tensorrt_rtx"}
 """The module that brings each, by the provider's full name."""
@@ -21,12 +20,16 @@ def installed_plugins() -> list[str]:
     return [name for name, module in PACKAGES.items() if importlib.util.find_spec(module)]
 
 
-def plugin_devices(ort: ModuleType, provider: str) -> Sequence[Any]:
-    """Registers a plugin provider, once in a process, and gives the devices that it can run on.
+def plugin_device(ort: ModuleType, provider: str, number: int) -> Any:
+    """Registers a plugin provider, once in a process, and gives a device that it can run on.
+
+    Args:
+        number: of the GPU; a plugin tells it as `device_id`.
 
     Raises:
         CapabilityError: its package or what that needs is missing, ONNX Runtime is too old for
             plugins, or there is no device for it.
+        UsageError: it cannot run on the device of that number.
     """
     fix = install_fix(provider)
     if not hasattr(ort, "register_execution_provider_library"):
@@ -47,7 +50,13 @@ def plugin_devices(ort: ModuleType, provider: str) -> Sequence[Any]:
         found = _devices(ort, provider)
     if not found:
         raise CapabilityError(f"{provider} finds no device that it can run on here", fix)
-    return found
+    numbered = {str(d.ep_options.get("device_id", i)): d for i, d in enumerate(found)}
+    if str(number) not in numbered:
+        raise UsageError(
+            f"{provider} cannot run on device {number}, only on {', '.join(numbered)}",
+            "give --device one of these",
+        )
+    return numbered[str(number)]
 
 
 def _devices(ort: ModuleType, provider: str) -> list[Any]:

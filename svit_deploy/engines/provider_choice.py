@@ -12,11 +12,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from svit_deploy.engines.plugin_providers import PACKAGES, plugin_devices
+from svit_deploy.engines.plugin_providers import PACKAGES, plugin_device
 from svit_deploy.engines.providers import CUDA, NVIDIA, TENSORRT_PROVIDER, TF32_VARIABLE
 from svit_deploy.errors import UsageError
 
 _RECORD_NODES = "session.record_ep_graph_assignment_info"
+
+_STREAM = "leave it out: runs go to a stream of their own"
+_GRAPHS = "leave it out: bench --cuda-graph says whether graphs are recorded, on the provider cuda"
+_OURS = {
+    "user_compute_stream": _STREAM,
+    "has_user_compute_stream": _STREAM,
+    "enable_cuda_graph": _GRAPHS,
+    "trt_cuda_graph_enable": _GRAPHS,
+}
+"""Options that a run's memory depends on: a graph of other memory would compute on what is gone."""
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +38,8 @@ def choose_providers(
     model: Path | bytes,
     options: Any,
     device: int,
+    own: Mapping[str, str],
+    kept: Path | None = None,
 ) -> list[Any] | None:
     """The providers for a session, the CPU's left out, which is always the last.
 
@@ -36,35 +48,44 @@ def choose_providers(
         given: options of it that go before ours.
         options: the session's, which get what can only be said there.
         device: number of the GPU.
+        own: options that nobody else may set.
+        kept: folder for what the provider builds, if that is kept.
 
     Returns:
         None where the session's options have the providers already.
 
     Raises:
         CapabilityError: a plugin provider cannot start.
-        UsageError: no device of that number.
+        UsageError: no device of that number, or an option that is not the user's.
     """
     if provider not in NVIDIA:
         return [(provider, dict(given))] if given else [provider]
     from svit_deploy.engines.nvidia_providers import behind, options_for  # reads graphs
 
+    check_given(given, device)
     load_libraries(ort, provider)
     options.add_session_config_entry(_RECORD_NODES, "1")
-    first = options_for(provider, model, device) | dict(given)
+    first = options_for(provider, model, device, kept) | dict(given) | dict(own)
     here = ort.get_available_providers()
     rest = [(name, options_for(name, model, device)) for name in behind(provider) if name in here]
     if provider not in PACKAGES:
         return [(provider, first), *rest]
-    devices = plugin_devices(ort, provider)
-    if device >= len(devices):
-        raise UsageError(
-            f"{provider} has no device {device}, only {len(devices)}",
-            f"give --device a number below {len(devices)}",
-        )
-    options.add_provider_for_devices([devices[device]], first)
+    options.add_provider_for_devices([plugin_device(ort, provider, device)], first)
     for name, told in rest:
         options.add_provider(name, told)
     return None
+
+
+def check_given(given: Mapping[str, str], device: int) -> None:
+    """Raises UsageError for options that something else says, or that would break a run."""
+    for name, value in given.items():
+        if name == "device_id" and value != str(device):
+            raise UsageError(
+                f"--provider-option device_id={value} contradicts device {device}",
+                f"leave it out, and give --device {value}",
+            )
+        if fix := _OURS.get(name):
+            raise UsageError(f"--provider-option {name} is set here", fix)
 
 
 def load_libraries(ort: ModuleType, provider: str) -> None:

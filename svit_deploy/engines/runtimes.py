@@ -11,7 +11,8 @@ from svit_deploy.engines.base import Engine
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine, require_provider
 from svit_deploy.engines.openvino.library import require_device
 from svit_deploy.engines.openvino.runner import OpenVinoEngine
-from svit_deploy.engines.providers import CPU
+from svit_deploy.engines.provider_choice import check_given
+from svit_deploy.engines.providers import CPU, CUDA, NVIDIA, full_provider_name
 from svit_deploy.engines.settings import PRECISIONS, EngineChoice, floats_of
 from svit_deploy.engines.tensorrt.loading import check_engine
 from svit_deploy.engines.tensorrt.runner import TensorRTEngine
@@ -19,6 +20,8 @@ from svit_deploy.errors import InputError, UsageError
 from svit_deploy.options import options_of
 
 GRAPH = ".onnx"
+_NVIDIA_ONLY = ("device", "cuda_graph")
+"""Options that mean something to ONNX Runtime on NVIDIA's providers alone."""
 
 
 class Runtime(abc.ABC):
@@ -41,9 +44,14 @@ class Runtime(abc.ABC):
     def runs_graphs(self) -> bool:
         return GRAPH in self.suffixes
 
+    def means(self, option: str, settings: EngineChoice) -> bool:
+        """Whether an option means something to it, as it is asked for."""
+        return option in self.options
+
     def given(self, settings: EngineChoice) -> dict[str, Any]:
         """The values of its options that the settings have."""
-        asked = {name: getattr(settings, name, None) for name in self.options}
+        meant = (name for name in self.options if self.means(name, settings))
+        asked = {name: getattr(settings, name, None) for name in meant}
         return {name: value for name, value in asked.items() if value is not None}
 
     @abc.abstractmethod
@@ -77,10 +85,18 @@ class Runtime(abc.ABC):
 
 class OnnxRuntime(Runtime):
     name = "onnxruntime"
-    options = ("provider", "provider_options")
+    options = ("provider", "provider_options", "device", "cuda_graph")
+
+    def means(self, option: str, settings: EngineChoice) -> bool:
+        provider = full_provider_name(settings.provider or CPU)
+        if option == "device":
+            return provider in NVIDIA
+        return provider == CUDA if option == "cuda_graph" else super().means(option, settings)
 
     def given(self, settings: EngineChoice) -> dict[str, Any]:
         given = super().given(settings)
+        if "device" in given:
+            given["device"] = _gpu_number(given["device"])
         if settings.provider_options and settings.provider is None:
             raise UsageError(
                 "--provider-option has no meaning without a provider",
@@ -92,10 +108,13 @@ class OnnxRuntime(Runtime):
         return OnnxRuntimeEngine(model, threads=settings.threads, **self.given(settings))
 
     def require(self, file: Path, settings: EngineChoice, precision: str = "fp32") -> None:
-        require_provider(settings.provider or CPU)
+        given = self.given(settings)
+        check_given(given.get("provider_options", {}), given.get("device", 0))
+        require_provider(settings.provider or CPU, given.get("device", 0))
 
     def describe(self, file: Path, settings: EngineChoice, precision: str = "fp32") -> str:
-        return f"ONNX Runtime, provider {settings.provider or CPU}"
+        place = f" on GPU {settings.device}" if "device" in self.given(settings) else ""
+        return f"ONNX Runtime, provider {settings.provider or CPU}{place}"
 
     def widens(self, precision: str, settings: EngineChoice) -> bool:
         return floats_of(precision) != "fp32" and settings.provider in (None, CPU)
@@ -146,13 +165,16 @@ class TensorRT(Runtime):
 
     def given(self, settings: EngineChoice) -> dict[str, Any]:
         given = super().given(settings)
-        number = given.get("device", "0")
-        if not str(number).isdecimal():
-            raise UsageError(f"--device {number} is no number of a GPU", "give 0, 1, ...")
-        given["device"] = int(number)
+        given["device"] = _gpu_number(given.get("device", "0"))
         if "plugin_library" in given:
             given["plugin_library"] = Path(given["plugin_library"])
         return given
+
+
+def _gpu_number(text: str) -> int:
+    if not text.isdecimal():
+        raise UsageError(f"--device {text} is no number of a GPU", "give 0, 1, ...")
+    return int(text)
 
 
 ONNXRUNTIME, TENSORRT = OnnxRuntime(), TensorRT()
@@ -203,11 +225,13 @@ def check_options(used: Collection[Runtime], settings: EngineChoice) -> None:
     declared = options_of(type(settings))
     for name in dict.fromkeys(name for row in RUNTIMES.values() for name in row.options):
         asked = name in declared and getattr(settings, name) != declared[name].default()
-        if asked and used and not any(name in row.options for row in used):
+        if asked and used and not any(row.means(name, settings) for row in used):
             flag = declared[name].flag
-            users = " or ".join(row.name for row in RUNTIMES.values() if name in row.options)
+            users = [row.name for row in RUNTIMES.values() if name in row.options]
+            if ONNXRUNTIME.name in users and name in _NVIDIA_ONLY:
+                users[users.index(ONNXRUNTIME.name)] = f"{ONNXRUNTIME.name} --provider cuda"
             raise UsageError(
                 f"{flag} {getattr(settings, name)} has no meaning for "
                 f"{' and '.join(row.name for row in used)}",
-                f"leave it out, or use --engine {users}",
+                f"leave it out, or use --engine {' or '.join(users)}",
             )

@@ -82,7 +82,7 @@ class EngineChoice:
     )
     device: str | None = option(
         None,
-        "Device of openvino: CPU, GPU or NPU; of a TensorRT engine: the number of the GPU.",
+        "Device of openvino: CPU, GPU or NPU; of TensorRT and NVIDIA's providers: a GPU's number.",
         metavar="NAME",
     )
     threads: int = option(

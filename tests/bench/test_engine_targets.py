@@ -27,6 +27,7 @@ from svit_deploy.engines.tensorrt.runner import TensorRTEngine
 from svit_deploy.errors import CapabilityError, InputError, UsageError
 from svit_deploy.images.sets import load_images
 from svit_deploy.model.profiles import Profile
+from tests.engines.fake_onnxruntime import install_cuda_provider
 from tests.engines.tensorrt.fake.cuda import Device
 from tests.engines.tensorrt.fake.engines import install, remove_sidecar, write_engine
 
@@ -256,6 +257,41 @@ def test_options_that_mean_nothing_are_refused(device, bundle, exported, picture
         check_targets(targets, BenchSettings(cuda_graph="both"))
     with pytest.raises(UsageError, match="'yes' is unknown; use auto, on, off, both"):
         BenchSettings(cuda_graph="yes")
+
+
+def test_onnx_runtime_on_cuda_is_measured_as_engines_are(device, exported, monkeypatch):
+    """GPU times and their speed-up, graphs side by side, several runs in flight, the clocks."""
+    told = install_cuda_provider(monkeypatch, device)
+    paths = [exported("dense"), exported("budget")]
+    report = api.bench(
+        paths,
+        images=DIGITS / "heldout.npz",
+        max_images=8,
+        settings=BenchSettings(**QUICK, provider="cuda", cuda_graph="both", device="0"),
+    )
+    labels = [f"{path.name}, graph {graph}" for path in paths for graph in ("on", "off")]
+    assert [result.label for result in report.results] == labels
+    assert [result.gpu.graph for result in report.results] == [True, False] * 2
+    for result in report.results[1:]:
+        assert result.gpu.speedup.ratio == pytest.approx(1)
+    assert all(result.gpu.profile is None for result in report.results)
+    assert all(result.in_flight.runs_in_flight == 2 for result in report.results)
+    screen = io.StringIO()
+    render(report, Console(file=screen, width=120))
+    assert "speed-up of GPU time over dense, graph on" in screen.getvalue()
+    assert "1x3x48x48" in screen.getvalue()
+    # Of each path: does the provider start, and a session for each run in flight.
+    assert len(told.providers) == 2 * (1 + 2 * 2)
+    dynamic = api.bench(
+        [exported("dynamic")],
+        images=DIGITS / "heldout.npz",
+        max_images=8,
+        settings=BenchSettings(**QUICK, provider="cuda"),
+    )
+    (target,), (result,) = dynamic.targets, dynamic.results
+    assert any("no CUDA graph: in token mode dynamic" in note for note in target.notes)
+    assert result.gpu.graph is False and result.worst_case is not None
+    assert not any(device.open.values())
 
 
 def test_a_missing_runtime_names_the_command_that_installs_it(device, bundle, monkeypatch):

@@ -11,6 +11,7 @@ pytest.importorskip("torch")
 
 import gpu
 
+from tests.engines.fake_onnxruntime import install_cuda_provider
 from tests.engines.tensorrt.fake.cuda import Device
 from tests.engines.tensorrt.fake.engines import install
 
@@ -42,8 +43,10 @@ def test_without_a_gpu_it_says_so(arguments, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_every_way_that_there_is(arguments, tmp_path, monkeypatch, fake_process, capsys):
-    """One TensorRT, no provider, and no plugin library; the page keeps what is around the table."""
-    install(monkeypatch, Device())
+    """One TensorRT, one provider, no plugin library; the page keeps what is around the table."""
+    device = Device()
+    install(monkeypatch, device)
+    install_cuda_provider(monkeypatch, device)
     monkeypatch.setattr(gpu, "TARGETS", {"tensorrt": "tensorrt"})
     page = tmp_path / "gpu.md"
     page.write_text((ROOT / "docs" / "gpu.md").read_text())
@@ -52,18 +55,20 @@ def test_every_way_that_there_is(arguments, tmp_path, monkeypatch, fake_process,
     assert gpu.main([*arguments, *more]) == 0
     rows = [row["cells"] for row in json.loads((output / "gpu.json").read_text())]
     assert [(row[0], row[2], row[3]) for row in rows] == [
-        ("tensorrt", graph, batch) for batch in "12" for graph in ("dense", "budget")
+        *(("tensorrt", graph, batch) for batch in "12" for graph in ("dense", "budget")),
+        *(("ONNX Runtime, cuda", graph, batch) for batch in "12" for graph in gpu.GRAPHS),
     ]
     for row in rows:
         named = dict(zip(gpu.HEADINGS, row, strict=True))
         assert named["verify"] == "passed"
         assert float(named["host to host, ms"]) > 0 and float(named["on the GPU, ms"]) == 2
         assert bool(named["speed-up"]) == bool(named["speed-up of that"]) == (row[2] != "dense")
-        assert named["in flight"].endswith(" (2)") and named["CUDA graph"] == "yes"
+        assert named["in flight"].endswith(" (2)")
+        assert named["CUDA graph"] == ("no" if row[2] == "dynamic" else "yes")
     text = page.read_text()
     assert "Nothing yet" not in text and "NVIDIA Fake 9000 (sm90)" in text
     assert text.index("## Measured") < text.index("| tensorrt | fp32 |") < text.index("## How to")
-    assert "no TensorRT plugin library" in text and "provider cuda: " in text
+    assert "no TensorRT plugin library" in text and "provider tensorrt: " in text
     assert capsys.readouterr().out.strip() in text
 
 

@@ -111,6 +111,13 @@ def test_evaluate(run, bundle):
         (["--engine", "openvino", "--engine-precision", "int4"], 2, "use one of f32, f16, bf16"),
         (["--engine", "openvino", "--provider", "cpu"], 2, "no meaning for openvino"),
         (["--device", "GPU"], 2, "no meaning for onnxruntime"),
+        (["--device", "1", "--provider", "cpu"], 2, "no meaning for onnxruntime"),
+        (["--provider", "cuda", "--device", "GPU"], 2, "--device GPU is no number of a GPU"),
+        (
+            ["--provider", "cuda", "--device", "1", "--provider-option", "device_id=0"],
+            2,
+            "--provider-option device_id=0 contradicts device 1; leave it out, and give --device 0",
+        ),
     ],
 )
 def test_what_cannot_work_is_one_sentence(run, bundle, tmp_path, typed, code, words):

@@ -40,7 +40,8 @@ def test_nothing_large_comes_by_itself():
 
 @pytest.mark.parametrize("machine", [PC, MAC, JETSON], ids=["pc", "mac", "jetson"])
 def test_each_choice_of_a_runtime_brings_one(machine):
-    gpu = {"onnxruntime-gpu"} if machine is PC else {"onnxruntime"}
+    driven = {"onnxruntime-gpu", "cuda-bindings", "nvidia-ml-py"}
+    gpu = driven if machine is PC else {"onnxruntime"}
     assert brought("cpu", machine=machine) - brought() == {"onnxruntime"}
     assert brought("gpu", machine=machine) - brought() == gpu
 

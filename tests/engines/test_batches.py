@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from svit_deploy.engines.arrays import OnDevice
 from svit_deploy.engines.base import Engine, TensorSpec
 from svit_deploy.engines.batches import Batches
 
@@ -48,3 +49,18 @@ def test_batches_are_split_and_filled_up(count, sizes):
     assert np.array_equal(found["y"], x * 2)
     assert inner.sizes == sizes * 2
     assert inner.closed
+
+
+@pytest.mark.parametrize(("count", "kept"), [(1, True), (3, True), (5, False)])
+def test_what_is_kept_on_the_device_is_the_rows_that_were_fed(count, kept):
+    """A batch that has to be split comes back in host memory: its parts lie in one place."""
+
+    class Keeps(Doubles):
+        def run_kept(self, feeds, outputs=None, kept=()):
+            shape = self.run(feeds)["y"].shape
+            return {"y": OnDevice(64, shape, np.dtype("float32"))} if kept else self.run(feeds)
+
+    with Batches(Keeps(), 2, 4) as engine:
+        found = engine.run_kept({"x": np.ones((count, 3), np.float32)}, ["y"], ["y"])["y"]
+    assert isinstance(found, OnDevice) == kept
+    assert found.shape == (count, 3)

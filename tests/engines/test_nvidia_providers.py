@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import logging
 import sys
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from svit_deploy.engines.provider_choice import count_nodes
 from svit_deploy.engines.providers import CUDA, RTX_PROVIDER, TENSORRT_PROVIDER
 from svit_deploy.errors import CapabilityError, UsageError
 from svit_deploy.plugins import AUTOREGISTER, LIBRARY
+from tests.engines.tensorrt.fake.cuda import Device, make_cuda
 
 EXACT_CUDA = (CUDA, {"device_id": "0", "use_tf32": "0"})
 PACKAGE = "onnxruntime_ep_nv_tensorrt_rtx"
@@ -54,6 +56,9 @@ def asked(monkeypatch, tmp_path) -> Callable[..., list[Any]]:
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [TENSORRT_PROVIDER, CUDA])
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+    device = Device()
+    device.count = 3
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", make_cuda(device))
     found: list[Any] = []
 
     class Options(onnxruntime.SessionOptions):
@@ -74,6 +79,9 @@ def asked(monkeypatch, tmp_path) -> Callable[..., list[Any]]:
         found.clear()
         with pytest.raises(CapabilityError, match="enough seen"):
             OnnxRuntimeEngine(model, provider=provider, **options)
+        for *_, told in found:  # of memory and stream: test_onnxruntime_device.py
+            for name in ("user_compute_stream", "enable_cuda_graph"):
+                told.pop(name, None)
         return list(found)
 
     return ask
@@ -93,8 +101,11 @@ def plugin(monkeypatch) -> list[str]:
         registered.append(name)
 
     def devices() -> list[Any]:
-        cpu = SimpleNamespace(ep_name="CPUExecutionProvider", number=0)
-        return [cpu, *(SimpleNamespace(ep_name=n, number=i) for n in registered for i in (0, 1))]
+        found = [SimpleNamespace(ep_name="CPUExecutionProvider", number=0, ep_options={})]
+        for name, number in itertools.product(registered, (1, 0)):  # in no particular order
+            told = {"device_id": str(number)}
+            found.append(SimpleNamespace(ep_name=name, number=number, ep_options=told))
+        return found
 
     monkeypatch.setattr(onnxruntime, "register_execution_provider_library", register)
     monkeypatch.setattr(onnxruntime, "get_ep_devices", devices)
@@ -124,7 +135,7 @@ def test_the_plugin_provider_is_registered_once(asked, plugin):
         assert rest == [(CUDA, {"device_id": str(number), "use_tf32": "0"})]
     assert plugin == [RTX_PROVIDER]
     assert RTX_PROVIDER in available_providers()
-    with pytest.raises(UsageError, match=r"has no device 2, only 2; give --device a number below"):
+    with pytest.raises(UsageError, match="cannot run on device 2, only on 1, 0; give"):
         OnnxRuntimeEngine(graph(), provider="nv-tensorrt-rtx", device=2)
 
 
@@ -133,13 +144,16 @@ def test_what_is_built_of_a_file_is_kept_and_of_an_edited_graph_is_not(asked, pl
     path.write_bytes(graph())
     told = asked(path, "tensorrt")[0][1]
     folder = Path(told["trt_engine_cache_path"])
-    assert folder.parent == tmp_path / "cache" / "providers" / "tensorrt" and folder.is_dir()
+    assert folder.name == "tensorrt-nvidia-fake-9000" and folder.is_dir()
+    assert folder.parent.parent == tmp_path / "cache" / "engines"
+    assert folder.parent.name.endswith("-model.onnx.cache")
+    assert told["trt_timing_cache_path"] == str(folder)
     assert told["trt_engine_cache_enable"] == told["trt_timing_cache_enable"] == "1"
     rtx = asked(path, "nv-tensorrt-rtx")[0][2]["nv_runtime_cache_path"]
-    assert Path(rtx).parent.name == "nv-tensorrt-rtx"
+    assert Path(rtx).name == "nv-tensorrt-rtx-nvidia-fake-9000"
     assert asked(path, "tensorrt")[0][1] == told
-    path.write_bytes(graph(batch="1:1:2"))
-    assert asked(path, "tensorrt")[0][1]["trt_engine_cache_path"] != told["trt_engine_cache_path"]
+    own = {"trt_engine_cache_path": "/mine"}
+    assert "trt_timing_cache_path" not in asked(path, "tensorrt", provider_options=own)[0][1]
     assert not any("cache" in name for name in asked(graph(), "tensorrt")[0][1])
 
 
@@ -216,6 +230,7 @@ def test_the_real_runtime_tells_which_nodes_went_where():
 
 
 def test_no_plugin_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", make_cuda(Device()))
     monkeypatch.setitem(sys.modules, PACKAGE, None)
     monkeypatch.setattr(onnxruntime, "get_ep_devices", list)
     with pytest.raises(CapabilityError, match=r"not installed; .*onnxruntime-ep-nv-tensorrt-rtx"):
@@ -226,6 +241,7 @@ def test_no_plugin_package(monkeypatch):
 
 
 def test_a_plugin_without_a_device(monkeypatch, plugin):
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", make_cuda(Device()))
     monkeypatch.setattr(onnxruntime, "get_ep_devices", list)
     with pytest.raises(CapabilityError, match="finds no device that it can run on here"):
         OnnxRuntimeEngine(graph(), provider="nv-tensorrt-rtx")
@@ -235,9 +251,12 @@ def test_the_real_plugin_works_or_says_why_not():
     """Its package installs anywhere; without a driver its library cannot be loaded."""
     if RTX_PROVIDER not in plugin_providers.installed_plugins():
         pytest.skip("not installed: pip install onnxruntime-ep-nv-tensorrt-rtx")
+    package = importlib.import_module(PACKAGE)
+    assert package.get_ep_name() == RTX_PROVIDER and Path(package.get_library_path()).is_file()
     try:
         with OnnxRuntimeEngine(graph(), provider="nv-tensorrt-rtx") as engine:
             assert engine.description["nodes"]
     except CapabilityError as error:
-        assert "could not start" in error.message or "finds no device" in error.message
-        assert "onnxruntime-ep-nv-tensorrt-rtx" in error.fix
+        words = ("could not start", "finds no device", "no NVIDIA driver", "no NVIDIA GPU")
+        assert any(part in error.message for part in words)
+        assert "onnxruntime-ep-nv-tensorrt-rtx" in error.fix or "an NVIDIA GPU" in error.fix

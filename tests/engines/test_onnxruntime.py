@@ -23,6 +23,7 @@ from svit_deploy.engines.onnxruntime_log import one_line
 from svit_deploy.engines.providers import full_provider_name, install_fix
 from svit_deploy.errors import CapabilityError, InputError, UsageError
 from tests.engines.graphs import dynamic, linear, model_bytes
+from tests.engines.tensorrt.fake.cuda import Device, make_cuda
 
 
 @pytest.fixture
@@ -131,6 +132,7 @@ def test_what_the_library_logs_of_a_bad_graph_stays_off_the_terminal(monkeypatch
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", make_cuda(Device()))
     monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
     monkeypatch.setattr(onnxruntime, "set_default_logger_severity", severities.append)
     with pytest.raises((InputError, CapabilityError), match="the graph is odd"):
@@ -251,6 +253,7 @@ def test_a_silent_fallback_is_an_error_with_the_reason(monkeypatch, capfd):
 
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", make_cuda(Device()))
     monkeypatch.setattr(onnxruntime, "InferenceSession", fall_back)
     with pytest.raises(CapabilityError) as caught:
         OnnxRuntimeEngine(linear(), provider="cuda")
@@ -281,14 +284,24 @@ def test_a_provider_computes_in_float32_itself(monkeypatch, provider, given):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [full])
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: imported.append("cuda"), raising=False)
     monkeypatch.setattr(onnxruntime, "InferenceSession", session)
-    monkeypatch.setattr(provider_choice.importlib, "import_module", imported.append)
+    runtime = make_cuda(Device())
+
+    def import_module(name):
+        imported.append(name)
+        return runtime
+
+    monkeypatch.setattr(provider_choice.importlib, "import_module", import_module)
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "")
     del os.environ["NVIDIA_TF32_OVERRIDE"]  # and what is set from now on is forgotten
     with pytest.raises(CapabilityError) if provider != "cpu" else contextlib.nullcontext():
         OnnxRuntimeEngine(linear(), provider=provider)
+    if provider == "cuda":  # beside what test_onnxruntime_device.py shows
+        ((name, options),) = asked
+        asked = [(name, {key: options[key] for key in given[1]})]
     assert asked == [given]
     libraries = {"cpu": [], "cuda": ["cuda"], "tensorrt": ["cuda", "tensorrt"]}
-    assert [name for name in imported if name != "onnxruntime"] == libraries[provider]
+    others = ("onnxruntime", "cuda.bindings.runtime")
+    assert [name for name in imported if name not in others] == libraries[provider]
     assert (os.environ.get("NVIDIA_TF32_OVERRIDE") == "0") == (provider == "tensorrt")
 
 
@@ -305,7 +318,7 @@ def test_a_gpu_provider_works_or_says_why_not(provider, images, capfd):
         with OnnxRuntimeEngine(linear(), provider=provider) as engine:
             assert engine.run({"x": images})["sum"].ravel().tolist() == [66, 210]
     except CapabilityError as error:
-        assert error.fix.startswith("run: pip install")
+        assert error.fix.startswith(("run: pip install", "run on a machine with an NVIDIA GPU"))
     assert capfd.readouterr().out == ""
 
 

@@ -56,7 +56,8 @@ def test_an_engine_that_does_not_run_it(files, engine, message):
     ("names", "asked", "message"),
     [
         (["openvino"], {"provider": "cpu"}, "--provider cpu has no meaning for openvino"),
-        (["onnxruntime"], {"device": "GPU"}, "--device GPU .* use --engine openvino or tensorrt"),
+        (["onnxruntime"], {"device": "1"}, "--device 1 .* --engine onnxruntime --provider cuda or"),
+        (["onnxruntime"], {"provider": "tensorrt", "cuda_graph": "on"}, "--cuda-graph on has no"),
         (["openvino"], {"provider_options": {"a": "1"}}, "--provider-option .* has no meaning for"),
         (["onnxruntime"], {"engine_precision": "bf16"}, "--engine-precision bf16 .*openvino"),
         (["onnxruntime", "openvino"], {"cuda_graph": "on"}, "onnxruntime and openvino"),
@@ -88,8 +89,21 @@ def test_options_of_a_provider():
 
 
 def test_a_gpu_has_a_number():
-    with pytest.raises(UsageError, match="--device GPU is no number of a GPU"):
-        TENSORRT.load(BUILT, EngineChoice(device="GPU"))
+    for runtime, asked in ((TENSORRT, {}), (ONNXRUNTIME, {"provider": "cuda"})):
+        with pytest.raises(UsageError, match="--device GPU is no number of a GPU"):
+            runtime.load(BUILT, EngineChoice(device="GPU", **asked))
+
+
+@pytest.mark.parametrize("provider", ["cuda", "TensorrtExecutionProvider", "nv-tensorrt-rtx"])
+def test_the_device_of_nvidias_providers(provider):
+    asked = EngineChoice(provider=provider, device="1")
+    check_options([ONNXRUNTIME], asked)
+    assert ONNXRUNTIME.given(asked)["device"] == 1
+    assert ONNXRUNTIME.describe(GRAPH, asked) == f"ONNX Runtime, provider {provider} on GPU 1"
+    asked = EngineChoice(provider=provider, device="1", provider_options={"device_id": "0"})
+    with pytest.raises(UsageError, match="device_id=0 contradicts device 1; leave it out"):
+        ONNXRUNTIME.require(GRAPH, asked)
+    assert "device" not in ONNXRUNTIME.given(EngineChoice(provider="cpu", device="GPU"))
 
 
 def test_each_name_has_a_row():

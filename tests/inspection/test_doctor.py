@@ -21,6 +21,7 @@ from svit_deploy.errors import CapabilityError
 from svit_deploy.inspection import doctor, openvino
 from svit_deploy.inspection.doctor import Diagnosis, Finding, examine
 from svit_deploy.inspection.openvino import ON_OPENVINO
+from tests.engines.tensorrt.fake.cuda import Device, make_cuda
 
 GOOD = {
     "numpy": "2.4.6", "onnx": "1.23.2", "onnxruntime": "1.31.1", "pillow": "13.0.0",
@@ -177,6 +178,7 @@ def test_only_providers_that_start_are_usable(
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", fall_back)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", make_cuda(Device()))
     diagnosis = machine()
     monkeypatch.setattr(
         onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", CPU]

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from svit_deploy.engines.tensorrt.cuda import Buffer, Cuda, Graph, Stream
+import numpy as np
+
+from svit_deploy.engines.device.binding import Binding
+from svit_deploy.engines.device.cuda import Buffer, Cuda, Graph, Stream
 from svit_deploy.engines.tensorrt.kernels import Kernels
 from svit_deploy.engines.tensorrt.loading import Loaded
 from svit_deploy.errors import InputError, SvitDeployError
@@ -13,7 +16,7 @@ from svit_deploy.errors import InputError, SvitDeployError
 RUN_AGAIN = "run again; if it fails again, build the engine again"
 
 
-class Binding:
+class Context(Binding):
     """A context that serves one shape of the input, for good.
 
     NVIDIA's guide asks for a context of its own for each captured graph, because a change of shape
@@ -23,10 +26,6 @@ class Binding:
         kernels: makes the context.
         memory: the activations' memory; contexts that run one after another may share it.
         input_name, shape: of the only input.
-
-    Attributes:
-        shapes: of the outputs; None where only the device knows.
-        graph: what was captured with the present addresses.
 
     Raises:
         SvitDeployError: InputError if the engine does not take the shape, CapabilityError if out
@@ -45,8 +44,8 @@ class Binding:
         outputs: tuple[str, ...],
     ) -> None:
         self.profile = profile
-        self.graph: Graph | None = None
-        self._loaded, self._addresses = loaded, dict[str, int]()
+        self._graph: Graph | None = None
+        self._loaded, self._stream, self._addresses = loaded, stream, dict[str, int]()
         self._context = context = kernels.create_context()
         if context is None:
             raise loaded.failure("could not get an execution context", RUN_AGAIN)
@@ -70,16 +69,17 @@ class Binding:
             if not context.set_output_allocator(name, allocator):
                 raise loaded.failure(f"refused an allocator for {name!r}", RUN_AGAIN)
 
-    @property
-    def data_dependent(self) -> tuple[str, ...]:
-        """Outputs whose size only the device knows."""
-        return tuple(self._allocators)
+        self.data_dependent = tuple(self._allocators)
 
-    def bind(self, addresses: Mapping[str, int]) -> None:
-        """Tells the context where its tensors are; a graph of other addresses is dropped."""
+    @property
+    def captured(self) -> bool:
+        return self._graph is not None
+
+    def bind(self, addresses: Mapping[str, int], in_host: Mapping[str, np.ndarray]) -> None:
+        """A graph of other addresses is dropped."""
         for name, address in addresses.items():
             if self._addresses.get(name) != address:
-                self.drop_graph()
+                self._drop_graph()
                 if not self._context.set_tensor_address(name, address):
                     raise self._loaded.failure(f"refused the memory of {name!r}", RUN_AGAIN)
                 self._addresses[name] = address
@@ -88,15 +88,10 @@ class Binding:
         """Tells an `IProfiler` the time of each layer of the runs from now on."""
         self._context.profiler = profiler
 
-    def enqueue(self, stream: Stream) -> None:
-        """Puts one run on the stream.
-
-        Raises:
-            SvitDeployError: it failed, or an output did not find memory.
-        """
+    def enqueue(self) -> None:
         for allocator in self._allocators.values():
             allocator.shape = allocator.error = None
-        succeeded = self._context.execute_async_v3(stream.handle)
+        succeeded = self._context.execute_async_v3(self._stream.handle)
         for name, allocator in self._allocators.items():
             if allocator.error is not None:
                 raise allocator.error
@@ -106,25 +101,30 @@ class Binding:
             raise self._loaded.failure("could not be run", RUN_AGAIN)
 
     def output(self, name: str) -> tuple[int, tuple[int, ...]]:
-        """Address and shape of an output of the last run."""
         known = self.shapes[name]
         if known is not None:
             return self._addresses[name], known
         allocator = self._allocators[name]
         return allocator.buffer.address, allocator.shape
 
-    def is_capturable(self, stream: Stream) -> bool:
-        """What the library says of a capture, where it can tell; else True: try."""
+    def is_capturable(self) -> bool:
         ask = getattr(self._context, "is_stream_capturable", None)
-        return ask is None or bool(ask(stream.handle))
+        return ask is None or bool(ask(self._stream.handle))
 
-    def drop_graph(self) -> None:
-        if self.graph is not None:
-            self.graph.close()
-        self.graph = None
+    def capture(self) -> None:
+        self._graph = self._stream.capture(self.enqueue)
+
+    def launch(self) -> None:
+        assert self._graph is not None
+        self._stream.launch(self._graph)
+
+    def _drop_graph(self) -> None:
+        if self._graph is not None:
+            self._graph.close()
+        self._graph = None
 
     def close(self) -> None:
-        self.drop_graph()
+        self._drop_graph()
         self._context = None
         for allocator in self._allocators.values():
             allocator.buffer.close()

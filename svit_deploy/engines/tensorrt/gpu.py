@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from svit_deploy.engines.tensorrt.cuda import NO_GPU, Cuda
-from svit_deploy.engines.tensorrt.sidecar import Gpu
+from svit_deploy.engines.device.cuda import NO_GPU, Cuda, Gpu
 from svit_deploy.errors import CapabilityError, SvitDeployError
 
 ELSEWHERE = (

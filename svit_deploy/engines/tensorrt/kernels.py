@@ -8,29 +8,14 @@ run of a shape, and kept for the next process.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from pathlib import Path
 from typing import Any
 
+from svit_deploy.engines.kept import Kept
 from svit_deploy.engines.tensorrt.loading import Loaded
-from svit_deploy.errors import SvitDeployError
-from svit_deploy.io.files import cache_folder, hash_file, write_file
-from svit_deploy.io.strict_json import read_json, write_json
+from svit_deploy.io.files import hash_file
 
-SCHEMA_VERSION = 1
-SCHEMA: dict[str, Any] = {
-    "schema_version": int,
-    "sha256": str,
-    "made_for": {
-        "engine": str,
-        "tensorrt": str,
-        "gpu": str,
-        "compute_capability": str,
-        "driver": str,
-    },
-}
+_FILE = "kernels.cache"
 
 log = logging.getLogger(__name__)
 
@@ -38,9 +23,8 @@ log = logging.getLogger(__name__)
 class Kernels:
     """Makes the contexts of an engine, and keeps what is compiled for them.
 
-    Compiled kernels are native code: a file of them is used only if its record says that it is the
-    very file, made for this engine, by this version, on this GPU and driver. TensorRT-RTX checks
-    what it reads once more. A cache only saves time, so whatever is wrong with it is a log line.
+    See `Kept` for where, and when they are used. TensorRT-RTX checks what it reads once more. They
+    only save time, so whatever is wrong with them is a log line.
 
     Attributes:
         found: whether an earlier process left some.
@@ -52,7 +36,7 @@ class Kernels:
         self._kept = b""
         if self._config is not None:
             self._cache = self._config.create_runtime_cache()
-            self._made_for = _made_for(loaded)
+            self._folder = Kept(loaded.path, "kernels", _made_for(loaded), loaded.cuda)
             self._read()
             self._config.set_runtime_cache(self._cache)
 
@@ -82,21 +66,15 @@ class Kernels:
     def keep(self) -> None:
         """Writes what was compiled, if it is more than there was."""
         written = None if self._cache is None else self._cache.serialize()
-        if written is None or (content := bytes(written)) == self._kept:
+        if written is None or (folder := self._folder.path) is None:
+            return
+        if (content := bytes(written)) == self._kept:
             return
         try:
-            path = self._path
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with write_file(path, "SVIT_DEPLOY_CACHE") as part:
-                part.write_bytes(content)
-            record = {
-                "schema_version": SCHEMA_VERSION,
-                "sha256": hash_file(path),
-                "made_for": self._made_for,
-            }
-            write_json(path.with_suffix(".json"), record)
+            (folder / _FILE).write_bytes(content)
+            self._folder.keep()
             self._kept = content
-        except (SvitDeployError, OSError) as error:
+        except OSError as error:
             log.warning("compiled kernels cannot be kept: %s", error)
 
     def _configure(self) -> Any | None:
@@ -110,40 +88,22 @@ class Kernels:
         config.set_execution_context_allocation_strategy(self._managed)
         return config
 
-    @property
-    def _path(self) -> Path:
-        content = json.dumps([SCHEMA_VERSION, self._made_for], sort_keys=True)
-        key = hashlib.sha256(content.encode()).hexdigest()
-        return cache_folder("kernels") / f"{key}.cache"
-
     def _read(self) -> None:
-        try:
-            path = self._path
-            if not path.is_file():
-                return
-            record = read_json(path.with_suffix(".json"), SCHEMA, SCHEMA_VERSION, "it is made anew")
-            content = path.read_bytes()
-            same = hashlib.sha256(content).hexdigest() == record["sha256"]
-            if not same or record["made_for"] != self._made_for:
-                log.warning("%s is not what was written, kernels are compiled anew", path)
-                return
-        except (SvitDeployError, OSError) as error:
-            log.warning("kernels are compiled anew: %s", error)
-            return
         assert self._cache is not None
+        folder = self._folder.path
+        if folder is None or not (folder / _FILE).is_file():
+            return
+        content = (folder / _FILE).read_bytes()
         if self._cache.deserialize(content):
             self.found, self._kept = True, content
         else:
-            log.warning("%s is refused by %s, kernels are compiled anew", path,
+            log.warning("%s is refused by %s, kernels are compiled anew", folder / _FILE,
                         self._loaded.library.name)  # fmt: skip
 
 
 def _made_for(loaded: Loaded) -> dict[str, str]:
-    sidecar, cuda = loaded.sidecar, loaded.cuda
+    sidecar = loaded.sidecar
     return {
         "engine": hash_file(loaded.path) if sidecar is None else sidecar.engine_sha256,
         "tensorrt": loaded.library.version,
-        "gpu": cuda.gpu.name,
-        "compute_capability": cuda.gpu.compute_capability,
-        "driver": str(cuda.call("cudaDriverGetVersion")),
     }

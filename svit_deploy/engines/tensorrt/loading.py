@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from svit_deploy.engines.tensorrt.cuda import Cuda
+from svit_deploy.engines.device.cuda import Cuda
 from svit_deploy.engines.tensorrt.rtx import require_short_name
 from svit_deploy.engines.tensorrt.sidecar import BUILD_AGAIN, Sidecar, read_sidecar, sidecar_path
 from svit_deploy.errors import CapabilityError, InputError, SvitDeployError

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from svit_deploy.engines.arrays import Feed, in_host
 from svit_deploy.engines.base import (
     Engine,
     Flight,
@@ -19,21 +19,21 @@ from svit_deploy.engines.base import (
     check_feeds,
     check_outputs,
 )
-from svit_deploy.engines.tensorrt.cuda import Event
-from svit_deploy.engines.tensorrt.graphs import DYNAMIC
+from svit_deploy.engines.device.cuda import Stream
+from svit_deploy.engines.device.graphs import DYNAMIC, CudaGraphs
+from svit_deploy.engines.device.runs import DeviceRuns
+from svit_deploy.engines.device.slot import Slot
+from svit_deploy.engines.tensorrt.contexts import Contexts
 from svit_deploy.engines.tensorrt.inspector import LayerCounts, layer_nodes, read_layers
 from svit_deploy.engines.tensorrt.kernels import Kernels
 from svit_deploy.engines.tensorrt.loading import Loaded, check_engine, load_engine
 from svit_deploy.engines.tensorrt.profiler import layer_times, make_profiler
-from svit_deploy.engines.tensorrt.slot import Slot, Tensors
 from svit_deploy.errors import InputError
-from svit_deploy.model.profiles import Profile, Shape, choose_profile
+from svit_deploy.model.profiles import Profile
 
 
 class TensorRTEngine(Engine):
     """An engine file on a GPU.
-
-    Runs go one after another in one `Slot`; only `fly` has several in flight.
 
     Args:
         path: an .engine file with its sidecar.
@@ -69,12 +69,7 @@ class TensorRTEngine(Engine):
         self.profiles = _profiles(loaded, self._inputs[0].name)
         self.layers: LayerCounts | None = read_layers(_information(loaded))
         self._kernels = Kernels(loaded)
-        types = {spec.name: spec.dtype for spec in self._inputs + self._outputs}
-        names = tuple(spec.name for spec in self._outputs)
-        self._tensors = Tensors(self._inputs[0].name, types, names)
-        self._cuda_graph = cuda_graph
-        self._slots: list[Slot] = []
-        self._add_slot()
+        self._runs = DeviceRuns(loaded.cuda, lambda: self._make_slot(cuda_graph))
 
     def inputs(self) -> tuple[TensorSpec, ...]:
         return self._inputs
@@ -92,7 +87,7 @@ class TensorRTEngine(Engine):
             "gpu": {"name": gpu.name, "compute_capability": gpu.compute_capability},
             "precision": None if sidecar is None else sidecar.precision,
             "profiles": [str(profile) for profile in self.profiles],
-            "cuda_graph": self._slots[0].graphs.describe(),
+            "cuda_graph": self._runs.graphs.describe(),
             "kernels": self._kernels.describe(),
             "layers": None if self.layers is None else self.layers.to_dict(),
         }
@@ -103,16 +98,20 @@ class TensorRTEngine(Engine):
 
     @property
     def last_times(self) -> RunTimes | None:
-        return self._slots[0].times if self._slots else None
+        return self._runs.times
 
     def run(
         self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
-        loaded = self._open()
-        names = self._check(feeds, outputs)
-        loaded.cuda.use()
-        self._start(self._slots[0], feeds, names)
-        return self._slots[0].finish()
+        return in_host(self.run_kept(feeds, outputs))
+
+    def run_kept(
+        self,
+        feeds: Mapping[str, Feed],
+        outputs: Sequence[str] | None = None,
+        kept: Collection[str] = (),
+    ) -> dict[str, Feed]:
+        return self._open_runs().run(feeds, self._check(feeds, outputs), kept)
 
     def fly(
         self,
@@ -121,38 +120,10 @@ class TensorRTEngine(Engine):
         runs: int,
         in_flight: int,
     ) -> Flight:
-        loaded = self._open()
+        device = self._open_runs()
         for feed in feeds:
             names = self._check(feed, outputs)
-        loaded.cuda.use()
-        while len(self._slots) < in_flight:
-            self._add_slot()
-        slots = self._slots[:in_flight]
-        for slot in slots:  # contexts and graphs are made before the clock starts
-            for feed in (feeds[0], feeds[-1]):
-                self._start(slot, feed, names)
-                slot.finish()
-        with contextlib.ExitStack() as made:
-            for slot in slots:
-                made.callback(slot.abandon)
-            first, *last = (
-                made.enter_context(contextlib.closing(Event(loaded.cuda)))
-                for _ in range(1 + in_flight)
-            )
-            began = time.perf_counter()
-            slots[0].record(first)
-            for number in range(runs):
-                slot = slots[number % in_flight]
-                if slot.is_running:
-                    slot.finish()
-                self._start(slot, feeds[number % len(feeds)], names)
-            left = [slots[number % in_flight] for number in range(max(0, runs - in_flight), runs)]
-            for slot, event in zip(left, last, strict=False):
-                slot.record(event)
-                slot.finish()
-            seconds = time.perf_counter() - began
-            device_ms = max(event.since(first) for event in last[: len(left)])
-        return Flight(in_flight, runs, seconds, device_ms / runs)
+        return device.fly(feeds, names, runs, in_flight)
 
     def profile(
         self, feeds: Sequence[Mapping[str, np.ndarray]], outputs: Sequence[str] | None
@@ -163,12 +134,10 @@ class TensorRTEngine(Engine):
         loaded.cuda.use()
         profiler = make_profiler(loaded.library.trt)
         # Without a CUDA graph, whose launch has no layers.
-        with contextlib.closing(
-            Slot(loaded, self._kernels, self._tensors, "off", profiler)
-        ) as slot:
+        with contextlib.closing(self._make_slot("off", profiler)) as slot:
 
             def run(feed: Mapping[str, np.ndarray]) -> float:
-                self._start(slot, feed, names)
+                slot.start(feed, names)
                 slot.finish()
                 assert slot.times is not None
                 return slot.times.gpu_ms
@@ -184,37 +153,36 @@ class TensorRTEngine(Engine):
             return
         self._kernels.keep()
         self._loaded = None
-        for slot in self._slots:
-            slot.close()
-        self._slots.clear()
+        self._runs.close()
 
-    def _add_slot(self) -> None:
+    def _make_slot(self, cuda_graph: str, profiler: Any = None) -> Slot[Contexts]:
         loaded = self._open()
-        slot = Slot(loaded, self._kernels, self._tensors, self._cuda_graph)
-        try:
-            if loaded.sidecar is not None and loaded.sidecar.tokens == "dynamic":
-                slot.graphs.forbid(DYNAMIC)
-        except BaseException:
-            slot.close()
-            raise
-        self._slots.append(slot)
 
-    def _check(
-        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None
-    ) -> tuple[str, ...]:
+        def open_contexts(stream: Stream, graphs: CudaGraphs) -> Contexts:
+            if loaded.sidecar is not None and loaded.sidecar.tokens == "dynamic":
+                graphs.forbid(DYNAMIC)
+            return Contexts(
+                loaded,
+                self._kernels,
+                stream,
+                self._inputs,
+                self._outputs,
+                self.profiles,
+                profiler,
+            )
+
+        return Slot(loaded.cuda, open_contexts, cuda_graph)
+
+    def _check(self, feeds: Mapping[str, Feed], outputs: Sequence[str] | None) -> tuple[str, ...]:
         """Checks what a run is given; returns the names of the outputs to fetch."""
         check_feeds(self._inputs, feeds)
-        names = self._tensors.outputs if outputs is None else tuple(outputs)
+        names = tuple(spec.name for spec in self._outputs) if outputs is None else tuple(outputs)
         check_outputs(self._outputs, names)
         return names
 
-    def _start(self, slot: Slot, feeds: Mapping[str, np.ndarray], names: Sequence[str]) -> None:
-        images = feeds[self._tensors.input_name]
-        key = (images.shape[0], images.shape[1], images.shape[2], images.shape[3])
-        profile = choose_profile(self.profiles, key)
-        if profile is None:
-            raise _outside(self.profiles, key)
-        slot.start(images, profile, names)
+    def _open_runs(self) -> DeviceRuns:
+        self._open()
+        return self._runs
 
     def _open(self) -> Loaded:
         if self._loaded is None:
@@ -273,19 +241,3 @@ def _information(loaded: Loaded) -> str:
     trt = loaded.library.trt
     inspector = loaded.engine.create_engine_inspector()
     return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
-
-
-def _outside(profiles: Sequence[Profile], shape: Shape) -> InputError:
-    """The error for a shape that no profile serves."""
-
-    def distance(profile: Profile) -> int:
-        sizes = zip(profile.min, shape, profile.max, strict=True)
-        return sum(max(low - size, 0, size - high) for low, size, high in sizes)
-
-    nearest = min(range(len(profiles)), key=lambda number: distance(profiles[number]))
-    served = ", ".join(f"{profile} (profile {i})" for i, profile in enumerate(profiles))
-    return InputError(
-        f"the engine does not serve the shape {'x'.join(map(str, shape))}, only {served}; nearest "
-        f"is profile {nearest}",
-        "feed a shape within it, or build the engine with profiles that hold this one",
-    )

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from svit_deploy import __version__
+from svit_deploy.engines.device.cuda import Gpu
 from svit_deploy.errors import InputError
 from svit_deploy.io.files import hash_file
 from svit_deploy.io.strict_json import read_json, write_json
@@ -36,18 +37,6 @@ SCHEMA: dict[str, Any] = {
     "settings": dict,
     "build_s": float,
 }
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A device: its name and compute capability, as in `9.0`."""
-
-    name: str
-    compute_capability: str
-
-    @property
-    def sm(self) -> str:
-        return "sm" + self.compute_capability.replace(".", "")
 
 
 @dataclass(frozen=True)

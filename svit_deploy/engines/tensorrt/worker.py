@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from svit_deploy.engines.device.cuda import Gpu
 from svit_deploy.engines.tensorrt.channel import LOG, RESULT, Channel, make_logger
 from svit_deploy.engines.tensorrt.gpu import Versions, require_gpu
 from svit_deploy.engines.tensorrt.inspector import read_layer_lines
@@ -27,7 +28,7 @@ from svit_deploy.engines.tensorrt.network import (
 from svit_deploy.engines.tensorrt.packed import pack_attention
 from svit_deploy.engines.tensorrt.plugin_nodes import FORMS, PluginGraph
 from svit_deploy.engines.tensorrt.settings import NO_TIMING_CACHE, BuildSettings
-from svit_deploy.engines.tensorrt.sidecar import Gpu, Sidecar
+from svit_deploy.engines.tensorrt.sidecar import Sidecar
 from svit_deploy.engines.tensorrt.timing_cache import TimingCache, default_path
 from svit_deploy.errors import CapabilityError, ExportError, SvitDeployError
 from svit_deploy.io.files import hash_file

@@ -17,6 +17,7 @@ import onnx
 import onnx.utils
 
 from svit_deploy import names
+from svit_deploy.engines.arrays import in_host
 from svit_deploy.engines.base import Engine, RunTimes, TensorSpec, check_feeds, check_outputs
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.errors import CapabilityError
@@ -56,7 +57,8 @@ def _cut(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[str]) 
 class SplitDetector(Engine):
     """A detector's engine and its heads as one.
 
-    The heads run on the GPU where ONNX Runtime can, else on the CPU; `description` tells.
+    The heads run on the engine's GPU where ONNX Runtime can, and read the maps where the engine
+    left them; else on the CPU, and the maps pass through host memory. `description` tells.
 
     Args:
         front: the engine, of images alone; closed with this one.
@@ -66,10 +68,12 @@ class SplitDetector(Engine):
     def __init__(self, front: Engine, heads: Path) -> None:
         self.front = front
         try:
-            self.heads = _open_heads(heads, front.nvidia_gpu or 0)
+            self.heads, self._through_host = _open_heads(heads, front.nvidia_gpu)
         except BaseException:
             front.close()
             raise
+        self._kept = () if self._through_host else tuple(cut_names())
+        self._ran_heads = False
         self._inputs = (*front.inputs(), *(s for s in self.heads.inputs() if s.name in _OWN))
         gates = (spec for spec in front.outputs() if spec.name not in cut_names())
         self._outputs = (*self.heads.outputs(), *gates)
@@ -88,12 +92,13 @@ class SplitDetector(Engine):
         check_outputs(self._outputs, wanted)
         found = [name for name in wanted if name in OUTPUTS]
         front = [name for name in wanted if name not in OUTPUTS] + (cut_names() if found else [])
-        seen = self.front.run({names.INPUT: feeds[names.INPUT]}, front)
+        seen = self.front.run_kept({names.INPUT: feeds[names.INPUT]}, front, self._kept)
+        self._ran_heads = bool(found)
         if found:
             given = {name: seen.pop(name) for name in cut_names()}
             given |= {name: feeds[name] for name in _OWN}
-            seen |= self.heads.run(given, found)
-        return {name: seen[name] for name in wanted}
+            seen |= self.heads.run_kept(given, found)
+        return in_host({name: seen[name] for name in wanted})
 
     def close(self) -> None:
         self.front.close()
@@ -101,21 +106,27 @@ class SplitDetector(Engine):
 
     @property
     def description(self) -> dict[str, Any]:
-        return self.front.description | {"heads": self.heads.description}
+        about = self.front.description | {"heads": self.heads.description}
+        return about | {"maps_through_host": self._through_host}
 
     @property
     def last_times(self) -> RunTimes | None:
-        """The engine's; a run takes longer by the heads."""
-        return self.front.last_times
+        """Of both parts; the engine's alone where the heads ran on the CPU, or not at all."""
+        front, heads = self.front.last_times, self.heads.last_times if self._ran_heads else None
+        return front if front is None or heads is None else front.then(heads)
 
     @property
     def nvidia_gpu(self) -> int | None:
         return self.front.nvidia_gpu
 
 
-def _open_heads(path: Path, device: int) -> Engine:
-    try:
-        return OnnxRuntimeEngine(path, provider="cuda", device=device)
-    except CapabilityError as error:
-        log.info("the detector's heads run on the CPU: %s", error.message)
-        return OnnxRuntimeEngine(path, provider="cpu")
+def _open_heads(path: Path, gpu: int | None) -> tuple[Engine, str | None]:
+    """The heads, and why they do not share the memory of a GPU with the engine, if they do not."""
+    reason = "the engine runs on no NVIDIA GPU"
+    if gpu is not None:
+        try:
+            return OnnxRuntimeEngine(path, provider="cuda", device=gpu), None
+        except CapabilityError as error:
+            reason = f"the heads run on the CPU, {error.message}"
+            log.warning("the detector's heads run on the CPU: %s", error.message)
+    return OnnxRuntimeEngine(path, provider="cpu"), reason

@@ -37,6 +37,7 @@ from svit_deploy.tasks.detect.split import HEADS, SplitDetector, split_graph
 from svit_deploy.verify.expected import LiveReference, StoredReference
 from svit_deploy.verify.run import verify_against
 from svit_deploy.verify.settings import VerifySettings
+from tests.engines.fake_onnxruntime import install_cuda_provider
 from tests.engines.tensorrt.fake.cuda import Device
 from tests.engines.tensorrt.fake.engines import install
 from tests.shortened import shortened
@@ -254,8 +255,46 @@ def test_the_heads_say_where_they_run(
     with open_bundle_engine(bundle, EngineChoice()) as engine:
         heads = engine.description["heads"]
         assert heads["runtime"] == "onnxruntime"
-        assert ("run on the CPU" in caplog.text) == (heads["provider"] == "CPUExecutionProvider")
+        on_cpu = heads["provider"] == "CPUExecutionProvider"
+        warned = [record for record in caplog.records if "heads run on the CPU" in record.message]
+        assert len(warned) == on_cpu and all(one.levelname == "WARNING" for one in warned)
         assert {spec.name for spec in engine.outputs()} >= set(OUTPUTS)
+
+
+@pytest.mark.parametrize("batch", ["1", "1:1:2"])
+def test_the_maps_stay_on_the_gpu(
+    on_fake: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, batch: str
+) -> None:
+    """From the engine to the heads, where these run on it too; and verify sees no difference."""
+    bundle = on_fake("detect", batch=batch)
+    images = [image for part in bundle.load_samples()[:1] for image in part.images][:2]
+    feeds = bundle.task.feeds(images)
+    found = []
+    for on_gpu in (False, True):
+        device = Device()
+        install(monkeypatch, device)
+        if on_gpu:
+            told = install_cuda_provider(monkeypatch, device)
+        caplog.clear()
+        with open_bundle_engine(bundle, EngineChoice()) as engine:
+            for _ in range(3):
+                device.calls.clear()
+                found.append(engine.run(feeds, OUTPUTS))
+            copies, about = device.calls.count("cudaMemcpyAsync"), engine.description
+            times = engine.last_times
+        assert ("heads run on the CPU: " in caplog.text) == (not on_gpu)
+        assert ("heads run on the CPU" in (about["maps_through_host"] or "")) == (not on_gpu)
+        assert not any(device.open.values())
+        many = len(images) > int(batch[-1])  # then the engine runs image by image
+        if not on_gpu:
+            assert copies == (1 + len(cut_names())) * (len(images) if many else 1)
+            assert times.gpu_ms == 2
+        elif not many:  # what is fed, and what is found
+            assert copies == 3 + len(OUTPUTS)
+            assert (times.gpu_ms, times.d2h_ms) == (4, len(OUTPUTS) * device.copy_ms)
+    for name, expected in found[0].items():
+        assert all(one[name].tobytes() == expected.tobytes() for one in found), name
+    assert api.verify(bundle.path, VERIFY).passed and told.providers
 
 
 def test_a_bundle_gets_an_engine_afterwards(on_fake: Any, graph: Any) -> None:

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from svit_deploy.engines.device.cuda import Gpu
 from svit_deploy.engines.tensorrt.gpu import Versions, find_gpu, require_gpu
-from svit_deploy.engines.tensorrt.sidecar import Gpu
 from svit_deploy.errors import CapabilityError, UsageError
 from tests.engines.tensorrt.fake.cuda import Device, make_cuda
 

@@ -109,10 +109,10 @@ def test_auto_goes_on_without_graphs_and_says_why_once(device, static, caplog, f
 def test_auto_goes_on_when_the_library_cannot_be_captured(device, static, monkeypatch):
     with TensorRTEngine(static, cuda_graph="auto") as engine:
         assert run(engine, 2) is False
-        binding = next(iter(engine._slots[0]._bindings.values()))
-        binding.drop_graph()
+        binding = next(iter(engine._runs._slots[0]._bindings.values()))
+        binding._drop_graph()
         binding._context.flushed = False  # as if something in it had changed
-        engine._slots[0].graphs.capture(binding)
+        engine._runs._slots[0].graphs.capture(binding)
         reason = engine.description["cuda_graph"]["reason"]
         assert "operation not permitted when stream is capturing" in reason
         assert [run(engine, 2, seed) for seed in range(2)] == [False, False]

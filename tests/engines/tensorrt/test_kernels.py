@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from svit_deploy.engines.kept import RECORD
 from svit_deploy.engines.tensorrt.runner import TensorRTEngine
 from svit_deploy.model.profiles import Profile
 from tests.engines.tensorrt.fake.cuda import Device
@@ -56,8 +57,10 @@ def test_each_shape_is_compiled_before_its_first_run_and_once(device, engine_fil
     assert run(engine_file, device, 2, 1, 2) == ([], True)
     assert run(engine_file, device, 4, 1) == (["compile 4x3x4x4"], True)
     assert run(engine_file, device, 4, 2, 1) == ([], True)
-    kept = sorted(file.suffix for file in (tmp_path / "cache" / "kernels").iterdir())
-    assert kept == [".cache", ".json"]
+    assert sorted(file.name for file in kept(tmp_path).parent.iterdir()) == [
+        "kernels.cache",
+        "record.json",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -70,11 +73,20 @@ def test_each_shape_is_compiled_before_its_first_run_and_once(device, engine_fil
     ],
     ids=["gpu", "capability", "driver", "engine"],
 )
-def test_kernels_of_something_else_are_not_looked_at(device, engine_file, tmp_path, change, caplog):
-    assert run(engine_file, device, 1) == (["compile 1x3x4x4"], False)
-    change(device, tmp_path)
+def test_kernels_of_something_else_are_dropped(device, engine_file, tmp_path, change, caplog):
     assert run(engine_file, device, 1) == (["compile 1x3x4x4"], False)
     assert not caplog.records
+    before = device.name
+    change(device, tmp_path)
+    assert run(engine_file, device, 1) == (["compile 1x3x4x4"], False)
+    assert ("is dropped, and made anew: it was made for" in caplog.text) == (device.name == before)
+    assert run(engine_file, device, 1) == ([], True)
+
+
+def kept(tmp_path: Path) -> Path:
+    """The one file of compiled kernels."""
+    (file,) = (tmp_path / "cache" / "engines").rglob("kernels.cache")
+    return file
 
 
 def damage(file: Path) -> None:
@@ -83,18 +95,19 @@ def damage(file: Path) -> None:
 
 def claim(file: Path) -> None:
     """As if the record were of another engine's file."""
-    record = json.loads(file.with_suffix(".json").read_text())
+    record = json.loads(file.with_name(RECORD).read_text())
     record["made_for"]["engine"] = "0" * 64
-    file.with_suffix(".json").write_text(json.dumps(record))
+    file.with_name(RECORD).write_text(json.dumps(record))
 
 
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        (damage, "is not what was written"),
-        (claim, "is not what was written"),
-        (lambda file: file.with_suffix(".json").unlink(), "kernels are compiled anew"),
-        (lambda file: file.with_suffix(".json").write_text("{"), "kernels are compiled anew"),
+        (damage, "its files are not those that were written"),
+        (claim, "it was made for engine 0000"),
+        (lambda file: file.with_name("more").touch(), "its files are not those that were written"),
+        (lambda file: file.with_name(RECORD).unlink(), "it has no record"),
+        (lambda file: file.with_name(RECORD).write_text("{"), "record.json is damaged"),
     ],
 )
 def test_what_is_not_as_it_was_written_is_not_loaded(
@@ -102,7 +115,7 @@ def test_what_is_not_as_it_was_written_is_not_loaded(
 ):
     """It is native code: the library does not even see it. A new one takes its place."""
     run(engine_file, device, 1)
-    harm(next((tmp_path / "cache" / "kernels").glob("*.cache")))
+    harm(kept(tmp_path))
 
     def deserialized(self, blob):
         raise AssertionError
@@ -128,7 +141,7 @@ def test_no_place_to_keep_them(device, engine_file, monkeypatch, tmp_path, caplo
     monkeypatch.setenv("SVIT_DEPLOY_CACHE", str(tmp_path / "file"))
     caplog.set_level(logging.WARNING)
     assert run(engine_file, device, 1) == (["compile 1x3x4x4"], False)
-    assert "compiled kernels cannot be kept" in caplog.text
+    assert "what is built of m.engine is not kept" in caplog.text
 
 
 def test_a_foreign_engine_is_known_by_its_hash(device, engine_file):

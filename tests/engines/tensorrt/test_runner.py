@@ -14,13 +14,14 @@ import pytest
 from onnx import TensorProto, helper
 
 from svit_deploy.engines.base import TensorSpec
-from svit_deploy.engines.tensorrt import binding, loading, slot
+from svit_deploy.engines.device import slot
+from svit_deploy.engines.device.cuda import Cuda, Gpu
+from svit_deploy.engines.device.slot import MAX_SHAPES
+from svit_deploy.engines.tensorrt import binding, loading
 from svit_deploy.engines.tensorrt import rtx as rtx_names
 from svit_deploy.engines.tensorrt.build import build_engine
-from svit_deploy.engines.tensorrt.cuda import Cuda
 from svit_deploy.engines.tensorrt.runner import TensorRTEngine
-from svit_deploy.engines.tensorrt.sidecar import Gpu, Sidecar
-from svit_deploy.engines.tensorrt.slot import MAX_SHAPES
+from svit_deploy.engines.tensorrt.sidecar import Sidecar
 from svit_deploy.errors import CapabilityError, InputError, UsageError
 from svit_deploy.graph.parts import BETWEEN
 from svit_deploy.io.files import hash_file
@@ -497,12 +498,18 @@ def test_a_plugin_library_that_does_not_load(device, tmp_path, monkeypatch):
         TensorRTEngine(path, plugin_library=library)
 
 
-@pytest.mark.parametrize("name", ["tensorrt", "cuda.bindings.runtime"])
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("tensorrt", r"pip install 'svit-deploy\[tensorrt\]'"),
+        ("cuda.bindings.runtime", "pip install cuda-bindings"),
+    ],
+)
 def test_a_missing_package_names_the_command_that_installs_it(
-    device, engine_file, monkeypatch, name
+    device, engine_file, monkeypatch, name, command
 ):
     monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(CapabilityError, match=r"run: pip install 'svit-deploy\[tensorrt\]'"):
+    with pytest.raises(CapabilityError, match=f"run: {command}"):
         TensorRTEngine(engine_file)
 
 
@@ -732,7 +739,7 @@ def test_a_run_that_fails_leaves_no_other_one_under_way(device, engine_file, mon
         monkeypatch.setattr(slot.Slot, "start", begin)
         with pytest.raises(InputError, match="could not be run"):
             engine.fly(feeds, None, 6, 2)
-        assert not any(one.is_running for one in engine._slots)
+        assert not any(one.is_running for one in engine._runs._slots)
         found = engine.run(feeds[0])["logits"]
     np.testing.assert_array_equal(found[:, 0], images(2).reshape(2, -1).max(axis=1))
 

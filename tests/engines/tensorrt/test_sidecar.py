@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from svit_deploy.engines.tensorrt.sidecar import Gpu, Sidecar, read_sidecar, sidecar_path
+from svit_deploy.engines.device.cuda import Gpu
+from svit_deploy.engines.tensorrt.sidecar import Sidecar, read_sidecar, sidecar_path
 from svit_deploy.errors import InputError
 from svit_deploy.io.files import hash_file
 from svit_deploy.model.profiles import Profile

@@ -11,9 +11,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from svit_deploy.engines.device.cuda import Gpu
 from svit_deploy.engines.tensorrt import worker
 from svit_deploy.engines.tensorrt.settings import BuildSettings
-from svit_deploy.engines.tensorrt.sidecar import Gpu, read_sidecar
+from svit_deploy.engines.tensorrt.sidecar import read_sidecar
 from svit_deploy.errors import CapabilityError, ExportError, UsageError
 from svit_deploy.io.files import hash_file
 from svit_deploy.model.profiles import Profile

@@ -10,7 +10,8 @@ from typing import Any
 import onnx
 import pytest
 
-from svit_deploy.engines.tensorrt.sidecar import Gpu, Sidecar, sidecar_path
+from svit_deploy.engines.device.cuda import Gpu
+from svit_deploy.engines.tensorrt.sidecar import Sidecar, sidecar_path
 from svit_deploy.io.files import hash_file
 from svit_deploy.model.profiles import Profile
 from tests.engines.tensorrt.fake import make_module

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from svit_deploy.engines.tensorrt.binding import Binding
-from svit_deploy.engines.tensorrt.cuda import Stream
+from svit_deploy.engines.device.binding import Binding
 from svit_deploy.errors import CapabilityError, SvitDeployError, UsageError
 
 log = logging.getLogger(__name__)
@@ -29,10 +28,10 @@ class CudaGraphs:
         captured: how many were recorded.
     """
 
-    def __init__(self, mode: str, stream: Stream) -> None:
+    def __init__(self, mode: str) -> None:
         if mode not in MODES:
             raise UsageError(f"CUDA graph mode {mode!r} is unknown", f"use {', '.join(MODES)}")
-        self.mode, self._stream = mode, stream
+        self.mode = mode
         self.reason = "switched off" if mode == "off" else None
         self.captured = 0
 
@@ -54,11 +53,9 @@ class CudaGraphs:
 
     def enqueue(self, binding: Binding) -> bool:
         """Puts a run on the stream; returns whether it was a graph."""
-        if binding.graph is None:
-            binding.enqueue(self._stream)
-            return False
-        self._stream.launch(binding.graph)
-        return True
+        graph = binding.captured
+        (binding.launch if graph else binding.enqueue)()
+        return graph
 
     def capture(self, binding: Binding) -> None:
         """Records a shape that has just run plainly, as it must have before a capture.
@@ -66,16 +63,16 @@ class CudaGraphs:
         Raises:
             CapabilityError: it failed, in mode `on`.
         """
-        if self.reason is not None or binding.graph is not None:
+        if self.reason is not None or binding.captured:
             return
         if binding.data_dependent:
             outputs = ", ".join(map(repr, binding.data_dependent))
             self.forbid(f"the size of {outputs} depends on the data")
-        elif not binding.is_capturable(self._stream):
+        elif not binding.is_capturable():
             self.forbid("the library says that this engine cannot be captured")
-        else:
+        elif binding.ready:
             try:
-                binding.graph = self._stream.capture(lambda: binding.enqueue(self._stream))
+                binding.capture()
                 self.captured += 1
             except SvitDeployError as error:
                 self.forbid(error.message)

@@ -6,15 +6,26 @@ import ctypes
 import importlib
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from svit_deploy.engines.tensorrt.sidecar import Gpu
 from svit_deploy.errors import CapabilityError, SvitDeployError, UsageError
-from svit_deploy.machine.tensorrt import ENTERPRISE, INSTALL
 
 NO_GPU = "run on a machine with an NVIDIA GPU, or use its ONNX model with --provider cpu"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A device: its name and compute capability, as in `9.0`."""
+
+    name: str
+    compute_capability: str
+
+    @property
+    def sm(self) -> str:
+        return "sm" + self.compute_capability.replace(".", "")
 
 
 class Cuda:
@@ -199,16 +210,20 @@ class Stream:
         try:
             enqueue()
         except BaseException:
-            error, *graph = self.cuda.runtime.cudaStreamEndCapture(self._stream)
-            if not int(error):
-                self.cuda.quietly("cudaGraphDestroy", *graph)
-            self.cuda.quietly("cudaGetLastError")
+            self.stop_capture()
             raise
         graph = self.cuda.call("cudaStreamEndCapture", self._stream)
         try:
             return Graph(self.cuda, self.cuda.call("cudaGraphInstantiate", graph, 0))
         finally:
             self.cuda.quietly("cudaGraphDestroy", graph)
+
+    def stop_capture(self) -> None:
+        """Gives up what is being recorded, if anything is."""
+        error, *graph = self.cuda.runtime.cudaStreamEndCapture(self._stream)
+        if not int(error):
+            self.cuda.quietly("cudaGraphDestroy", *graph)
+        self.cuda.quietly("cudaGetLastError")
 
     def launch(self, graph: Graph) -> None:
         self.cuda.call("cudaGraphLaunch", graph.executable, self._stream)
@@ -255,7 +270,8 @@ def _import_runtime() -> Any:
         missing = isinstance(error, ModuleNotFoundError)
         state = "not installed" if missing else f"broken ({' '.join(str(error).split())[:200]})"
         raise CapabilityError(
-            f"engines run through the package cuda-bindings, which is {state}", INSTALL[ENTERPRISE]
+            f"NVIDIA GPUs are driven through the package cuda-bindings, which is {state}",
+            "run: pip install cuda-bindings (of the driver's CUDA, 'cuda-bindings<13' on a Jetson)",
         ) from error
 
 

@@ -1,0 +1,1 @@
+"""Runs on an NVIDIA GPU, whatever computes them: memory, streams, times by events, CUDA graphs."""
