@@ -24,6 +24,7 @@ from svit_deploy.engines.tensorrt.network import (
     configure,
     load_plugins,
     parse_network,
+    user_allocation,
 )
 from svit_deploy.engines.tensorrt.packed import pack_attention
 from svit_deploy.engines.tensorrt.plugin_nodes import FORMS, PluginGraph
@@ -209,7 +210,11 @@ def _build_file(
                     engine.write_bytes(plan)
                 if cache:
                     cache.write(bytes(config.get_timing_cache().serialize()))
-                return {"packed_blocks": blocks, "plugin_form": form.to_dict() if graph else None}
+                return {
+                    "packed_blocks": blocks,
+                    "plugin_form": form.to_dict() if graph else None,
+                    "user_allocation": user_allocation(library, settings) is not None,
+                }
             failure = _failure(library, "cannot build the engine", channel)
             if not blocks:
                 break

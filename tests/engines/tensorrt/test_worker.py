@@ -80,7 +80,7 @@ def test_an_engine_and_what_its_sidecar_says(graph, settings, trt):
     assert sidecar.plugins == ()
     assert sidecar.settings == {
         "optimization_level": None, "workspace_bytes": 0, "tf32": False, "packed_attention": True,
-        "packed_blocks": 0, "plugin_form": None, "layers": None,
+        "packed_blocks": 0, "plugin_form": None, "user_allocation": False, "layers": None,
     }  # fmt: skip
     assert sidecar.build_s > 0
 
@@ -298,6 +298,28 @@ def test_plugins_in_the_one_form_that_a_release_takes(
     assert sidecar.settings["plugin_form"] == {"size_bits": size_bits, "mask": mask}
     first = size_bits == 32 and mask == "BOOL"
     assert ("the plugins are not taken as" in caplog.text) != first
+
+
+@pytest.mark.parametrize(
+    ("tokens", "largest", "expected"),
+    [("budget", 4, True), ("budget", 8, False), ("dense", 4, True), ("dynamic", 4, False)],
+)
+def test_memory_is_the_runners_where_shapes_are_static(
+    graph, settings, device, monkeypatch, tokens, largest, expected
+):
+    """TensorRT-RTX may else allocate during a run, which cannot be captured."""
+    fake = make_module("1.7.1.116", "tensorrt_rtx", device)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", fake)
+    profile = Profile((1, 3, 4, 4), (2, 3, 4, 4), (8, 3, largest, 4))
+    source = graph()
+    model = onnx.load(source)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[2].dim_param = "H"
+    onnx.save(model, source)
+    engine = build(source, settings(target="tensorrt-rtx", tokens=tokens, profiles=(profile,)))
+    flag = fake.BuilderFlag.REQUIRE_USER_ALLOCATION
+    assert (flag in fake.Builder.made[0].flags) == expected
+    assert read_sidecar(engine).settings["user_allocation"] == expected
 
 
 def test_no_form_is_taken(graph, settings, device, plugins):

@@ -415,7 +415,10 @@ def builder_side(name: str, version: str, device: Device) -> dict[str, Any]:
     numbers = tuple(int(part) for part in version.split(".")[:2])
     new = name == "tensorrt_rtx" or numbers >= (11, 0)
     flags = ["STRONGLY_TYPED"] if new else ["EXPLICIT_BATCH", "STRONGLY_TYPED"]
-    modes = ["DEBUG", "TF32"] if new else ["FP16", "INT8", "DEBUG", "GPU_FALLBACK", "TF32"]
+    allocation = ["REQUIRE_USER_ALLOCATION"] if name == "tensorrt_rtx" else []
+    modes = (
+        ["DEBUG", "TF32", *allocation] if new else ["FP16", "INT8", "DEBUG", "GPU_FALLBACK", "TF32"]
+    )
     kinds = ["CONVOLUTION", "CAST", "ACTIVATION", "IDENTITY", "PLUGIN_V2", "PLUGIN_V3"]
     if new or numbers >= (10, 14):
         kinds.insert(1, "ATTENTION_INPUT")
