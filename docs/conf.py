@@ -44,6 +44,7 @@ contents = {
         "docs/evaluate",
         "docs/reports",
         "docs/serving",
+        "docs/scale",
         "docs/tensorrt",
         "docs/openvino",
         "docs/plugins",

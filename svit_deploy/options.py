@@ -107,6 +107,13 @@ MAX_DELAY = partial(
     low=0,
     high=10_000,
 )
+RAY = partial(
+    option,
+    None,
+    metavar="local|ADDRESS",
+    kind=str,
+    choices=lambda: ("local", "auto"),
+)
 CLASS_NAMES = partial(
     option,
     None,
@@ -213,3 +220,8 @@ def read_options(settings: type[T], base: T | None, given: Mapping[str, Any]) ->
         return replace(base, **values)
     missing = {name: one.default() for name, one in known.items() if name not in values}
     return settings(**values, **missing)
+
+
+def part_of(settings: Any, kind: type[T]) -> T:
+    """Of settings the fields of a class that theirs inherits."""
+    return kind(**{one.name: getattr(settings, one.name) for one in fields(kind)})

@@ -15,8 +15,9 @@ from svit_deploy import api
 from svit_deploy.bundle import MANIFEST, Bundle, open_bundle
 from svit_deploy.errors import SvitDeployError
 from svit_deploy.model.model import Model
+from svit_deploy.tasks import Part
 from svit_deploy.verify import run
-from svit_deploy.verify.expected import LiveReference, StoredReference
+from svit_deploy.verify.expected import Given, LiveReference, StoredReference
 from svit_deploy.verify.exported import ModelUnderTest
 from svit_deploy.verify.report import VerifyReport
 from svit_deploy.verify.settings import VerifySettings
@@ -81,8 +82,9 @@ class Remembered(LiveReference):
             self._known[key] = results()
         return self._known[key]
 
-    def parts(self) -> Iterator[Any]:
-        yield from self._once("parts", lambda: list(super(Remembered, self).parts()))
+    def part(self, given: Given) -> Part:
+        key = ("part", *map(id, given.images))
+        return self._once(key, lambda: super(Remembered, self).part(given))
 
     def extreme(self, images: Iterable[Any], keep: Any) -> Any:
         images = list(images)

@@ -56,6 +56,10 @@ class Bundle:
     config: ModelConfig
     task: Task
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens it anew, and it must be the same."""
+        return _open_same, (self.path, self.manifest)
+
     @property
     def name(self) -> str:
         return self.path.resolve().name
@@ -212,6 +216,14 @@ def open_bundle(path: Path) -> Bundle:
     for name, entry in manifest["files"].items():
         _check_file(folder, name, entry["size_bytes"], entry["sha256"])
     bundle.load_model()  # a runtime would follow links out of the file that this refuses
+    return bundle
+
+
+def _open_same(path: Path, manifest: dict[str, Any]) -> Bundle:
+    """Raises InputError where there is another bundle than elsewhere."""
+    bundle = open_bundle(path)
+    if bundle.manifest != manifest:
+        raise InputError(f"{path} is not the same bundle on every machine", "copy it to all again")
     return bundle
 
 

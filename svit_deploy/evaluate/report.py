@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +34,26 @@ class GateKeep:
     kept_tokens: float
 
 
+class Kept(NamedTuple):
+    """What gates kept of an image: its share and number of tokens by gate `[G]`, of how many."""
+
+    ratios: np.ndarray
+    tokens: np.ndarray
+    of: int
+    overflows: bool
+
+
+def kept_of(seen: Seen, config: ModelConfig) -> Kept | None:
+    """None where the graph does not tell."""
+    if seen.keep_mask is None or not config.num_gates:
+        return None
+    config = config.at(seen.image.size)
+    gated = np.array([config.gated_tokens(gate) for gate in range(config.num_gates)])
+    ratios = kept_counts(seen.keep_mask[None], config)[0] / gated
+    overflows = seen.overflow is not None and bool(seen.overflow.any())
+    return Kept(ratios, seen.keep_mask.sum(axis=1), config.num_tokens, overflows)
+
+
 class KeptTokens:
     """Collects what gates kept, image by image."""
 
@@ -43,17 +63,14 @@ class KeptTokens:
         self._ratios, self._kept = np.zeros((2, config.num_gates))
         self._tokens = 0
 
-    def add(self, seen: Seen) -> None:
-        if seen.keep_mask is None or not self.config.num_gates:
+    def add(self, kept: Kept | None) -> None:
+        if kept is None:
             return
-        config = self.config.at(seen.image.size)
-        gated = np.array([config.gated_tokens(gate) for gate in range(config.num_gates)])
         self.images += 1
-        self._ratios += kept_counts(seen.keep_mask[None], config)[0] / gated
-        self._kept += seen.keep_mask.sum(axis=1)
-        self._tokens += config.num_tokens
-        if seen.overflow is not None:
-            self.overflowing += bool(seen.overflow.any())
+        self._ratios += kept.ratios
+        self._kept += kept.tokens
+        self._tokens += kept.of
+        self.overflowing += kept.overflows
 
     @property
     def gates(self) -> list[GateKeep]:

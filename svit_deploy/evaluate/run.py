@@ -2,19 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 
 from svit_deploy.bundle import Bundle
 from svit_deploy.errors import InputError
 from svit_deploy.evaluate.labelled import Labelled, open_labelled
 from svit_deploy.evaluate.recorded import RecordedSamples
-from svit_deploy.evaluate.report import Evaluation, KeptTokens
+from svit_deploy.evaluate.report import Evaluation, Kept, KeptTokens, kept_of
 from svit_deploy.evaluate.settings import EvaluateSettings
 from svit_deploy.images import check_images
-from svit_deploy.inference.engine import is_emulated, open_bundle_engine, require_run, tell_run
-from svit_deploy.inference.stream import Stream
+from svit_deploy.images.prepared import Prepared
+from svit_deploy.inference.engine import is_emulated, require_run, tell_run
+from svit_deploy.inference.places import needs_place, open_run
+from svit_deploy.inference.stream import Seen, Stream
+from svit_deploy.model.result import Outputs
 from svit_deploy.plan import RUN, Plan
 from svit_deploy.progress import SILENT, Portion, Progress
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What an evaluation keeps of an image.
+
+    Attributes:
+        image: without its pixels.
+        kept: what its gates kept, if the graph tells.
+        recorded: what the reference made of it, if the export recorded that.
+    """
+
+    image: Prepared
+    outputs: Outputs
+    kept: Kept | None
+    recorded: Outputs | None
+
+
+def look_at(bundle: Bundle, samples: RecordedSamples) -> Callable[[Seen], Looked]:
+    """Looks at images where they run."""
+
+    def look(seen: Seen) -> Looked:
+        image, recorded = seen.image.without_pixels(), samples.find(seen.image)
+        return Looked(image, seen.outputs, kept_of(seen, bundle.config), recorded)
+
+    return look
 
 
 def evaluate_bundle(
@@ -31,6 +63,7 @@ def evaluate_bundle(
         CapabilityError: the model cannot run here, or pycocotools is missing.
     """
     plan.needs(require_run, bundle, settings)
+    needs_place(plan, settings.ray, "evaluate")
     plan.needs(check_images, settings.images)
     labelled = open_labelled(bundle, settings)
     tell_run(plan, bundle, settings)
@@ -53,18 +86,16 @@ def evaluate_labelled(
         places = np.linspace(0, len(source) - 1, settings.max_images)
         chosen = set(places.astype(int).tolist())
         notes.append(f"{len(chosen)} of {len(source)} images, evenly spread")
-    with open_bundle_engine(bundle, settings) as engine:
+    with open_run(bundle, settings, look_at(bundle, samples)) as opened:
         running = Portion(progress, 0, 0.9)
-        stream = Stream(bundle, engine, source, settings, running, chosen)
-        for seen in stream:
-            scores.add(seen.image, seen.outputs)
-            kept.add(seen)
-            broken += not task.finite(seen.outputs)
-            recorded = samples.find(seen.image)
-            if recorded is not None:
-                ours.add(seen.image, seen.outputs)
-                theirs.add(seen.image, recorded)
-        description = engine.description
+        stream = Stream(opened, bundle, source, running, chosen)
+        for looked in stream:
+            scores.add(looked.image, looked.outputs)
+            kept.add(looked.kept)
+            broken += not task.finite(looked.outputs)
+            if looked.recorded is not None:
+                ours.add(looked.image, looked.outputs)
+                theirs.add(looked.image, looked.recorded)
     if not scores.images:
         raise InputError("none of the images could be read", "give pictures that can be read")
     if is_emulated(bundle, settings):
@@ -74,8 +105,8 @@ def evaluate_labelled(
     return Evaluation(
         bundle=bundle,
         told=labelled.told,
-        engine=description,
-        batch=stream.batch,
+        engine=opened.told,
+        batch=opened.cut,
         seed=settings.seed,
         images=scores.images,
         measures=scores.measures(

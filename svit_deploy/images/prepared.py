@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
@@ -43,6 +44,21 @@ class Prepared:
     def size(self) -> tuple[int, int]:
         """(height, width) with the padding."""
         return self.pixels.shape[1], self.pixels.shape[2]
+
+    def without_pixels(self) -> Prepared:
+        """The same, its pixels one number: large ones do not all fit into memory."""
+        return replace(self, pixels=np.broadcast_to(np.float32(0), self.pixels.shape))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pixels that are one number are that number's shape."""
+        blank = not any(self.pixels.strides)
+        return vars(self) | {"pixels": self.pixels.shape} if blank else vars(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        pixels = state["pixels"]
+        if isinstance(pixels, tuple):
+            pixels = np.broadcast_to(np.float32(0), pixels)
+        vars(self).update(state, pixels=pixels)
 
     def picture(self, preprocess: Preprocess) -> np.ndarray:
         """What the model sees inside the padding, uint8 `[h, w, 3]`."""

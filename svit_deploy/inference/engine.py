@@ -7,7 +7,8 @@ from pathlib import Path
 from svit_deploy.bundle import Bundle
 from svit_deploy.engines.base import Engine
 from svit_deploy.engines.batches import Batches
-from svit_deploy.engines.runtimes import ONNXRUNTIME, Runtime, check_options, runtime_for
+from svit_deploy.engines.providers import CPU
+from svit_deploy.engines.runtimes import ONNXRUNTIME, TENSORRT, Runtime, check_options, runtime_for
 from svit_deploy.engines.settings import EngineChoice, coarser
 from svit_deploy.graph.half_precision import emulate_halves, inline_functions
 from svit_deploy.plan import Plan
@@ -58,6 +59,12 @@ def tell_run(plan: Plan, bundle: Bundle, settings: EngineChoice) -> None:
     """What will be run, and on what."""
     plan.tell("bundle", f"{bundle.name}, token mode {bundle.mode.value}, {bundle.precision}")
     plan.tell("runs on", runs_on(bundle, settings))
+
+
+def uses_gpu(bundle: Bundle, settings: EngineChoice) -> bool:
+    """Whether what runs a bundle wants a GPU for itself."""
+    runtime, _ = choose(bundle, settings)
+    return runtime is TENSORRT or settings.provider not in (None, CPU)
 
 
 def is_emulated(bundle: Bundle, settings: EngineChoice) -> bool:

@@ -7,13 +7,41 @@ from dataclasses import dataclass
 from svit_deploy.engines.settings import RunSettings
 from svit_deploy.errors import UsageError
 from svit_deploy.model.config import MAX_BATCH
-from svit_deploy.options import option
+from svit_deploy.options import RAY, option
 
 STOP, SKIP = "stop", "skip"
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferenceSettings(RunSettings):
+class PlaceSettings:
+    """Where the work on many images is done.
+
+    Attributes:
+        ray: None for this process.
+
+    Raises:
+        UsageError: actors without Ray.
+    """
+
+    ray: str | None = RAY(
+        help="Run on Ray: local for this machine, or a cluster's address: auto or HOST:PORT."
+    )
+    actors: int | None = option(
+        None,
+        "Engines at once on Ray; by default as many as there is room for.",
+        metavar="N",
+        kind=int,
+        low=1,
+        high=4096,
+    )
+
+    def __post_init__(self) -> None:
+        if self.actors is not None and self.ray is None:
+            raise UsageError("--actors needs Ray", "add --ray local, or the address of a cluster")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceSettings(RunSettings, PlaceSettings):
     """How to run a bundle over many images.
 
     Attributes:
@@ -42,5 +70,6 @@ class InferenceSettings(RunSettings):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.on_error not in (STOP, SKIP):
             raise UsageError(f"--on-error {self.on_error!r} is unknown", f"use {STOP} or {SKIP}")

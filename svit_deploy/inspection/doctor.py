@@ -36,10 +36,11 @@ RUNTIMES = (
 FROM_HUBS = ("export hf://", "export timm:")
 DETECTORS = ("export --task detect", "verify --against, detect")
 ANNOTATED = ("verify --annotations", "evaluate --annotations", "predict --format coco")
+ON_RAY = ("--ray: verify, evaluate, predict, serve",)
 EVERY = (
     "export", *FROM_HUBS, "verify", "verify --against", *DETECTORS, "debug", "evaluate",
     *ANNOTATED, "bench", "bench --sweep-tokens", "predict", "predict --format parquet", "visualize",
-    "serve", "package", "package --format triton", "inspect", "init", "quickstart",
+    "serve", *ON_RAY, "package", "package --format triton", "inspect", "init", "quickstart",
 )  # fmt: skip
 WITHOUT_RUNNING = (
     "package",
@@ -112,6 +113,7 @@ REQUIREMENTS = (
     Requirement("polygraphy", "0.53.4", ("debug",)),
     Requirement("pyarrow", "15.0", ("predict --format parquet",)),
     Requirement("kserve", "0.21", ("serve",)),
+    Requirement("ray", "2.60", ON_RAY),
     Requirement("tritonclient", "2.40", ("package --format triton",)),
     Requirement("huggingface-hub", "0.25", FROM_HUBS),
     Requirement("timm", "1.0", ("export timm:",)),

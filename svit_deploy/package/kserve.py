@@ -8,10 +8,8 @@ from typing import Any
 import yaml
 
 from svit_deploy.bundle import Bundle
-from svit_deploy.engines.providers import CPU
-from svit_deploy.engines.runtimes import TENSORRT
 from svit_deploy.errors import UsageError
-from svit_deploy.inference.engine import choose
+from svit_deploy.inference.engine import uses_gpu
 from svit_deploy.package.docker import BUNDLE, GRPC_PORT, PORT, USER, serve_options
 from svit_deploy.package.settings import PackageSettings
 
@@ -38,9 +36,7 @@ def write_kserve(bundle: Bundle, name: str, settings: PackageSettings, folder: P
 def describe_service(bundle: Bundle, name: str, settings: PackageSettings) -> dict[str, Any]:
     """An `InferenceService` of KServe's v1beta1."""
     place = BUNDLE if settings.storage is None else MOUNTED
-    runtime, _ = choose(bundle, settings)
-    uses_gpu = runtime is TENSORRT or settings.provider not in (None, CPU)
-    limits = {"nvidia.com/gpu": "1"} if uses_gpu else {}
+    limits = {"nvidia.com/gpu": "1"} if uses_gpu(bundle, settings) else {}
     health = {"path": "/v2/health/ready", "port": PORT}
     container: dict[str, Any] = {
         "name": "kserve-container",

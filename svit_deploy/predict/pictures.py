@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import io
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -36,24 +37,43 @@ def refuse_nothing(bundle: Bundle) -> None:
         )
 
 
-def draw_pictures(
-    found: Iterable[Seen], folder: Path, bundle: Bundle, show: Show, classes: ClassNames
-) -> list[str]:
-    """Writes a picture per image and predictions.json into a folder; returns their names.
+class Drawn(NamedTuple):
+    """An image with what came out: its line of predictions.json, and its picture as a PNG."""
 
-    A picture shows what the task draws, and beside it how many gated blocks computed each patch.
-    """
+    result: dict[str, Any]
+    png: bytes
+
+
+def draw_pictures(bundle: Bundle, show: Show, classes: ClassNames) -> Callable[[Seen], Drawn]:
+    """Draws an image: what the task draws, beside it how many gated blocks computed each patch."""
     task = bundle.task
-    results: list[dict[str, Any]] = []
-    for seen in found:
+
+    def draw(seen: Seen) -> Drawn:
         image, shown = seen.image, task.shown(seen.outputs, show)
         file = picture_file(seen.number, image.name)
-        draw_result(seen, bundle, show, classes).save(folder / file)
         result = {"name": image.name, "file": file, "size": list(image.original_size)}
-        results.append(result | task.describe(shown, classes) | kept_tokens(seen))
+        result |= task.describe(shown, classes) | kept_tokens(seen)
+        return Drawn(result, as_png(draw_result(seen, bundle, show, classes)))
+
+    return draw
+
+
+def write_pictures(found: Iterable[Drawn], folder: Path, show: Show) -> list[str]:
+    """Writes a picture per image and predictions.json into a folder; returns their names."""
+    results = []
+    for result, png in found:
+        (folder / result["file"]).write_bytes(png)
+        results.append(result)
     content = {"min_score": show.min_score, "images": results}
     write_numbers(folder / RESULTS, {"schema_version": SCHEMA_VERSION, **content})
     return [*(result["file"] for result in results), RESULTS]
+
+
+def as_png(picture: Image.Image) -> bytes:
+    """A picture as a file."""
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
 
 
 def draw_result(seen: Seen, bundle: Bundle, show: Show, classes: ClassNames) -> Image.Image:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeVar
 
 from svit_deploy.bundle import Bundle
 from svit_deploy.errors import InputError
 from svit_deploy.images import ImageSource, check_images, source_of
-from svit_deploy.inference.engine import open_bundle_engine, require_run, runs_on, tell_run
-from svit_deploy.inference.stream import Seen, Stream
+from svit_deploy.inference.engine import require_run, runs_on, tell_run
+from svit_deploy.inference.job import Opened
+from svit_deploy.inference.places import needs_place, open_run
+from svit_deploy.inference.stream import Image, Ran, Seen, Stream
 from svit_deploy.io.files import check_writable, write_file
 from svit_deploy.model.class_names import ClassNames
 from svit_deploy.plan import RUN, Plan
@@ -26,13 +30,15 @@ from svit_deploy.predict.formats import (
     describe_rows,
 )
 from svit_deploy.predict.journal import Journal
-from svit_deploy.predict.pictures import RESULTS, draw_pictures, refuse_nothing
+from svit_deploy.predict.pictures import RESULTS, draw_pictures, refuse_nothing, write_pictures
 from svit_deploy.predict.settings import PICTURES, PredictSettings
 from svit_deploy.predict.tables import WRITERS, require_writer
 from svit_deploy.progress import SILENT, Progress
 from svit_deploy.tasks.runs import Show
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PREDICTIONS = "predictions"
 
@@ -68,6 +74,7 @@ def predict_images(
         plan.needs(require_writer, form)
         plan.needs(check_writable, output, "-o")
     plan.needs(require_run, bundle, settings)
+    needs_place(plan, settings.ray, "predict")
     plan.needs(check_images, settings.images)
     source = source_of(settings.images)
     limit = min(len(source), settings.max_images or len(source))
@@ -93,10 +100,10 @@ def _pictures(
 ) -> list[Path]:
     with (
         result_folder(output, RESULTS, PREDICTIONS) as folder,
-        open_bundle_engine(bundle, settings) as engine,
+        _running(bundle, settings, draw_pictures(bundle, show, classes)) as opened,
     ):
-        stream = Stream(bundle, engine, source, settings, progress, range(limit))
-        files = draw_pictures(finite(stream), folder, bundle, show, classes)
+        stream = Stream(opened, bundle, source, progress, range(limit))
+        files = write_pictures(stream, folder, show)
         _tell_skipped(stream, stream.done)
     return [output / file for file in files]
 
@@ -128,29 +135,34 @@ def _rows(
     with Journal(output, run) as journal:
         todo = set(range(limit)) - journal.done
         if todo:
-            with open_bundle_engine(bundle, settings) as engine:
-                stream = Stream(bundle, engine, source, settings, progress, todo)
-                for seen in finite(stream):
-                    journal.add(seen.number, describe(seen))
+            with _running(bundle, settings, lambda seen: (seen.number, describe(seen))) as opened:
+                stream = Stream(opened, bundle, source, progress, todo)
+                for number, row in stream:
+                    journal.add(number, row)
                 _tell_skipped(stream, len(journal.done))
         with write_file(output, "-o") as part:
             WRITERS[form](journal.rows(), part)
     return [output]
 
 
-def finite(stream: Stream) -> Iterator[Seen]:
-    """What a stream gives; raises InputError where outputs are no numbers."""
-    task = stream.bundle.task
-    for seen in stream:
+def _running(
+    bundle: Bundle, settings: PredictSettings, look: Callable[[Seen], T]
+) -> AbstractContextManager[Opened[Image, Ran[T]]]:
+    """What looks at images where they run; raises InputError where outputs are no numbers."""
+    task = bundle.task
+
+    def look_at_numbers(seen: Seen) -> T:
         if not task.finite(seen.outputs):
             raise InputError(
                 f"the {task.noun} of {seen.image.name} are not finite",
                 "run svit-deploy verify: this bundle should not be used",
             )
-        yield seen
+        return look(seen)
+
+    return open_run(bundle, settings, look_at_numbers)
 
 
-def _tell_skipped(stream: Stream, done: int) -> None:
+def _tell_skipped(stream: Stream[Any], done: int) -> None:
     """Warns of skipped pictures; raises InputError if there are no others."""
     if not done:
         raise InputError("none of the images could be read", "give pictures that can be read")

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,19 @@ from svit_deploy.verify.words import number_of
 
 CHOSEN = frozenset({"image_size", "thresholds", "target_keep"})
 """Fields of a model's configuration that an export may choose; the checkpoint gives the others."""
+
+
+class Given(NamedTuple):
+    """Images of one size that run together.
+
+    Attributes:
+        known: what is expected of them, where that is known without a run.
+        corner: whether it is an image of an extreme size that is not among those given.
+    """
+
+    images: Sequence[Prepared]
+    known: Part | None = None
+    corner: bool = False
 
 
 class ExpectedResults(ABC):
@@ -49,12 +62,16 @@ class ExpectedResults(ABC):
     model: Model | None = None
 
     @abstractmethod
-    def parts(self) -> Iterator[Part]:
-        """All images in order, those of a part of one size."""
+    def given(self) -> Iterator[Given]:
+        """All images in order, then one of each extreme size that is not among them."""
 
-    def corners(self) -> Iterator[Part]:
-        """Images of the extreme sizes that are not among `parts`, one each."""
-        return iter(())
+    @abstractmethod
+    def part(self, given: Given) -> Part:
+        """What is expected of some of them."""
+
+    def parts(self) -> Iterator[Part]:
+        """What is expected of all but those of extreme sizes."""
+        return (self.part(given) for given in self.given() if not given.corner)
 
     @abstractmethod
     def extreme(self, images: Sequence[Prepared], keep: Literal["all", "none"]) -> Result | None:
@@ -79,8 +96,12 @@ class StoredReference(ExpectedResults):
         self.count = _at_least_one(sum(map(len, self.samples)))
         self.description = f"reference recorded at export ({number_of(self.count, 'image')})"
 
-    def parts(self) -> Iterator[Part]:
-        yield from self.samples
+    def given(self) -> Iterator[Given]:
+        return (Given(part.images, part) for part in self.samples)
+
+    def part(self, given: Given) -> Part:
+        assert given.known is not None
+        return given.known
 
     def extreme(self, images: Sequence[Prepared], keep: Literal["all", "none"]) -> Result | None:
         return None
@@ -119,7 +140,6 @@ class LiveReference(ExpectedResults):
             chosen = {name: getattr(bundle.config, name) for name in CHOSEN}
             model = dataclasses.replace(model, config=dataclasses.replace(model.config, **chosen))
         self.bundle, self.pictures = bundle, images
-        self.seen: set[tuple[int, int]] = set()
         self.model, self.reference = model, Reference(model, bundle.task, bundle.steps)
         self.has_rounded = bundle.precision != "fp32"
         self.together = together or bundle.task.together
@@ -134,27 +154,28 @@ class LiveReference(ExpectedResults):
         bundle = self.bundle
         return prepare_all(self.pictures, bundle.task, bundle.config, bundle.sizes)
 
-    def parts(self) -> Iterator[Part]:
-        images = self.images()
+    def given(self) -> Iterator[Given]:
+        images, bundle, seen = self.images(), self.bundle, set[tuple[int, int]]()
         while some := list(islice(images, self.together)):
             for group in groups(some, self.together):
-                self.seen.add(group[0].size)
-                yield self._part(group)
-
-    def corners(self) -> Iterator[Part]:
-        bundle = self.bundle
-        if self.pictures is None or self.seen.issuperset(bundle.sizes.corners()):
+                seen.add(group[0].size)
+                yield Given(group)
+        if self.pictures is None or seen.issuperset(bundle.sizes.corners()):
             return
-        for image in paint(bundle.config, bundle.sizes, 0, self.seen)[0]:
-            yield self._part([image])
+        for image in paint(bundle.config, bundle.sizes, 0, seen)[0]:
+            yield Given([image], corner=True)
 
-    def _part(self, images: Sequence[Prepared]) -> Part:
+    def part(self, given: Given) -> Part:
         """The decisions are the bundle's, within its budgets."""
         from svit_deploy.backbones.rules import keep_above, keep_budget
 
-        bundle = self.bundle
+        bundle, images = self.bundle, given.images
         rule = keep_budget(keep_above(bundle.config.thresholds), bundle.rows(images[0].size))
         return self.reference.part(images, rule, bundle.precision, stages=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the pictures: what is expected of some can be told wherever these are sent."""
+        return vars(self) | {"pictures": None}
 
     def extreme(self, images: Sequence[Prepared], keep: Literal["all", "none"]) -> Result | None:
         from svit_deploy.backbones.rules import keep_all, keep_budget, keep_none

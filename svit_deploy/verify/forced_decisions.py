@@ -7,6 +7,7 @@ fault. So such images run on the reference's decisions, and an engine is held to
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -38,6 +39,19 @@ def forced_graph(model: ModelUnderTest, graph: onnx.ModelProto | None = None) ->
     return add_outputs(force_values(graph or model.model, shapes, types), model.task.inner())
 
 
+@dataclass(frozen=True)
+class Forced:
+    """What came out of some images, of those that flipped a decision without that flip.
+
+    Attributes:
+        wrong: how an engine differs from its graph on the engine's decisions, in words.
+    """
+
+    outputs: list[Outputs] = field(default_factory=list)
+    flipped: int = 0
+    wrong: tuple[str, ...] = ()
+
+
 class ForcedDecisions:
     """Runs images that flipped a decision without that flip, and keeps count of them.
 
@@ -59,7 +73,13 @@ class ForcedDecisions:
         if self._engine is not None:
             self._engine.close()
 
-    def outputs(self, part: Part, actual: Result) -> list[Outputs]:
+    def add(self, forced: Forced) -> None:
+        """Counts some images."""
+        self.images += len(forced.outputs)
+        self.flipped += forced.flipped
+        self.wrong += forced.wrong
+
+    def run_flipped(self, part: Part, actual: Result) -> Forced:
         """What came out; of images that flipped a decision, on the reference's decisions.
 
         An engine is then compared with its own graph on the engine's decisions.
@@ -69,11 +89,9 @@ class ForcedDecisions:
         """
         mine, theirs = actual.selected, part.result.selected
         flipped = (mine.decisions != theirs.decisions).any(axis=(1, 2))
-        self.images += len(part)
-        self.flipped += int(flipped.sum())
-        outputs = list(actual.outputs)
+        outputs, wrong = list(actual.outputs), tuple[str, ...]()
         if not flipped.any():
-            return outputs
+            return Forced(outputs)
         numbers = np.flatnonzero(flipped)
         images = [part.images[number] for number in numbers]
         values = {name: part.result.values[name][flipped] for name in self.names}
@@ -83,8 +101,8 @@ class ForcedDecisions:
             masks = mine.keep_mask[flipped].transpose(1, 0, 2)
             own = self.run(images, dict(zip(self.names, masks, strict=True)))
             ok, words = self.model.compare_outputs(actual[flipped].outputs, own)
-            self.wrong += [] if ok else [words]
-        return outputs
+            wrong = () if ok else (words,)
+        return Forced(outputs, int(flipped.sum()), wrong)
 
     def run(self, images: Sequence[Prepared], values: Mapping[str, np.ndarray]) -> list[Outputs]:
         """Images of one size on given decisions."""

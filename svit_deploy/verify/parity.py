@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from svit_deploy import names
-from svit_deploy.engines.base import Engine
 from svit_deploy.graph.edit import read_scalar
 from svit_deploy.graph.integers import wrong_steps
 from svit_deploy.images.prepared import Prepared
+from svit_deploy.inference.job import Opened
+from svit_deploy.inference.places import opened
 from svit_deploy.io.onnx_file import random_operators, read_metadata
 from svit_deploy.model.counts import keep_ratios
 from svit_deploy.model.precision import INT8
-from svit_deploy.model.result import Outputs, Result, Selected
 from svit_deploy.progress import Progress
-from svit_deploy.tasks import Part
+from svit_deploy.verify.comparison import Beside, Compared, Comparison
 from svit_deploy.verify.decisions import (
     GateFlips,
     against_rule,
@@ -30,40 +28,14 @@ from svit_deploy.verify.decisions import (
     margin_drift,
 )
 from svit_deploy.verify.examples import examples
-from svit_deploy.verify.expected import ExpectedResults, refuse_non_finite
+from svit_deploy.verify.expected import ExpectedResults, Given
 from svit_deploy.verify.exported import ModelUnderTest
-from svit_deploy.verify.forced_decisions import ForcedDecisions
 from svit_deploy.verify.margins import margin_histogram
 from svit_deploy.verify.report import GateResult
-from svit_deploy.verify.rounding import WholeRounding, predicted_flips
-from svit_deploy.verify.stages import Stages
+from svit_deploy.verify.rounding import predicted_flips
 from svit_deploy.verify.words import number_of
 
 EXAMPLES = 8
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Images of one size: what the file made of them, and what is expected.
-
-    Attributes:
-        images: without their pixels.
-        forced: what came out, of images that flipped a decision without that flip.
-        rows: `[G]`, tokens let through of each; None where their number is free.
-        moved: `[n, G, S]`, how far half-precision weights move the reference's margins, if known.
-    """
-
-    images: tuple[Prepared, ...]
-    actual: Result
-    expected: Result
-    forced: list[Outputs]
-    rows: np.ndarray | None
-    moved: np.ndarray | None
-
-    @property
-    def selected(self) -> tuple[Selected, Selected]:
-        """Of the file and of the reference."""
-        return self.actual.selected, self.expected.selected
 
 
 class Parity:
@@ -124,60 +96,44 @@ class Parity:
         Returns:
             The first images, for the behaviour checks.
         """
-        model = self.model
+        model, comparison = self.model, Comparison(self.model, self.reference)
         first: Sequence[Prepared] = ()
-        alone, whole = self.reference.has_stages, WholeRounding(model)
-        views = [Stages(model, alone)]
-        if self.reference.has_rounded:
-            views.insert(0, Stages(model, alone, exact=True))
-        with ExitStack() as engines:
-            staged = [engines.enter_context(view.engine()) for view in views]
-            shipped = engines.enter_context(model.shipped())
-            forced = engines.enter_context(ForcedDecisions(model))
-            self.report.engine = shipped.description
-            for part in self.reference.parts():
+        corners: list[Compared] = []
+        given: deque[Given] = deque()
+
+        def groups() -> Iterator[Given]:
+            for group in self.reference.given():
+                given.append(group)
+                yield group
+
+        there: Opened[Given, Beside]
+        with opened(comparison, model.bundle, model.settings, model.settings) as there:
+            self.report.engine = there.told
+            for beside in there.work(groups()):
+                images, _, corner = given.popleft()
+                compared = comparison.add(images, beside)
+                if corner:
+                    corners.append(compared)
+                    continue
+                if room := EXAMPLES - len(self.report.examples) if self.gates else 0:
+                    masks = compared.actual.selected.keep_mask[:room]
+                    self.report.examples += examples(images[:room], masks, self.config)
+                self.parts.append(compared)
+                first = first or images
                 done = sum(len(past.images) for past in self.parts) / self.reference.count
                 progress.update("comparing with the reference", 0.7 * done)
-                refuse_non_finite(part, model.task, model.method.removes)
-                for view, engine in zip(views, staged, strict=True):
-                    view.run(engine, part)
-                actual = model.observe(shipped, part.images)
-                outputs = forced.outputs(part, actual)
-                if room := EXAMPLES - len(self.report.examples) if self.gates else 0:
-                    masks = actual.selected.keep_mask[:room]
-                    self.report.examples += examples(part.images[:room], masks, self.config)
-                lean = Result(part.result.outputs, part.result.selected)
-                images = tuple(map(_without_pixels, part.images))
-                rows = model.rows(part.images)
-                self.parts.append(Compared(images, actual, lean, outputs, rows, whole.add(part)))
-                first = first or part.images
-            corners = []
-            for part in self.reference.corners():
-                whole.add(part)
-                corners.append(self._corner(part, views, staged, shipped))
         model.scales = self.margin_scales()
-        whole.set_limits()
+        comparison.whole.set_limits()
         self.limits = self.report.limits = model.limits
-        for view in views:
+        for view in comparison.views:
             view.judge()
         if self.gates:
             self.judge_decisions()
             self.judge_budget()
-        forced.judge()
+        comparison.forced.judge()
         self.judge_outputs()
         self.judge_corners(corners)
         return first
-
-    def _corner(
-        self, part: Part, views: Sequence[Stages], staged: Sequence[Engine], shipped: Engine
-    ) -> Compared:
-        """An image of an extreme size: its stages, and the file as it is."""
-        for view, engine in zip(views, staged, strict=True):
-            view.run(engine, part)
-        actual = self.model.observe(shipped, part.images)
-        images = tuple(map(_without_pixels, part.images))
-        lean = Result(part.result.outputs, part.result.selected)
-        return Compared(images, actual, lean, [], self.model.rows(part.images), None)
 
     def judge_corners(self, corners: Sequence[Compared]) -> None:
         """The extreme sizes, each a painted picture."""
@@ -318,9 +274,3 @@ def contradictions(metadata: Mapping[str, str], manifest: Mapping[str, Any]) -> 
     told = {name: json.dumps(value, sort_keys=True) for name, value in known.items()}
     told["mode"] = manifest["tokens"]["mode"]
     return [name for name, text in told.items() if metadata.get(name, text) != text]
-
-
-def _without_pixels(image: Prepared) -> Prepared:
-    """The image, its pixels one number: large ones do not all fit into memory."""
-    blank = np.broadcast_to(np.float32(0), image.pixels.shape)
-    return dataclasses.replace(image, pixels=blank)

@@ -8,6 +8,7 @@ it ships it may be off by a small multiple of what rounding the weights has move
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,21 @@ class StageLimits:
         return (STAGE if self.alone else WHOLE)[model.bundle.precision] * moved
 
 
+@dataclass(frozen=True)
+class Moved:
+    """What rounding moves in some images' results.
+
+    Attributes:
+        shaken: outputs where what the heads read is off by rounding, and those where it is not.
+        outputs: the largest errors of outputs by name, and `margins` `[n, G, S]`, how far each
+            moved; None where it is not known.
+    """
+
+    shaken: list[tuple[Outputs, Outputs]]
+    outputs: dict[str, float] | None = None
+    margins: np.ndarray | None = None
+
+
 class WholeRounding:
     """What rounding moves in margins and outputs of the whole model."""
 
@@ -101,23 +117,31 @@ class WholeRounding:
         self.outputs: dict[str, float] = {}
         self.known = False
 
-    def add(self, part: Part) -> np.ndarray | None:
-        """Takes in some images, and tells how far each of their margins moved `[n, G, S]`."""
+    def moved(self, part: Part) -> Moved:
+        """What it moves in some images."""
+        shaken = []
         if part.shaken is not None:
             inner = self.model.task.inner()
             for found, exact in zip(part.shaken, part.result.outputs, strict=True):
-                self.shaken.append((found, {n: v for n, v in exact.items() if n not in inner}))
+                shaken.append((found, {n: v for n, v in exact.items() if n not in inner}))
         if part.moved is None:
-            return None
-        self.known, rounded = True, part.moved.result
-        runs = self.model.runs(rounded.outputs, part.result.outputs)
-        for name, error in self.model.task.stage_errors(runs).items():
-            self.outputs[name] = max(self.outputs.get(name, 0.0), error)
+            return Moved(shaken)
+        rounded = part.moved.result
+        errors = self.model.task.stage_errors(self.model.runs(rounded.outputs, part.result.outputs))
         mine, theirs = rounded.selected.margin, part.result.selected.margin
         with np.errstate(invalid="ignore"):
             moved = np.where(np.isfinite(theirs), np.abs(mine - theirs), 0.0)
-        self.margins = np.maximum(self.margins, moved.max(axis=(0, 2), initial=0.0))
-        return moved
+        return Moved(shaken, errors, moved)
+
+    def add(self, moved: Moved) -> None:
+        """Takes in some images."""
+        self.shaken += moved.shaken
+        if moved.outputs is None or moved.margins is None:
+            return
+        self.known = True
+        for name, error in moved.outputs.items():
+            self.outputs[name] = max(self.outputs.get(name, 0.0), error)
+        self.margins = np.maximum(self.margins, moved.margins.max(axis=(0, 2), initial=0.0))
 
     def set_limits(self) -> None:
         """Gives the model limits of its own, once `scales` are known."""

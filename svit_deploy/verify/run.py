@@ -14,6 +14,8 @@ from svit_deploy.evaluate.run import evaluate_labelled
 from svit_deploy.evaluate.settings import EvaluateSettings
 from svit_deploy.images import check_images, images_of
 from svit_deploy.inference.engine import choose, require_run, tell_run
+from svit_deploy.inference.places import needs_place, settings_there
+from svit_deploy.inference.settings import PlaceSettings
 from svit_deploy.machine.packages import require, require_torch
 from svit_deploy.model.assumption import in_words
 from svit_deploy.plan import RUN, Plan
@@ -52,6 +54,8 @@ def verify_bundle(
             "add --images IMAGES, or leave it out",
         )
     plan.needs(require_run, bundle, settings)
+    needs_place(plan, settings.ray, "verify")
+    settings = settings_there(settings, settings.ray)
     runtime, _ = choose(bundle, settings)
     if not (runtime.runs_graphs and bundle.precision == "fp32"):  # edited graphs run there
         plan.needs(ONNXRUNTIME.require, bundle.model_path, EngineChoice())
@@ -112,9 +116,9 @@ def _verify_against_recorded(
     if settings.images is None:
         plan.begin()
         return verify_against(bundle, reference, settings, progress)
-    shared = {one.name: getattr(settings, one.name) for one in fields(RunSettings)}
+    shared = (*fields(RunSettings), *fields(PlaceSettings))
     asked = EvaluateSettings(
-        **shared,
+        **{one.name: getattr(settings, one.name) for one in shared},
         images=settings.images,
         labels=settings.labels,
         annotations=settings.annotations,

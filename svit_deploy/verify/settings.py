@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from svit_deploy.engines.settings import RunSettings
 from svit_deploy.errors import UsageError
+from svit_deploy.inference.settings import PlaceSettings
 from svit_deploy.loading.settings import LoadSettings
 from svit_deploy.options import ANNOTATIONS, IMAGES, LABELS, MAX_IMAGES, option
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VerifySettings(RunSettings, LoadSettings):
+class VerifySettings(RunSettings, LoadSettings, PlaceSettings):
     """How to verify.
 
     Attributes:
@@ -56,6 +57,7 @@ class VerifySettings(RunSettings, LoadSettings):
     companions: int = 8
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.against is None and (self.arch or self.overrides or self.weights):
             raise UsageError(
                 "--arch, --set and --weights need a checkpoint to compare with",

@@ -30,6 +30,21 @@ class Seen:
     outputs: list[Outputs]
 
 
+@dataclass(frozen=True)
+class StageErrors:
+    """What is seen of some images' stages.
+
+    Attributes:
+        errors: by stage, the largest.
+        moved: the same of what rounding the weights moves; None where it is not known.
+        heads: of a task whose heads are looked at, what came out and what is expected.
+    """
+
+    errors: dict[str, float]
+    moved: dict[str, float] | None
+    heads: list[tuple[Outputs, Outputs]]
+
+
 class Stages:
     """The largest error of each stage, and the verdict on them.
 
@@ -65,8 +80,8 @@ class Stages:
         """Whether the graph's tokens are only those that are still there."""
         return self.model.method.removes and self.model.bundle.mode is TokenMode.DYNAMIC
 
-    def run(self, engine: Engine, part: Part) -> None:
-        """Adds the errors of some images' stages."""
+    def run(self, engine: Engine, part: Part) -> StageErrors:
+        """The errors of some images' stages."""
         task, expected = self.model.task, part.result
         feeds = task.feeds(part.images)
         for name in self.decisions:
@@ -81,23 +96,31 @@ class Stages:
         graph = self._of_graph(engine.run(feeds), part, there)
         reference = self._of_reference(expected, there)
         errors = self._errors(graph, reference)
-        run = part.rounded if self.exact else part.moved
+        run, moved = part.rounded if self.exact else part.moved, None
         rounded = None if run is None else run.stages if self.alone else run.result
         if rounded is not None:
             target = self._of_reference(rounded, there)
-            self.limits.add(self._errors(target, reference))
+            moved = self._errors(target, reference)
             # A weight may also stay as it is, where a half has no such operator.
             if self.exact or part.computed is not None:
                 closer = self._errors(graph, target)
                 errors = {name: min(error, errors[name]) for name, error in closer.items()}
-        for name, error in errors.items():
-            self.errors[name] = max(self.errors.get(name, 0.0), error)
+        heads = []
         if self.fed_maps and not self.exact:
             inner = task.inner()  # is compared already, and large
-            self._heads += [
+            heads = [
                 ({n: v for n, v in mine.items() if n not in inner}, theirs)
                 for mine, theirs in zip(graph.outputs, expected.outputs, strict=True)
             ]
+        return StageErrors(errors, moved, heads)
+
+    def add(self, seen: StageErrors) -> None:
+        """Takes in what was seen of some images."""
+        for name, error in seen.errors.items():
+            self.errors[name] = max(self.errors.get(name, 0.0), error)
+        if seen.moved is not None:
+            self.limits.add(seen.moved)
+        self._heads += seen.heads
 
     def _of_graph(self, actual: Mapping[str, np.ndarray], part: Part, there: Arrays) -> Seen:
         tokens = {

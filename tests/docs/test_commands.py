@@ -18,6 +18,7 @@ pytest.importorskip("torch")
 GPU = "needs an NVIDIA GPU with TensorRT"
 MINUTES = "measures for minutes"
 COMPILER = "needs a C++ compiler and ONNX Runtime's headers; tests/examples does it"
+RAY = "needs Ray; tests/inference/test_ray.py and tests/serve/test_ray.py do it"
 OWN_TEST = "docs/contributing/"
 """Pages whose Python is run by tests/contributing."""
 NOT_RUN = {
@@ -34,6 +35,7 @@ NOT_RUN = {
     ("docs/methods.md", MINUTES): 1,
     ("docs/openvino.md", MINUTES): 1,
     ("docs/plugins.md", "needs nvcc and TensorRT's headers"): 1,
+    ("docs/scale.md", RAY): 1,
     ("docs/serving.md", MINUTES): 1,
     ("docs/serving.md", "serves until it is stopped"): 1,
     ("docs/speed.md", MINUTES): 2,

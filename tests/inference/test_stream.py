@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,8 +19,8 @@ from svit_deploy.errors import InputError, UsageError
 from svit_deploy.images import ImageSet, ImageSource
 from svit_deploy.inference.engine import open_bundle_engine
 from svit_deploy.inference.settings import InferenceSettings
-from svit_deploy.inference.stream import Stream
-from svit_deploy.progress import Portion, Progress
+from svit_deploy.inference.stream import Run, Seen, Stream
+from svit_deploy.progress import SILENT, Portion, Progress
 
 SETTINGS = InferenceSettings(threads=1)
 
@@ -45,6 +45,19 @@ class Counted(Wrapped):
 def engine(digits_bundle: Bundle) -> Iterator[Counted]:
     with Counted(open_bundle_engine(digits_bundle, SETTINGS)) as engine:
         yield engine
+
+
+def running(
+    bundle: Bundle,
+    engine: Engine,
+    source: ImageSource,
+    settings: InferenceSettings,
+    progress: Progress = SILENT,
+    chosen: Collection[int] | None = None,
+) -> Stream[Seen]:
+    """A stream of all that is seen."""
+    opened = Run(bundle, settings, lambda seen: seen).on(engine)
+    return Stream(opened, bundle, source, progress, chosen)
 
 
 def broken(number: int) -> Callable[[], np.ndarray]:
@@ -72,7 +85,7 @@ def test_images_come_in_order_whatever_the_batch(
     for batch in (1, 5, 16):
         engine.batches.clear()
         settings = replace(SETTINGS, batch=batch, workers=3)
-        stream = Stream(digits_bundle, engine, images.stream(), settings)
+        stream = running(digits_bundle, engine, images.stream(), settings)
         found[batch] = list(stream)
         assert engine.batches == [batch] * (23 // batch) + [23 % batch] * bool(23 % batch)
         assert [seen.number for seen in found[batch]] == list(range(23))
@@ -89,7 +102,7 @@ def test_images_come_in_order_whatever_the_batch(
 
 
 def test_some_images_alone(digits_bundle: Bundle, engine: Counted, heldout: ImageSet) -> None:
-    stream = Stream(digits_bundle, engine, heldout.stream(), SETTINGS, chosen={3, 250, 11})
+    stream = running(digits_bundle, engine, heldout.stream(), SETTINGS, chosen={3, 250, 11})
     assert [seen.number for seen in stream] == [3, 11, 250]
     assert stream.total == 3
 
@@ -98,7 +111,7 @@ def test_a_graph_that_lacks_an_output(digits_bundle: Bundle, heldout: ImageSet) 
     model = onnx.load(digits_bundle.model_path)
     del model.graph.output[0]
     with OnnxRuntimeEngine(model.SerializeToString()) as engine:
-        stream = Stream(digits_bundle, engine, heldout[:2].stream(), SETTINGS)
+        stream = running(digits_bundle, engine, heldout[:2].stream(), SETTINGS)
         with pytest.raises(InputError, match="no output 'logits'"):
             list(stream)
 
@@ -106,7 +119,7 @@ def test_a_graph_that_lacks_an_output(digits_bundle: Bundle, heldout: ImageSet) 
 def test_a_picture_that_cannot_be_read_stops_behind_those_before_it(
     digits_bundle: Bundle, engine: Counted, heldout: ImageSet
 ) -> None:
-    stream = Stream(digits_bundle, engine, with_broken(heldout[:9], 5), SETTINGS)
+    stream = running(digits_bundle, engine, with_broken(heldout[:9], 5), SETTINGS)
     seen = []
     with pytest.raises(InputError, match="picture 5 cannot be read"):
         for one in stream:
@@ -118,13 +131,13 @@ def test_pictures_that_cannot_be_read_are_skipped_and_counted(
     digits_bundle: Bundle, engine: Counted, heldout: ImageSet, caplog: Any
 ) -> None:
     settings = replace(SETTINGS, on_error="skip", batch=4)
-    stream = Stream(digits_bundle, engine, with_broken(heldout[:9], 0, 5, 8), settings)
+    stream = running(digits_bundle, engine, with_broken(heldout[:9], 0, 5, 8), settings)
     assert [seen.number for seen in stream] == [1, 2, 3, 4, 6, 7]
     names = heldout.names
     assert [name for name, _ in stream.skipped] == [names[0], names[5], names[8]]
     assert stream.skipped[1][1] == "picture 5 cannot be read"
     assert caplog.messages[1] == f"{names[5]} is skipped: picture 5 cannot be read"
-    assert engine.batches == [4, 2]
+    assert engine.batches == [3, 3]  # so what runs together is known before anything is read
 
 
 def test_no_more_is_read_than_a_few_batches(
@@ -139,7 +152,7 @@ def test_no_more_is_read_than_a_few_batches(
     source = replace(
         heldout.stream(), loaders=lambda: (partial(load, number) for number in range(360))
     )
-    stream = iter(Stream(digits_bundle, engine, source, replace(SETTINGS, batch=4)))
+    stream = iter(running(digits_bundle, engine, source, replace(SETTINGS, batch=4)))
     for done in range(0, 40, 4):
         for _ in range(4):
             next(stream)
@@ -169,7 +182,7 @@ def test_the_next_images_are_read_while_the_model_runs(
     source = replace(
         heldout[:12].stream(), loaders=lambda: (partial(load, number) for number in range(12))
     )
-    stream = Stream(digits_bundle, Waiting(engine), source, replace(SETTINGS, batch=4))
+    stream = running(digits_bundle, Waiting(engine), source, replace(SETTINGS, batch=4))
     assert len(list(stream)) == 12
 
 
@@ -181,10 +194,9 @@ def test_a_rate_is_told(digits_bundle: Bundle, engine: Counted, heldout: ImageSe
             told.append((description, fraction, detail))
 
     half = Portion(Steps(), 0.5, 1)
-    list(Stream(digits_bundle, engine, heldout[:8].stream(), replace(SETTINGS, batch=4), half))
+    list(running(digits_bundle, engine, heldout[:8].stream(), replace(SETTINGS, batch=4), half))
     assert [(description, fraction) for description, fraction, _ in told] == [
-        ("running the model", 0.75),
-        ("running the model", 1.0),
+        ("running the model", 0.5 + number / 16) for number in range(1, 9)
     ]
     assert all(detail.endswith(" images/s") for *_, detail in told)
 
@@ -194,7 +206,7 @@ def test_labels_beyond_the_classes_are_refused(
 ) -> None:
     source = replace(heldout[:2].stream(), labels=np.array([3, 10]))
     with pytest.raises(InputError, match="label 10 is none of the model's 10 classes"):
-        Stream(digits_bundle, engine, source, SETTINGS)
+        running(digits_bundle, engine, source, SETTINGS)
 
 
 class Fixed(Counted):
@@ -210,7 +222,7 @@ def test_a_graph_of_one_batch_size(
 ) -> None:
     source = heldout[:3].stream()
     fixed = Fixed(engine)
-    assert len(list(Stream(digits_bundle, fixed, source, SETTINGS))) == 3
+    assert len(list(running(digits_bundle, fixed, source, SETTINGS))) == 3
     assert fixed.batches == [1, 1, 1]
     with pytest.raises(UsageError, match="exported for batches of 1 and cannot run 2"):
-        Stream(digits_bundle, Fixed(engine), source, replace(SETTINGS, batch=2))
+        running(digits_bundle, Fixed(engine), source, replace(SETTINGS, batch=2))

@@ -84,6 +84,23 @@ def run_without(packages: str, *lines: tuple[Any, ...]) -> list[Result]:
     return [Result(*result) for result in json.loads(done.stdout)]
 
 
+def test_without_ray(files, tmp_path):
+    asked = ("--ray", "local")
+    lines = [
+        ("predict", files / "dynamic", HELDOUT, "-o", tmp_path / "a.csv", *asked),
+        ("evaluate", files / "dynamic", *IMAGES, *asked),
+        ("verify", files / "dynamic", "--against", CHECKPOINT, "--arch", ARCH, *asked),
+    ]
+    works = ("predict", files / "dynamic", HELDOUT, "--max-images", "2", "-o", tmp_path / "b.csv")
+    *refused, worked = run_without("ray", *lines, works)
+    for line, result in zip(lines, refused, strict=True):
+        result.check_refusal(line[0], "Ray", "not installed", "pip install 'svit-deploy[ray]'")
+    assert worked.code == 0
+    (dry,) = run_without("ray", (*lines[0], "--dry-run"))
+    assert dry.code == 4 and "missing" in dry.out and "svit-deploy[ray]" in dry.out
+    assert [entry.name for entry in tmp_path.iterdir()] == ["b.csv"]
+
+
 @pytest.mark.slow
 def test_without_torch(files, tmp_path):
     report, out = tmp_path / "verify.json", tmp_path / "out"
