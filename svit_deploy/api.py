@@ -38,6 +38,7 @@ from svit_deploy.evaluate.settings import EvaluateSettings
 from svit_deploy.export.pipeline import export_source
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.inference.engine import require_run, tell_run
+from svit_deploy.inference.places import needs_place
 from svit_deploy.inspection import Inspection, inspect_path
 from svit_deploy.inspection.catalogue import Catalogue, make_catalogue
 from svit_deploy.loading.random import RandomCheckpoint, init_checkpoint
@@ -250,6 +251,7 @@ def serve(
     """
     chosen = read_options(ServeSettings, settings, options)
     plan.needs(require_kserve)
+    needs_place(plan, chosen.ray, "serve", "ray.serve")
     paths = named_bundles(bundles)
     for name, path in paths.items():
         bundle = _open(path, "serve")

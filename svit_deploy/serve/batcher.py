@@ -42,6 +42,43 @@ class Job(Generic[T]):
     since: float = field(default_factory=time.perf_counter)
 
 
+class Room:
+    """How many images may wait for their answers; for one event loop.
+
+    Attributes:
+        held: those that do.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.held, self.closed = most, 0, False
+
+    def close(self) -> None:
+        """Lets nobody in any more."""
+        self.closed = True
+
+    @contextmanager
+    def of(self, images: int) -> Iterator[None]:
+        """Room for images from their arrival until they are answered.
+
+        Raises:
+            Refused: there is none.
+        """
+        if self.closed:
+            raise Refused("the model is being stopped", "try again")
+        if images > self.most:
+            raise TooLarge(
+                f"a request of {images} images is larger than the queue of {self.most}",
+                "send fewer at once",
+            )
+        if self.held + images > self.most:
+            raise Busy(f"{self.held} images are waiting already", "try again later")
+        self.held += images
+        try:
+            yield
+        finally:
+            self.held -= images
+
+
 class Batcher(Generic[T]):
     """Runs images in a thread of its own, together with others of their size that wait.
 
@@ -55,7 +92,6 @@ class Batcher(Generic[T]):
             engines belong to the thread that opened them.
         max_batch: most images in a run.
         max_delay: seconds.
-        max_queue: most images that have room at once.
         timeout: seconds after which an answer is too late.
     """
 
@@ -65,13 +101,11 @@ class Batcher(Generic[T]):
         *,
         max_batch: int,
         max_delay: float,
-        max_queue: int,
         timeout: float,
         name: str,
     ) -> None:
-        self.max_batch, self.max_delay, self.max_queue = max_batch, max_delay, max_queue
+        self.max_batch, self.max_delay = max_batch, max_delay
         self.timeout = timeout
-        self.held = 0
         self._last = 0.0
         self._jobs: deque[Job[T]] = deque()
         self._changed = threading.Condition()
@@ -94,28 +128,6 @@ class Batcher(Generic[T]):
     def join(self) -> None:
         """Waits for the end that `close` asked for."""
         self._thread.join()
-
-    @contextmanager
-    def room(self, images: int) -> Iterator[None]:
-        """Room for images from their arrival until they are answered; for one event loop.
-
-        Raises:
-            Refused: there is none.
-        """
-        if self._closed:
-            raise Refused("the model is being stopped", "try again")
-        if images > self.max_queue:
-            raise TooLarge(
-                f"a request of {images} images is larger than the queue of {self.max_queue}",
-                "send fewer at once",
-            )
-        if self.held + images > self.max_queue:
-            raise Busy(f"{self.held} images are waiting already", "try again later")
-        self.held += images
-        try:
-            yield
-        finally:
-            self.held -= images
 
     def submit(self, images: Sequence[Prepared]) -> list[Future[Done[T]]]:
         """Puts images, for which there is room, in the queue."""

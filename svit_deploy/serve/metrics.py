@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from prometheus_client import Counter, Gauge, Histogram
@@ -42,6 +42,26 @@ EVERY = 50
 """Images after which drift is looked at."""
 
 
+class Counted(NamedTuple):
+    """What is counted of an image.
+
+    Attributes:
+        keep_mask, overflow: as in `Seen`.
+        queue_seconds, engine_seconds, batch: as in `Done`.
+    """
+
+    keep_mask: np.ndarray | None
+    overflow: np.ndarray | None
+    queue_seconds: float
+    engine_seconds: float
+    batch: int
+
+    @classmethod
+    def of(cls, seen: Seen, done: Done[Any]) -> Counted:
+        times = (done.queue_seconds, done.engine_seconds, done.batch)
+        return cls(seen.keep_mask, seen.overflow, *times)
+
+
 class ModelMetrics:
     """Counts what a model does.
 
@@ -60,18 +80,17 @@ class ModelMetrics:
         if self.drift is not None:
             self._tell_drift(self.drift)
 
-    def count(self, seen: Sequence[Seen], done: Sequence[Done[Any]]) -> None:
+    def count(self, images: Sequence[Counted]) -> None:
         """Images that were answered."""
-        IMAGES.labels(self.name).inc(len(seen))
-        for one in done:
+        IMAGES.labels(self.name).inc(len(images))
+        for one in images:
             QUEUE.labels(self.name).observe(one.queue_seconds)
             ENGINE.labels(self.name).observe(one.engine_seconds)
             BUSY.labels(self.name).inc(one.engine_seconds / one.batch)
             BATCH.labels(self.name).observe(one.batch)
-        for image in seen:
-            if image.keep_mask is not None:
-                self._count_kept(image.keep_mask)
-            overflow = [] if image.overflow is None else image.overflow.tolist()
+            if one.keep_mask is not None:
+                self._count_kept(one.keep_mask)
+            overflow = [] if one.overflow is None else one.overflow.tolist()
             for gate, beyond in enumerate(overflow):
                 OVERFLOW.labels(self.name, gate).inc(beyond)
                 OVERFLOWED.labels(self.name, gate).inc(beyond > 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
 from svit_deploy import __version__
 from svit_deploy.serve.refusals import Unknown, Unsupported
-from svit_deploy.serve.served import ServedBundle
+from svit_deploy.serve.served import Open, ServedBundle
 from svit_deploy.serve.settings import ServeSettings
 from svit_deploy.serve.tensors import read_binary
 
@@ -23,12 +22,12 @@ class Bundles(ModelRepository):
     """Bundles by the names of their models, each loaded anew when a client asks for it.
 
     Args:
-        pool: decodes pictures of all of them.
+        open_: opens what answers with one.
     """
 
-    def __init__(self, paths: Mapping[str, Path], settings: ServeSettings, pool: Executor) -> None:
+    def __init__(self, paths: Mapping[str, Path], settings: ServeSettings, open_: Open) -> None:
         super().__init__()
-        self.paths, self.settings, self.pool = dict(paths), settings, pool
+        self.paths, self.settings, self._open_answers = dict(paths), settings, open_
         self._loading = asyncio.Lock()
         self._draining: set[asyncio.Task[None]] = set()
 
@@ -69,10 +68,10 @@ class Bundles(ModelRepository):
         for model in models:
             model.stop()
         for model in models:
-            await asyncio.get_running_loop().run_in_executor(None, model.batcher.join)
+            await asyncio.get_running_loop().run_in_executor(None, model.answers.join)
 
     def _open(self, name: str) -> ServedBundle:
-        model = ServedBundle(name, self.paths[name], self.settings, self.pool)
+        model = ServedBundle(name, self.paths[name], self.settings, self._open_answers)
         model.load()
         return model
 

@@ -3,133 +3,68 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from kserve import InferRequest, InferResponse, Model
 from kserve.model import InferenceVerb
 from kserve.utils.numpy_codec import from_np_dtype
 
-from svit_deploy.bundle import open_bundle
+from svit_deploy.bundle import Bundle, open_bundle
 from svit_deploy.engines.base import TensorSpec
-from svit_deploy.errors import InputError
-from svit_deploy.images.prepared import Prepared
-from svit_deploy.inference.engine import open_bundle_engine
-from svit_deploy.inference.stream import Read, Seen, see
-from svit_deploy.predict.formats import kept_tokens
-from svit_deploy.predict.pictures import draw_result
-from svit_deploy.serve.batcher import Batcher, Done
+from svit_deploy.serve.batcher import Room
 from svit_deploy.serve.metrics import ModelMetrics
 from svit_deploy.serve.refusals import Refused, TooSlow, Unsupported, answer_of
+from svit_deploy.serve.replica import EXTRA, Answered, Answers
 from svit_deploy.serve.settings import ServeSettings
-from svit_deploy.serve.start import choose_batch
-from svit_deploy.serve.tensors import (
-    BYTES,
-    PICTURES,
-    count_images,
-    read_arrays,
-    read_images,
-    respond,
-)
-from svit_deploy.tasks.runs import Show
-from svit_deploy.tasks.task import Arrays
+from svit_deploy.serve.tensors import BYTES, PICTURES, count_images
 
-SUMMARY, DRAWING = "summary", "drawing"
-"""Outputs on request: what `predict` says of an image as JSON, and what it draws as a PNG."""
-SHOW = Show(top_k=5, min_score=0.3)
-MILLION = 1_000_000
-
-
-@dataclass(frozen=True)
-class Work:
-    """A request that was read."""
-
-    request: InferRequest
-    reads: Sequence[Read]
-    wanted: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A request that was run, image by image."""
-
-    work: Work
-    done: Sequence[Done[Arrays]]
+Open = Callable[[str, Bundle], Answers]
+"""Opens what answers, by the name of a model and its bundle; raises a SvitDeployError."""
 
 
 class ServedBundle(Model):
-    """A bundle, its engine in a thread, and its queue.
-
-    Args:
-        pool: decodes pictures, and draws.
+    """A bundle, what answers with it, and the limits of what may be asked.
 
     Raises:
         SvitDeployError: the bundle cannot be served (when it is loaded).
     """
 
-    def __init__(self, name: str, path: Path, settings: ServeSettings, pool: Executor) -> None:
+    def __init__(self, name: str, path: Path, settings: ServeSettings, open_: Open) -> None:
         super().__init__(name)
-        self.path, self.settings, self.pool = path, settings, pool
+        self.path, self.settings, self.open = path, settings, open_
+        self.room = Room(settings.max_queue)
 
     def load(self) -> bool:
-        """Opens the bundle, and runs a sample of each batch size's end."""
-        self.bundle = open_bundle(self.path)
-        self.batcher: Batcher[Arrays] = Batcher(
-            self._open_run,
-            max_batch=choose_batch(self.bundle, self.settings),
-            max_delay=self.settings.max_delay / 1000,
-            max_queue=self.settings.max_queue,
-            timeout=self.settings.timeout,
-            name=self.name,
-        )
-        self.batcher.start()
+        bundle = open_bundle(self.path)
+        self.answers = self.open(self.name, bundle)
         self.metrics = ModelMetrics(
-            self.name, self.bundle, self.settings.drift_warning, lambda: self.batcher.held
+            self.name, bundle, self.settings.drift_warning, lambda: self.room.held
         )
         self.ready = True
         return True
 
-    @contextmanager
-    def _open_run(self) -> Iterator[Any]:
-        with open_bundle_engine(self.bundle, self.settings) as engine:
-            self.inputs = [_free_batch(spec) for spec in engine.inputs()]
-            self.outputs = [_free_batch(spec) for spec in engine.outputs()]
-            task = self.bundle.task
-
-            def run(images: Sequence[Prepared]) -> list[Arrays]:
-                return task.split(engine.run(task.feeds(images)), len(images))
-
-            sample = self.bundle.load_samples()[0].images[0]
-            for images in {1, self.batcher.max_batch}:
-                run([sample] * images)
-            yield run
-
     async def drain(self) -> None:
         """Waits until all is answered that came in, and frees the engine."""
-        while self.batcher.held:
+        while self.room.held:
             await asyncio.sleep(0.02)
         self.stop()
 
     def stop(self) -> None:
         self.ready = False
-        self.batcher.close()
+        self.room.close()
+        self.answers.close()
 
     # The protocol.
 
     def get_input_types(self) -> list[dict[str, Any]]:
-        return [{"name": PICTURES, "datatype": BYTES, "shape": [-1]}, *map(_metadata, self.inputs)]
+        pictures = {"name": PICTURES, "datatype": BYTES, "shape": [-1]}
+        return [pictures, *map(_metadata, self.answers.inputs)]
 
     def get_output_types(self) -> list[dict[str, Any]]:
-        extra = [{"name": n, "datatype": BYTES, "shape": [-1]} for n in (SUMMARY, DRAWING)]
-        return [*map(_metadata, self.outputs), *extra]
+        extra = [{"name": n, "datatype": BYTES, "shape": [-1]} for n in EXTRA]
+        return [*map(_metadata, self.answers.outputs), *extra]
 
     async def __call__(
         self,
@@ -141,7 +76,7 @@ class ServedBundle(Model):
         if verb is not InferenceVerb.PREDICT:
             raise Unsupported("a model can only predict", "ask for infer")
         try:
-            with self.batcher.room(count_images(body)):
+            with self.room.of(count_images(body)):
                 answering = super().__call__(body, headers, verb)
                 return await asyncio.wait_for(answering, self.settings.timeout)
         except asyncio.TimeoutError:
@@ -159,71 +94,19 @@ class ServedBundle(Model):
 
     async def preprocess(
         self, payload: InferRequest, headers: Mapping[str, str] | None = None
-    ) -> Work:
-        return await self._in_pool(self._read, payload)
+    ) -> InferRequest:
+        return payload
 
-    def _read(self, request: InferRequest) -> Work:
-        known = [spec.name for spec in self.outputs]
-        wanted = [one.name for one in request.request_outputs or ()] or known
-        for name in wanted:
-            if name not in (*known, SUMMARY, DRAWING):
-                names = ", ".join([*known, SUMMARY, DRAWING])
-                raise InputError(f"the model has no output {name!r:.80}", f"ask for {names}")
-        pixels = int(self.settings.max_pixels * MILLION)
-        reads = read_images(read_arrays(request), self.bundle, self.inputs, pixels)
-        if len(reads) > count_images(request):
-            raise InputError("the request holds more images than its shape tells", "tell them all")
-        return Work(request, reads, wanted)
-
-    async def predict(self, work: Work, headers: Mapping[str, str] | None = None) -> Answered:
-        futures = self.batcher.submit([read.image for read in work.reads])
-        done = await asyncio.gather(*map(asyncio.wrap_future, futures))
-        return Answered(work, done)
+    async def predict(
+        self, payload: InferRequest, headers: Mapping[str, str] | None = None
+    ) -> Answered:
+        return await self.answers.answer(payload)
 
     async def postprocess(
         self, result: Answered, headers: Mapping[str, str] | None = None
     ) -> InferResponse:
-        work, done = result.work, result.done
-        seen = [
-            next(see(self.bundle, one.value, [read]))
-            for read, one in zip(work.reads, done, strict=True)
-        ]
-        arrays = self.bundle.task.join(
-            [{n: array for n, array in one.value.items() if n in work.wanted} for one in done]
-        )
-        extra = {SUMMARY: self._summarise, DRAWING: self._draw}
-        arrays |= {
-            name: np.array(await self._in_pool(lambda of: list(map(of, seen)), make), np.object_)
-            for name, make in extra.items()
-            if name in work.wanted
-        }
-        self.metrics.count(seen, done)
-        times = {
-            "queue_us": int(max(one.queue_seconds for one in done) * MILLION),
-            "engine_us": int(max(one.engine_seconds for one in done) * MILLION),
-            "batch_images": max(one.batch for one in done),
-        }
-        return respond(work.request, {name: arrays[name] for name in work.wanted}, times)
-
-    def _summarise(self, seen: Seen) -> bytes:
-        task = self.bundle.task
-        told = task.describe(task.shown(seen.outputs, SHOW), self.bundle.class_names)
-        return json.dumps(told | kept_tokens(seen)).encode()
-
-    def _draw(self, seen: Seen) -> bytes:
-        file = io.BytesIO()
-        draw_result(seen, self.bundle, SHOW, self.bundle.class_names).save(file, "PNG")
-        return file.getvalue()
-
-    async def _in_pool(self, function: Any, *given: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(
-            self.pool, partial(function, *given)
-        )
-
-
-def _free_batch(spec: TensorSpec) -> TensorSpec:
-    """With any batch, of an engine that fills up what it is given."""
-    return replace(spec, shape=("batch", *spec.shape[1:]))
+        self.metrics.count(result.counted)
+        return result.response
 
 
 def _metadata(spec: TensorSpec) -> dict[str, Any]:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from svit_deploy.inference.places import settings_there
+from svit_deploy.machine.cluster import cluster
 from svit_deploy.serve import rest, rpc
 from svit_deploy.serve.guard import Gate
+from svit_deploy.serve.replica import Replica
 from svit_deploy.serve.repository import Bundles, Extension, Plane
+from svit_deploy.serve.served import Open
 from svit_deploy.serve.settings import ServeSettings
 from svit_deploy.serve.start import address
 
@@ -29,11 +34,26 @@ def serve_bundles(paths: Mapping[str, Path], settings: ServeSettings) -> None:
     gate = Gate.of(settings.token_file)
     with (
         rest.bind(settings.host, settings.port) as socket,
-        ThreadPoolExecutor(settings.workers, "pictures") as pool,
+        _place(settings) as open_,
     ):
-        bundles = Bundles(paths, settings, pool)
+        bundles = Bundles(paths, settings, open_)
         bundles.open_all()
         asyncio.run(_serve(bundles, gate, socket, settings))
+
+
+@contextmanager
+def _place(settings: ServeSettings) -> Iterator[Open]:
+    """Gives what opens an engine and its queue: in this process, or replicas on Ray."""
+    if settings.ray is None:
+        with ThreadPoolExecutor(settings.workers, "pictures") as pool:
+            yield lambda name, bundle: Replica(name, bundle, settings, pool)
+        return
+    with cluster(settings.ray):
+        from svit_deploy.serve import on_ray
+
+        on_ray.start()
+        there = settings_there(settings, settings.ray)
+        yield lambda name, bundle: on_ray.Replicas(name, bundle, there)
 
 
 async def _serve(bundles: Bundles, gate: Gate, socket: Any, settings: ServeSettings) -> None:

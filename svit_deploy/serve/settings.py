@@ -8,7 +8,7 @@ from pathlib import Path
 from svit_deploy.engines.settings import RunSettings
 from svit_deploy.errors import UsageError
 from svit_deploy.model.config import MAX_BATCH
-from svit_deploy.options import MAX_DELAY, option
+from svit_deploy.options import MAX_DELAY, RAY, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,21 @@ class ServeSettings(RunSettings):
         kind=Path,
     )
 
+    ray: str | None = RAY(
+        help="Replicas on Ray: local for this machine, or a cluster's address: auto or HOST:PORT."
+    )
+    replicas: int | None = option(
+        None,
+        "Most replicas of a model on Ray; 2 by default.",
+        metavar="N",
+        kind=int,
+        low=1,
+        high=4096,
+    )
+
     def __post_init__(self) -> None:
+        if self.replicas is not None and self.ray is None:
+            raise UsageError("--replicas needs Ray", "add --ray local, or a cluster's address")
         if (self.tls_cert is None) != (self.tls_key is None):
             missing = "key" if self.tls_key is None else "certificate"
             raise UsageError(f"TLS lacks its {missing}", "give both --tls-cert and --tls-key")

@@ -35,7 +35,7 @@ NOT_RUN = {
     ("docs/methods.md", MINUTES): 1,
     ("docs/openvino.md", MINUTES): 1,
     ("docs/plugins.md", "needs nvcc and TensorRT's headers"): 1,
-    ("docs/scale.md", RAY): 1,
+    ("docs/scale.md", RAY): 2,
     ("docs/serving.md", MINUTES): 1,
     ("docs/serving.md", "serves until it is stopped"): 1,
     ("docs/speed.md", MINUTES): 2,

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from svit_deploy.images.prepared import Prepared
-from svit_deploy.serve.batcher import Batcher, Done
+from svit_deploy.serve.batcher import Batcher, Done, Room
 from svit_deploy.serve.refusals import Busy, Refused, TooLarge, TooSlow
 
 
@@ -53,7 +53,7 @@ def engine() -> Engine:
 
 @contextmanager
 def batching(engine: Engine, **limits: float) -> Iterator[Batcher[float]]:
-    chosen = {"max_batch": 4, "max_delay": 0.0, "max_queue": 100, "timeout": 60.0} | limits
+    chosen = {"max_batch": 4, "max_delay": 0.0, "timeout": 60.0} | limits
     batcher: Batcher[float] = Batcher(engine.open, name="test", **chosen)
     batcher.start()
     yield batcher
@@ -130,16 +130,19 @@ def test_an_image_that_fails_takes_no_other_with_it(engine: Engine) -> None:
             others[1].result(10)
 
 
-def test_room_is_limited_and_given_back(engine: Engine) -> None:
-    with batching(engine, max_queue=3) as batcher:
-        with batcher.room(2):
-            with pytest.raises(Busy, match="2 images are waiting already"), batcher.room(2):
-                pass
-            with batcher.room(1):
-                assert batcher.held == 3
-        assert batcher.held == 0
-        with pytest.raises(TooLarge, match="larger than the queue of 3"), batcher.room(4):
+def test_room_is_limited_and_given_back() -> None:
+    room = Room(3)
+    with room.of(2):
+        with pytest.raises(Busy, match="2 images are waiting already"), room.of(2):
             pass
+        with room.of(1):
+            assert room.held == 3
+    assert room.held == 0
+    with pytest.raises(TooLarge, match="larger than the queue of 3"), room.of(4):
+        pass
+    room.close()
+    with pytest.raises(Refused, match="being stopped"), room.of(1):
+        pass
 
 
 def test_closing_runs_what_was_taken_in_and_takes_no_more(engine: Engine) -> None:
@@ -157,7 +160,7 @@ def test_an_engine_that_does_not_open_is_told_at_the_start() -> None:
         raise OSError("no engine")
         yield
 
-    limits = {"max_batch": 1, "max_delay": 0.0, "max_queue": 1, "timeout": 1.0}
+    limits = {"max_batch": 1, "max_delay": 0.0, "timeout": 1.0}
     batcher: Batcher[float] = Batcher(broken, name="broken", **limits)
     with pytest.raises(OSError, match="no engine"):
         batcher.start()
