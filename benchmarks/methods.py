@@ -46,6 +46,8 @@ CASES = (
     Case("avit_s"),
     Case("tome_s"),
     Case("mergence_s"),
+    Case("evit_lvvit_s"),
+    Case("mergence_lvvit_s"),
     Case("stvit_s", "deit_small"),
     Case("stvitr_s", "swin_s"),
     Case("dynamicvit_swin_s"),

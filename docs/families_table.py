@@ -55,8 +55,8 @@ def _row(family: dict[str, Any]) -> tuple[str, ...]:
 
 def _shortened(names: list[str]) -> str:
     """`swin_t`, `_s`, `_b`."""
-    prefix = names[0].rpartition("_")[0]
-    return _code([names[0], *(name.removeprefix(prefix) for name in names[1:])])
+    prefix = names[0].rpartition("_")[0] if names else ""
+    return _code([*names[:1], *(name.removeprefix(prefix) for name in names[1:])])
 
 
 def _code(names: Iterable[str]) -> str:

@@ -46,7 +46,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "avit": HEADS | {"family": "avit"},
     "tome": HEADS | {"family": "tome", "r": "13", "inflect": "0", "prop_attn": "true"},
     "stvitr": {"shortcut": "false"},
-    "lvvit": {"num_heads": "4", "skip_lam": "2"},
+    "lvvit": {"family": "lvvit", "num_heads": "4", "skip_lam": "2"},
     "svit_adapter": ADAPTER | LAST_NINE,
     "vit_adapter_dense": ADAPTER,
     "svit_mask_rcnn": ADAPTER | LAST_NINE,

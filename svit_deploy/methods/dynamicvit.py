@@ -20,7 +20,7 @@ from svit_deploy.graph.builder import INT64_MAX
 from svit_deploy.graph.maps import Dim, total
 from svit_deploy.graph.rows import flat_rows, gather_rows, with_prefix
 from svit_deploy.graph.tokens import share_of, top_tokens
-from svit_deploy.methods.method import Gates, Method, Values
+from svit_deploy.methods.method import Gates, Method, Values, shared_out
 from svit_deploy.methods.ranking import decode_survivors, ranked_values
 from svit_deploy.methods.removal import (
     RankedGraph,
@@ -216,9 +216,7 @@ class DynamicVit(Method):
     def settle(self, settings: Any, dims: Any) -> Any:
         if settings.prune_blocks:
             return settings
-        every = dims.depth // (STAGES + 1)
-        blocks = tuple(every * (stage + 1) for stage in range(STAGES))
-        return replace(settings, prune_blocks=blocks)
+        return replace(settings, prune_blocks=shared_out(dims.depth, STAGES))
 
     def gates(self, arch: Arch, dims: Any, settings: Any, class_token: bool) -> Gates:
         if len(settings.prune_blocks) != dims.num_gates:

@@ -1,7 +1,8 @@
 """EViT: the class token's attention ranks the tokens; those that go may be fused into one.
 
 Liang et al., "Not All Patches are What You Need: Expediting Vision Transformers via Token
-Reorganizations", ICLR 2022; the numbers are those of youweiliang/evit @ 5ca95a7c.
+Reorganizations", ICLR 2022; the numbers are those of youweiliang/evit @ 5ca95a7c. Of it on LV-ViT-S
+no code or weights are published: `EvitOnLvVitSettings` name what is open.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -20,7 +21,7 @@ from svit_deploy.graph.builder import FLOAT, INT64_MAX
 from svit_deploy.graph.maps import Dim, total
 from svit_deploy.graph.rows import flat_rows, gather_rows, with_prefix
 from svit_deploy.graph.tokens import attention_margin, share_of, top_tokens
-from svit_deploy.methods.method import Method, Values
+from svit_deploy.methods.method import Method, Values, shared_out
 from svit_deploy.methods.ranking import decode_survivors, ranked_values
 from svit_deploy.methods.removal import (
     RankedGraph,
@@ -34,6 +35,9 @@ from svit_deploy.names import decision_name, margin_name
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+STAGES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,17 +60,45 @@ class EvitInAdapterSettings(RemovalSettings, EvitSettings):
     """In a ViT-Adapter, whose map has no place for a fused token."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvitOnLvVitSettings(EvitSettings):
+    """No model is published; what is not said here is as on DeiT.
+
+    Attributes:
+        prune_blocks: by default three that share out the blocks evenly: of LV-ViT-S those of arXiv
+            2306.04897.
+        before_mlp: whether a block selects between its attention and its MLP, or behind both.
+        fused_in_max: whether the last fused token is one of those whose best the second head takes.
+    """
+
+    prune_blocks: tuple[int, ...] = ()
+    before_mlp: bool = True
+    fused_in_max: bool = True
+
+
 class EvitGraph(RankedGraph):
-    """Tokens leave between the attention and the MLP of a block."""
+    """Tokens leave inside a block: between its attention and its MLP, unless settings say else."""
 
     def block(self, block: int) -> str:
         if (stage := self.config.gate_of.get(block)) is None:
             return super().block(block)
+        layers, name, eps = self.writer.layers, f"blocks.{block}", self.config.block_eps
+        before_mlp = getattr(self.config.settings, "before_mlp", True)
         x, score = self.writer.attend_scoring(self.rows, block, self.count, "ReduceMean")
+        if not before_mlp:
+            x = layers.feed_forward(x, name, eps)
         with self.graph.scope("select"):
             x, self.count, chosen = self.prune(x, score, self.count, stage)
         self.decided.append(chosen)
-        return self.writer.layers.feed_forward(x, f"blocks.{block}", self.config.block_eps)
+        return layers.feed_forward(x, name, eps) if before_mlp else x
+
+    def for_head(self) -> tuple[str, int | str]:
+        rows, count = super().for_head()
+        if not leaves_out_fused(self.config):
+            return rows, count
+        graph, width = self.graph, self.config.embed_dim
+        split = graph.slice(graph.reshape(rows, -1, count, width), 0, -1)
+        return graph.reshape(split, -1, width), total(graph, count, -1)
 
     def prune(self, x: str, score: str, tokens: Dim, stage: int) -> tuple[str, Dim, Decided]:
         """The class token, the best tokens in their order, and the sum of the others if fused."""
@@ -104,10 +136,16 @@ class EvitGraph(RankedGraph):
 
 class EvitReference(RemovingReference):
     def step(self, block: int) -> None:
+        before_mlp = getattr(self.config.settings, "before_mlp", True)
         x, weights, _ = self.backbone.attention(self.rows, block)
+        if not before_mlp:
+            x = self.backbone.feed_forward(x, block)
         if (stage := self.config.gate_of.get(block)) is not None:
             x = self.prune(x, weights[:, :, 0, 1:].mean(dim=1), stage)
-        self.rows = self.backbone.feed_forward(x, block)
+        self.rows = self.backbone.feed_forward(x, block) if before_mlp else x
+
+    def for_head(self) -> Tensor:
+        return self.rows[:, :-1] if leaves_out_fused(self.config) else self.rows
 
     def prune(self, x: Tensor, score: Tensor, stage: int) -> Tensor:
         """What remains of tokens `[B, T, C]`, ranked by the class token's attention."""
@@ -151,6 +189,11 @@ class Evit(Method):
             found["prune_blocks"] = tuple(map(int, numbers))
         return found
 
+    def settle(self, settings: Any, dims: Any) -> Any:
+        if settings.prune_blocks:
+            return settings
+        return replace(settings, prune_blocks=shared_out(dims.depth, STAGES))
+
     def check(self, config: ModelConfig) -> None:
         check_ratios((config.settings.keep_rate,), "keep_rate")
         self.refuse_distillation_token(config)
@@ -191,6 +234,10 @@ class EvitInAdapter(Evit):
         check_removal(config.settings)
 
 
+class EvitOnLvVit(Evit):
+    settings = EvitOnLvVitSettings
+
+
 def stages(config: ModelConfig) -> list[tuple[int, int]]:
     """Tokens ranked and kept at each selection; a fused token is ranked by those after it."""
     found, entering = [], config.num_patches
@@ -199,6 +246,13 @@ def stages(config: ModelConfig) -> list[tuple[int, int]]:
         found.append((entering, kept))
         entering = kept + fuses(config, entering)
     return found
+
+
+def leaves_out_fused(config: ModelConfig) -> bool:
+    """Whether the last token is a fused one that the head is not to see."""
+    if getattr(config.settings, "fused_in_max", True) or not config.gate_blocks:
+        return False
+    return fuses(config, stages(config)[-1][0])
 
 
 def fuses(config: ModelConfig, entering: int) -> bool:

@@ -22,9 +22,9 @@ from svit_deploy.methods.ats import Ats, AtsInAdapter
 from svit_deploy.methods.avit import Avit
 from svit_deploy.methods.dynamic_spatial import CONVNEXT, SWIN, DynamicSpatial
 from svit_deploy.methods.dynamicvit import DynamicVit, DynamicVitInAdapter
-from svit_deploy.methods.evit import Evit, EvitInAdapter
+from svit_deploy.methods.evit import Evit, EvitInAdapter, EvitOnLvVit
 from svit_deploy.methods.evovit import EvoVit, EvoVitPerBlock
-from svit_deploy.methods.mergence import Mergence
+from svit_deploy.methods.mergence import Mergence, MergenceOnLvVit
 from svit_deploy.methods.method import Dense, Method
 from svit_deploy.methods.stvit import Stvit
 from svit_deploy.methods.stvitr import StvitR, StvitRSwin
@@ -220,6 +220,11 @@ def _rows() -> Sequence[Family]:
         ),
         Family("tome", "ToMe", vit, Tome(), keys_of="deit"),
         Family("mergence", "Token Mergence", vit, Mergence(), keys_of="deit"),
+        Family("evit_lvvit", "EViT on LV-ViT", lvvit, EvitOnLvVit(), keys_of="lvvit"),
+        Family("tome_lvvit", "ToMe on LV-ViT", lvvit, Tome(), keys_of="lvvit"),
+        Family(
+            "mergence_lvvit", "Token Mergence on LV-ViT", lvvit, MergenceOnLvVit(), keys_of="lvvit"
+        ),
     )
 
 

@@ -45,6 +45,19 @@ class MergenceSettings:
     fuse: ClassVar[bool] = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class MergenceOnLvVitSettings(MergenceSettings):
+    """What is not said here is as on DeiT.
+
+    Attributes:
+        prune_blocks: by default three that share out the blocks evenly: the paper's of LV-ViT-S.
+        before_mlp: whether a block selects between its attention and its MLP, or behind both.
+    """
+
+    prune_blocks: tuple[int, ...] = ()
+    before_mlp: bool = True
+
+
 class MergenceGraph(EvitGraph):
     def prune(self, x: str, score: str, tokens: Dim, stage: int) -> tuple[str, Dim, Decided]:
         """The class token, then the best tokens, each with what is merged into it."""
@@ -178,3 +191,7 @@ class Mergence(Evit):
 
     def reference(self, backbone: Any, x: Tensor) -> MergenceReference:
         return MergenceReference(backbone, x)
+
+
+class MergenceOnLvVit(Mergence):
+    settings = MergenceOnLvVitSettings

@@ -41,6 +41,12 @@ class Gates:
     class_token: tuple[bool, ...] = ()
 
 
+def shared_out(depth: int, stages: int) -> tuple[int, ...]:
+    """The blocks that so many stages begin with where they share out the blocks evenly."""
+    every = depth // (stages + 1)
+    return tuple(every * (stage + 1) for stage in range(stages))
+
+
 class Method:
     """Which tokens each block computes; by default all.
 

@@ -31,6 +31,12 @@ from tests.told import SETTINGS, build_told
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 MADE: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "mergence": ({"keep_rate": "0.7"}, {}),
+    "evit_lvvit": (
+        {"keep_rate": "0.7", "fuse": "true", "skip_lam": "2", "prune_blocks": "3,6,9"},
+        {},
+    ),
+    "mergence_lvvit": ({"keep_rate": "0.7", "skip_lam": "2", "prune_blocks": "3,6,9"}, {}),
+    "tome_lvvit": ({"r": "13", "skip_lam": "2"}, {}),
     "stvit": ({}, {"semantic": 16}),
     "swin": ({}, {"depths": (2, 2, 2, 2)}),
     "convnext": ({}, {"depths": (1, 1, 2, 1)}),

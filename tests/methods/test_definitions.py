@@ -41,14 +41,16 @@ def small(family: str, overrides: dict[str, str], **settings: int) -> Model:
 class Plain:
     """One image through a Vision Transformer, written down once more."""
 
+    eps, share = 1e-6, 1.0
+
     def __init__(self, model: Model) -> None:
         self.w = {name: array.astype(np.float64) for name, array in model.weights.items()}
 
     def linear(self, x: np.ndarray, name: str) -> np.ndarray:
-        return x @ self.w[f"{name}.weight"].T + self.w[f"{name}.bias"]
+        return x @ self.w[f"{name}.weight"].T + self.w.get(f"{name}.bias", 0)
 
     def norm(self, x: np.ndarray, name: str) -> np.ndarray:
-        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + self.eps)
         return x * self.w[f"{name}.weight"] + self.w[f"{name}.bias"]
 
     def patches(self, image: np.ndarray) -> np.ndarray:
@@ -72,14 +74,38 @@ class Plain:
     def mlp(self, x: np.ndarray, name: str) -> np.ndarray:
         h = self.linear(self.norm(x, f"{name}.norm2"), f"{name}.mlp.fc1")
         gelu = 0.5 * h * (1 + np.vectorize(math.erf)(h / math.sqrt(2)))
-        return x + self.linear(gelu, f"{name}.mlp.fc2")
+        return x + self.share * self.linear(gelu, f"{name}.mlp.fc2")
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        return self.linear(self.norm(x[:1], "norm"), "head")[0]
+
+    def evit(
+        self, image: np.ndarray, rate: float, blocks: tuple[int, ...], inside: bool, fused: bool
+    ) -> np.ndarray:
+        """With the fused token; `inside` the block, or behind it; `fused` in the head's view."""
+        x = np.concatenate([self.w["cls_token"][0], self.patches(image)]) + self.w["pos_embed"][0]
+        for block in range(DEPTH):
+            name = f"blocks.{block}"
+            mixed, weights = self.attention(x, x, name)
+            x = x + self.share * mixed
+            if not inside:
+                x = self.mlp(x, name)
+            if block in blocks:
+                score = weights[:, 0, 1:].mean(0)
+                order = sorted(range(len(score)), key=lambda j: -score[j])
+                count = math.ceil(rate * len(score))
+                rest = sum(score[j] * x[1 + j] for j in order[count:])
+                x = np.stack([x[0], *(x[1 + j] for j in order[:count]), rest])
+            if inside:
+                x = self.mlp(x, name)
+        return self.logits(x if fused else x[:-1])
 
     def mergence(self, image: np.ndarray, rate: float, blocks: tuple[int, ...]) -> np.ndarray:
         x = np.concatenate([self.w["cls_token"][0], self.patches(image)]) + self.w["pos_embed"][0]
         for block in range(DEPTH):
             name = f"blocks.{block}"
             mixed, weights = self.attention(x, x, name)
-            x = x + mixed
+            x = x + self.share * mixed
             if block in blocks:
                 score = weights[:, 0, 1:].mean(0)
                 order = sorted(range(len(score)), key=lambda j: -score[j])
@@ -96,7 +122,7 @@ class Plain:
                     totals[nearest] += score[u]
                 x = np.stack([x[0], *(sums[i] / totals[i] for i in kept)])
             x = self.mlp(x, name)
-        return self.linear(self.norm(x[:1], "norm"), "head")[0]
+        return self.logits(x)
 
     def stvit(self, image: np.ndarray, start: int) -> np.ndarray:
         x = self.patches(image) + self.w["pos_embed"][0]
@@ -116,6 +142,40 @@ class Plain:
         return self.linear(self.norm(s, "norm").mean(0, keepdims=True), "head")[0]
 
 
+class PlainLvVit(Plain):
+    """The same with a stem, damped blocks and a second head."""
+
+    eps, share = 1e-5, 1 / 2
+
+    def convolve(self, x: np.ndarray, number: int, stride: int) -> np.ndarray:
+        name, bn = f"patch_embed.conv{number}.weight", f"patch_embed.bn{number}"
+        kernel, side = self.w[name], x.shape[1] // stride
+        pad = kernel.shape[2] // 2
+        x, y = np.pad(x, ((0, 0), (pad, pad), (pad, pad))), np.zeros((len(kernel), side, side))
+        for i, j in np.ndindex(*kernel.shape[2:]):
+            part = x[:, i : i + stride * side : stride, j : j + stride * side : stride]
+            y += np.tensordot(kernel[:, :, i, j], part, 1)
+        mean, var, weight, bias = (
+            self.w[f"{bn}.{part}"][:, None, None]
+            for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        return np.maximum((y - mean) / np.sqrt(var + 1e-5) * weight + bias, 0)
+
+    def patches(self, image: np.ndarray) -> np.ndarray:
+        x = image.astype(np.float64)
+        for number, stride in ((1, 2), (2, 1), (3, 1)):
+            x = self.convolve(x, number, stride)
+        side, half = SIZE // PATCH, PATCH // 2
+        cut = x.reshape(len(x), side, half, side, half)
+        rows = cut.transpose(1, 3, 0, 2, 4).reshape(side * side, -1)
+        kernel = self.w["patch_embed.proj.weight"].reshape(24, -1)
+        return rows @ kernel.T + self.w["patch_embed.proj.bias"]
+
+    def logits(self, x: np.ndarray) -> np.ndarray:
+        best = self.linear(self.norm(x[1:], "norm"), "aux_head").max(0)
+        return super().logits(x) + best / 2
+
+
 def check(model: Model, tmp_path, compute) -> None:
     """The graph, verified against the reference, and both against the definition."""
     images = synthetic_images(4, (SIZE, SIZE))
@@ -127,13 +187,29 @@ def check(model: Model, tmp_path, compute) -> None:
     with OnnxRuntimeEngine(bundle.model_path, threads=1) as engine:
         logits = engine.run({"images": inputs})["logits"]
     for image, actual in zip(inputs, logits, strict=True):
-        np.testing.assert_allclose(actual, compute(Plain(model), image), rtol=0, atol=2e-5)
+        plain = (PlainLvVit if "aux_head.bias" in model.weights else Plain)(model)
+        np.testing.assert_allclose(actual, compute(plain, image), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.7, 1.0])
 def test_mergence(tmp_path, rate):
     model = small("mergence", {"keep_rate": str(rate), "prune_blocks": "1,3,5"})
     check(model, tmp_path, lambda plain, image: plain.mergence(image, rate, (1, 3, 5)))
+
+
+def test_mergence_on_lvvit(tmp_path):
+    given = {"keep_rate": "0.7", "prune_blocks": "1,3,5", "skip_lam": "2"}
+    model = small("mergence_lvvit", given)
+    check(model, tmp_path, lambda plain, image: plain.mergence(image, 0.7, (1, 3, 5)))
+
+
+@pytest.mark.parametrize(("inside", "fused"), [(True, True), (True, False), (False, True)])
+def test_evit_on_lvvit(tmp_path, inside, fused):
+    """What is open of it, each way."""
+    open_points = {"before_mlp": str(inside), "fused_in_max": str(fused)}
+    given = {"keep_rate": "0.7", "fuse": "true", "prune_blocks": "1,3,5", "skip_lam": "2"}
+    model, blocks = small("evit_lvvit", given | open_points), (1, 3, 5)
+    check(model, tmp_path, lambda plain, image: plain.evit(image, 0.7, blocks, inside, fused))
 
 
 @pytest.mark.parametrize(("semantic", "start"), [(16, 3), (9, 0), (25, 5), (64, 2)])

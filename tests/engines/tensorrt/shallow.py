@@ -24,6 +24,18 @@ SHALLOW: dict[str, tuple[int, dict[str, Any]]] = {
     "svit": (3, {}),
     "deit": (2, {}),
     "lvvit": (2, {"skip_lam": 2.0}),
+    "evit_lvvit": (
+        2,
+        {
+            "skip_lam": 2.0,
+            "keep_rate": 0.7,
+            "fuse": True,
+            "prune_blocks": (0, 1),
+            "fused_in_max": False,
+        },
+    ),
+    "mergence_lvvit": (2, {"skip_lam": 2.0, "keep_rate": 0.7, "prune_blocks": (0, 1)}),
+    "tome_lvvit": (2, {"skip_lam": 2.0, "r": (13,)}),
     "dynamicvit": (4, {"base_rate": (0.7,)}),
     "dynamicvit_lvvit": (4, {"base_rate": (0.7,), "skip_lam": 2.0}),
     "evit": (2, {"keep_rate": 0.7, "fuse": True, "prune_blocks": (0, 1)}),
