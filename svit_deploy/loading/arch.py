@@ -261,7 +261,10 @@ def parse_setting(
     """
     known = _FIELDS | _SETTINGS
     if key not in known:
-        raise error(f"{where}{shown(key)} is unknown", f"use one of {', '.join(known)}")
+        methods = "a setting of the method (svit-deploy list methods)"
+        raise error(
+            f"{where}{shown(key)} is unknown", f"use one of {', '.join(_FIELDS)}, or {methods}"
+        )
     parse, description = known[key]
     try:
         return parse(value)

@@ -26,6 +26,7 @@ from svit_deploy.methods.evit import Evit, EvitInAdapter, EvitOnLvVit
 from svit_deploy.methods.evovit import EvoVit, EvoVitPerBlock
 from svit_deploy.methods.mergence import Mergence, MergenceOnLvVit
 from svit_deploy.methods.method import Dense, Method
+from svit_deploy.methods.multiscale import MultiScale, MultiScaleOnLvVit
 from svit_deploy.methods.stvit import Stvit
 from svit_deploy.methods.stvitr import StvitR, StvitRSwin
 from svit_deploy.methods.svit import Svit
@@ -179,6 +180,9 @@ def _rows() -> Sequence[Family]:
     svit_eps, dynamicvit_eps = (1e-5, 1e-5, 1e-6), (1e-6, 1e-5, 1e-6)
     return (
         Family("dynamicvit_lvvit", "DynamicViT on LV-ViT", lvvit, DynamicVit()),
+        Family(
+            "multiscale_lvvit", "Multi-scale Token Mergence on LV-ViT", lvvit, MultiScaleOnLvVit()
+        ),
         Family("lvvit", "LV-ViT", lvvit, dense),
         Family("dynamicvit_swin", "DynamicViT on Swin", swin, DynamicSpatial(SWIN)),
         Family("dynamicvit_convnext", "DynamicViT on ConvNeXt", convnext, DynamicSpatial(CONVNEXT)),
@@ -199,6 +203,7 @@ def _rows() -> Sequence[Family]:
         Family("evovit", "Evo-ViT", vit, evovit, head=PATCH_MEAN),
         Family("stvitr", "STViT-R", StvitRSwin(), StvitR()),
         Family("swin", "Swin", swin, dense),
+        Family("multiscale", "Multi-scale Token Mergence", vit, MultiScale()),
         Family("stvit", "STViT", vit, Stvit(), head=MEAN, class_token=False),
         Family("deit", "DeiT", vit, dense),
         Family("evit", "EViT", vit, Evit(), keys_of="deit"),

@@ -3,7 +3,8 @@
 The operator of Bian et al., "Multi-Scale And Token Mergence: Make Your ViT More Efficient",
 arXiv 2306.04897, on EViT's selection and DeiT's weights. There is no public code; where the paper
 leaves it open, counts are rounded up and selection stands between attention and MLP as in EViT,
-similarity is the cosine of the tokens at that point, and nothing merges into the class token.
+similarity is the cosine of the tokens at that point, and nothing merges into the class token. The
+multi-scale features of the same paper are in `multiscale`.
 """
 
 from __future__ import annotations

@@ -362,7 +362,7 @@ def test_architecture_file(tmp_path: Path) -> None:
         ("family: 3\nnum_heads: 6\n", "family=3"),
         (
             "family: vit\nnum_heads: 6\n",
-            "family=vit has a bad value; give one of dynamicvit_lvvit, lvvit",
+            "family=vit has a bad value; give one of dynamicvit_lvvit, multiscale_lvvit",
         ),
         ("family: svit\nnum_heads: 6\ngate_blocks: {a: 1}\n", "gate_blocks"),
         ("family: svit\nnum_heads: 6\nimage_size: [1, 2, 3]\n", "image_size"),

@@ -36,6 +36,8 @@ MADE: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
         {},
     ),
     "mergence_lvvit": ({"keep_rate": "0.7", "skip_lam": "2", "prune_blocks": "3,6,9"}, {}),
+    "multiscale": ({"keep_rate": "0.7"}, {}),
+    "multiscale_lvvit": ({"keep_rate": "0.7", "skip_lam": "2"}, {}),
     "tome_lvvit": ({"r": "13", "skip_lam": "2"}, {}),
     "stvit": ({}, {"semantic": 16}),
     "swin": ({}, {"depths": (2, 2, 2, 2)}),

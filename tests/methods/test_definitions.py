@@ -62,8 +62,12 @@ class Plain:
 
     def attention(self, x: np.ndarray, y: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Of rows x to rows y: the projected result, and the weights of each head."""
-        q = np.split(self.linear(self.norm(x, f"{name}.norm1"), f"{name}.attn.qkv"), 3, 1)[0]
-        k, v = np.split(self.linear(self.norm(y, f"{name}.norm1"), f"{name}.attn.qkv"), 3, 1)[1:]
+        return self.look(*(self.norm(rows, f"{name}.norm1") for rows in (x, y)), name)
+
+    def look(self, x: np.ndarray, y: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """The same of normed rows."""
+        q = np.split(self.linear(x, f"{name}.attn.qkv"), 3, 1)[0]
+        k, v = np.split(self.linear(y, f"{name}.attn.qkv"), 3, 1)[1:]
         mixed, weights = [], []
         for q_h, k_h, v_h in zip(*(np.split(t, HEADS, 1) for t in (q, k, v)), strict=True):
             score = np.exp(q_h @ k_h.T / math.sqrt(q_h.shape[1]))
@@ -102,7 +106,10 @@ class Plain:
 
     def mergence(self, image: np.ndarray, rate: float, blocks: tuple[int, ...]) -> np.ndarray:
         x = np.concatenate([self.w["cls_token"][0], self.patches(image)]) + self.w["pos_embed"][0]
-        for block in range(DEPTH):
+        return self.merged(x, rate, blocks, 0)
+
+    def merged(self, x: np.ndarray, rate: float, blocks: tuple[int, ...], start: int) -> np.ndarray:
+        for block in range(start, DEPTH):
             name = f"blocks.{block}"
             mixed, weights = self.attention(x, x, name)
             x = x + self.share * mixed
@@ -123,6 +130,61 @@ class Plain:
                 x = np.stack([x[0], *(sums[i] / totals[i] for i in kept)])
             x = self.mlp(x, name)
         return self.logits(x)
+
+    def multiscale(
+        self,
+        image: np.ndarray,
+        rate: float,
+        blocks: tuple[int, ...],
+        cheap: int,
+        normed: bool,
+        shares: tuple[float, ...],
+    ) -> np.ndarray:
+        """The start on two groups of tokens, then `mergence` from the first of `blocks` on."""
+        side = SIZE // PATCH
+
+        def shrink(x: np.ndarray) -> np.ndarray:
+            cells = x[1:].reshape(side // 2, 2, side // 2, 2, -1).mean((1, 3))
+            return np.concatenate([x[:1], cells.reshape(side**2 // 4, -1)])
+
+        def widen(x: np.ndarray) -> np.ndarray:
+            cells = x[1:].reshape(side // 2, side // 2, -1).repeat(2, 0).repeat(2, 1)
+            return np.concatenate([x[:1], cells.reshape(side**2, -1)])
+
+        patches = self.patches(image)
+        high = np.concatenate([self.w["cls_token"][0], patches])
+        low = np.concatenate([self.w["low_cls_token"][0], shrink(high)[1:]])
+        high, low = high + self.w["pos_embed"][0], low + self.w["low_pos_embed"][0]
+        for block in range(blocks[0]):
+            name = f"blocks.{block}"
+            if block < cheap:
+                if normed:
+                    small = shrink(self.norm(high, f"{name}.norm1"))
+                else:
+                    small = self.norm(shrink(high), f"{name}.norm1")
+                high = high + self.share * widen(self.look(small, small, name)[0])
+            else:
+                high = high + self.share * self.attention(high, high, name)[0]
+            high = self.mlp(high, name)
+            low = self.mlp(low + self.share * self.attention(low, low, name)[0], name)
+        x = widen(low)[1:].T.reshape(-1, side, side)
+        gain = self.depthwise(self.depthwise(x, "lka.conv0"), "lka.conv_spatial", 3)
+        gain = np.tensordot(self.w["lka.conv1.weight"][..., 0, 0], gain, 1)
+        gain += self.w["lka.conv1.bias"][:, None, None]
+        x = high[1:].T.reshape(x.shape) + x * gain
+        x = x + self.depthwise(x, "peg.proj")
+        token = shares[0] * high[:1] + shares[1] * low[:1]
+        x = np.concatenate([token, x.reshape(len(x), -1).T])
+        return self.merged(x, rate, blocks, blocks[0])
+
+    def depthwise(self, x: np.ndarray, name: str, dilation: int = 1) -> np.ndarray:
+        kernel, side = self.w[f"{name}.weight"][:, 0], x.shape[1]
+        pad = kernel.shape[1] // 2 * dilation
+        x, y = np.pad(x, ((0, 0), (pad, pad), (pad, pad))), np.zeros_like(x)
+        for i, j in np.ndindex(*kernel.shape[1:]):
+            a, b = i * dilation, j * dilation
+            y += kernel[:, i, j, None, None] * x[:, a : a + side, b : b + side]
+        return y + self.w[f"{name}.bias"][:, None, None]
 
     def stvit(self, image: np.ndarray, start: int) -> np.ndarray:
         x = self.patches(image) + self.w["pos_embed"][0]
@@ -195,6 +257,19 @@ def check(model: Model, tmp_path, compute) -> None:
 def test_mergence(tmp_path, rate):
     model = small("mergence", {"keep_rate": str(rate), "prune_blocks": "1,3,5"})
     check(model, tmp_path, lambda plain, image: plain.mergence(image, rate, (1, 3, 5)))
+
+
+@pytest.mark.parametrize("family", ["multiscale", "multiscale_lvvit"])
+@pytest.mark.parametrize(
+    ("cheap", "normed", "shares"), [(2, True, (1, 1)), (1, False, (0.5, 0.5)), (0, True, (1, 0))]
+)
+def test_multiscale(tmp_path, family, cheap, normed, shares):
+    """What is open of it, one way and another."""
+    given = {"keep_rate": "0.7", "prune_blocks": "2,4", "cheap_blocks": str(cheap)}
+    given |= {"mean_of_normed": str(normed), "class_shares": ",".join(map(str, shares))}
+    model = small(family, given | ({"skip_lam": "2"} if family.endswith("lvvit") else {}))
+    options = cheap, normed, shares
+    check(model, tmp_path, lambda plain, image: plain.multiscale(image, 0.7, (2, 4), *options))
 
 
 def test_mergence_on_lvvit(tmp_path):

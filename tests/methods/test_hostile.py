@@ -117,6 +117,26 @@ CASES = {
         "the slow way; give shares that leave some",
     ),
     "a map and a half": ("convnext", {"image_size": "240"}, "no whole map of 32x32 .* 256x256"),
+    "cheap beyond the start": (
+        "multiscale",
+        {"keep_rate": "0.7", "cheap_blocks": "4"},
+        "cheap_blocks is 4, and both groups become one in front of block 3",
+    ),
+    "no start": (
+        "multiscale",
+        {"keep_rate": "0.7", "prune_blocks": "0,4"},
+        "leave no block for two groups",
+    ),
+    "one class token of two": (
+        "multiscale",
+        {"keep_rate": "0.7", "class_shares": "1"},
+        "class_shares has 1 values",
+    ),
+    "half a patch": (
+        "multiscale",
+        {"keep_rate": "0.7", "image_size": "60"},
+        "a grid of 15x15 patches has no half; use --image-size 56x56|64x64",
+    ),
     "two unknowns": ("dynamicvit_lvvit", {}, "tell base_rate and skip_lam of this DynamicViT on L"),
     "foreign setting": ("evit", {"base_rate": "0.7"}, "base_rate is no setting of evit; use keep"),
 }
@@ -171,6 +191,8 @@ def test_stages_that_are_missing_or_too_many():
         ("lvvit", "aux_head.bias"),
         ("dynamicvit_lvvit", "score_predictor.1.out_conv.2.bias"),
         ("stvit", "semantic_tokens"),
+        ("multiscale", "lka.conv_spatial.bias"),
+        ("multiscale_lvvit", "low_cls_token"),
         ("swin", "layers.1.downsample.reduction.weight"),
         ("swin", "layers.3.blocks.0.attn.relative_position_bias_table"),
         ("dynamicvit_swin", "layers.2.blocks.2.fastmlp.fc1.1.bias"),

@@ -44,6 +44,11 @@ SHALLOW: dict[str, tuple[int, dict[str, Any]]] = {
     "avit": (3, {"gate_scale": 4.0, "gate_center": 3.0}),
     "tome": (2, {"r": (13,)}),
     "mergence": (2, {"keep_rate": 0.7, "prune_blocks": (0, 1)}),
+    "multiscale": (3, {"keep_rate": 0.7, "prune_blocks": (2,), "cheap_blocks": 1}),
+    "multiscale_lvvit": (
+        3,
+        {"skip_lam": 2.0, "keep_rate": 0.7, "prune_blocks": (2,), "cheap_blocks": 1},
+    ),
     "stvit": (3, {"semantic": 16, "generate_at": 0}),
     "swin": (4, {"depths": (1, 1, 1, 1)}),
     "dynamicvit_swin": (7, {"depths": (1, 1, 4, 1), "base_rate": (0.7,)}),

@@ -42,6 +42,8 @@ STATIC = (
     "evovit",
     "tome",
     "mergence",
+    "multiscale",
+    "multiscale_lvvit",
     "stvit",
     "stvitr",
 )
