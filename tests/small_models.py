@@ -56,6 +56,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dynamicvit_convnext": {"depths": (1, 1, 4, 1), "base_rate": (0.7,)},
     "stvitr": {"depths": (2, 1, 6, 1)},
     "svit_adapter": SHORT,
+    "svit_variant": {"inherit_mask": True, "merge_gates": True},
+    "svit_adapter_variant": {
+        **SHORT,
+        "inherit_mask": True,
+        "merge_gates": True,
+        "fixed_ratio": (0.7, 0.4),
+    },
     "vit_adapter": SHORT,
     "vit_adapter_class": SHORT,
     "dynamicvit_adapter": {**SHORT, "base_rate": (0.8, 0.5), "prune_blocks": (1, 2)},
@@ -66,6 +73,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """What a family's weights cannot tell, and places in 4 blocks; its defaults in 12 without a row."""
 SIZES = {"swin": (224, 4), "stvitr": (224, 4), "dynamicvit_swin": (64, 2)}
 SIZES |= {"convnext": (64, 4), "dynamicvit_convnext": (128, 4)}
+GATES = {"svit_variant": (1, 3), "svit_adapter_variant": (1, 3)}
 
 
 @cache
@@ -83,6 +91,7 @@ def small_model(family: str, task: str) -> Model:
         patch,
         (size, size),
         num_classes=5,
+        gate_blocks=GATES.get(family, ()),
         settings=settings,
     )
     dims = wanted.heads_from_arch(found.dims_from_arch(arch), arch)
@@ -95,6 +104,8 @@ def small_model(family: str, task: str) -> Model:
             weights[name] *= 0.05  # trained ones do not turn rounding into scores, either
     told = {"family": family, "num_heads": "3"}
     told |= {name: typed(value) for name, value in settings.items()}
+    if family in GATES:
+        told["gate_blocks"] = typed(GATES[family])
     model = build_told(to_official(weights, dims.family, wanted), told, task)
     if isinstance(model.config.task, DetectorNumbers):
         numbers = replace(model.config.task, rpn_candidates=200, rpn_proposals=200)

@@ -108,13 +108,16 @@ def which_family(family: str, args: Mapping[str, Any]) -> tuple[str, tuple[str, 
     """The family that a training's arguments tell, of those that run on a family's weights.
 
     Returns:
-        Its name, the given one if nothing tells; and then all that it could be, if several.
+        Its name, the given one if nothing tells; and then all that it could be, if several. Weights
+        that have a method's own tensors are that method's.
     """
     others = [other for other in FAMILIES.values() if other.keys_of == family]
     told = [o.name for o in others if o.method.settings_from_args(args) is not None]
     if len(told) == 1:
         return told[0], ()
-    return family, (family, *(other.name for other in others)) if others else ()
+    if not others or not FAMILIES[family].dense:
+        return family, ()
+    return family, (family, *(other.name for other in others))
 
 
 def check_task(tensors: Mapping[str, np.ndarray], family: Family, task: Task) -> None:

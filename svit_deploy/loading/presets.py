@@ -84,9 +84,10 @@ def _on_lvvit_s(family: str, **settings: Any) -> Arch:
     return replace(arch, family=family, settings={**arch.settings, **settings})
 
 
-def _adapter(num_heads: int, family: str, **settings: Any) -> Arch:
+def _adapter(
+    num_heads: int, family: str, gate_blocks: tuple[int, ...] = (), **settings: Any
+) -> Arch:
     """A ViT-Adapter in front of Mask R-CNN."""
-    gated = family == "svit_adapter"
     return Arch(
         family=family,
         num_heads=num_heads,
@@ -94,27 +95,28 @@ def _adapter(num_heads: int, family: str, **settings: Any) -> Arch:
         depth=12,
         patch_size=16,
         distilled=False,
-        gate_blocks=tuple(range(3, 12)) if gated else (),
-        target_keep=(0.7,) * 3 + (0.49,) * 3 + (0.343,) * 3 if gated else (),
+        gate_blocks=gate_blocks,
+        target_keep=tuple(KEEP[block // 3 - 1] for block in gate_blocks),
         settings=settings,
         crop_ratio=1.0,
         interpolation="bilinear",
     )
 
 
+KEEP = (0.7, 0.49, 0.343)
+"""What SViT's gates of each three blocks are trained to keep."""
+GATED = tuple(range(3, 12))
+MERGED = {"gate_blocks": (3, 6, 9), "inherit_mask": True, "merge_gates": True}
+SVIT_S = replace(
+    _deit(6),
+    family="svit",
+    gate_blocks=GATED,
+    gate_class_token=(False,) * 8 + (True,),
+    target_keep=(0.7,) * 3 + (0.49,) * 3 + (0.343,) * 3,
+)
 PRESETS: dict[str, Arch] = {
-    "svit_s": Arch(
-        family="svit",
-        num_heads=6,
-        embed_dim=384,
-        depth=12,
-        patch_size=16,
-        image_size=(224, 224),
-        distilled=False,
-        gate_blocks=(3, 4, 5, 6, 7, 8, 9, 10, 11),
-        gate_class_token=(False,) * 8 + (True,),
-        target_keep=(0.7,) * 3 + (0.49,) * 3 + (0.343,) * 3,
-    ),
+    "svit_s": SVIT_S,
+    "svit_variant_s": replace(SVIT_S, family="svit_variant", settings={"inherit_mask": True}),
     "deit_tiny": _deit(3),
     "deit_small": _deit(6),
     "deit_base": _deit(12),
@@ -166,8 +168,10 @@ PRESETS: dict[str, Arch] = {
     "evit_lvvit_s": _on_lvvit_s("evit_lvvit", keep_rate=0.5, fuse=True),
     "multiscale_lvvit_s": _on_lvvit_s("multiscale_lvvit", keep_rate=0.5),
     "mergence_lvvit_s": _on_lvvit_s("mergence_lvvit", keep_rate=0.5),
-    "svit_adapter_t": _adapter(3, "svit_adapter"),
-    "svit_adapter_s": _adapter(6, "svit_adapter"),
+    "svit_adapter_t": _adapter(3, "svit_adapter", GATED),
+    "svit_adapter_s": _adapter(6, "svit_adapter", GATED),
+    "svit_adapter_variant_t": _adapter(3, "svit_adapter_variant", **MERGED),
+    "svit_adapter_variant_s": _adapter(6, "svit_adapter_variant", **MERGED),
     "vit_adapter_t": _adapter(3, "vit_adapter"),
     "vit_adapter_s": _adapter(6, "vit_adapter"),
     "evovit_adapter_t": _adapter(3, "evovit_adapter"),

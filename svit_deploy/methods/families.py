@@ -30,6 +30,7 @@ from svit_deploy.methods.multiscale import MultiScale, MultiScaleOnLvVit
 from svit_deploy.methods.stvit import Stvit
 from svit_deploy.methods.stvitr import StvitR, StvitRSwin
 from svit_deploy.methods.svit import Svit
+from svit_deploy.methods.svit_variants import SvitVariant
 from svit_deploy.methods.tome import Tome
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import ModelConfig, TokenMode
@@ -174,7 +175,7 @@ class Family:
 def _rows() -> Sequence[Family]:
     vit, lvvit, swin, convnext = Vit(), LvVit(), Swin(), ConvNext()
     adapter, class_adapter = Adapter(), ClassTokenAdapter()
-    svit, evovit, dense = Svit(), EvoVit(), Dense()
+    svit, variant, evovit, dense = Svit(), SvitVariant(), EvoVit(), Dense()
     # SViT's blocks and gates keep PyTorch's default, where DeiT sets its own everywhere; so do
     # DynamicViT's predictors.
     svit_eps, dynamicvit_eps = (1e-5, 1e-5, 1e-6), (1e-6, 1e-5, 1e-6)
@@ -222,6 +223,15 @@ def _rows() -> Sequence[Family]:
             class_adapter,
             AtsInAdapter(),
             keys_of="vit_adapter_class",
+        ),
+        Family("svit_variant", "SViT's variants", vit, variant, eps=svit_eps, keys_of="svit"),
+        Family(
+            "svit_adapter_variant",
+            "SViT-Adapter's variants",
+            adapter,
+            variant,
+            eps=svit_eps,
+            keys_of="svit_adapter",
         ),
         Family("tome", "ToMe", vit, Tome(), keys_of="deit"),
         Family("mergence", "Token Mergence", vit, Mergence(), keys_of="deit"),

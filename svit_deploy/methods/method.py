@@ -61,6 +61,7 @@ class Method:
         blocks_setting: the setting that tells in which blocks.
         trained_gates: whether its gates have thresholds that a training set.
         removes: whether a token that is not kept is gone for good.
+        bars: whether a token that is still there may be out of a gate's reach, its margin -inf.
         ranks_inside: whether tokens are ranked by values from inside a block (attention, keys),
             which are of the graph's precision; what is computed of them is float32 all the same.
         gate_stage: of a backbone in stages, the one whose tokens are selected.
@@ -77,6 +78,7 @@ class Method:
     rule: ClassVar[str] = "as many tokens of the highest margins as the method keeps"
     trained_gates: ClassVar[bool] = False
     removes: ClassVar[bool] = False
+    bars: ClassVar[bool] = False
     ranks_inside: ClassVar[bool] = False
     gate_stage: ClassVar[int] = 0
     margin_unit: ClassVar[float | None] = None

@@ -53,6 +53,10 @@ class SvitGraph(GraphTokens):
         selection = self.select(gate)
         margin = margin_name(gate)
         self.decided.append(Decided(selection.keep, margin, overflow=selection.overflow))
+        return self.gated(block, selection)
+
+    def gated(self, block: int, selection: Selection) -> str:
+        """A block on the selected tokens."""
         taken = selection.take(self.rows)
         attend = self.packed(selection, block)
         return selection.put(self.rows, taken, self.writer.block(taken, block, attend))
@@ -120,9 +124,13 @@ class SvitReference(ReferenceTokens):
             return
         margin = self.margin(gate)
         keep = yield gate, margin
+        self.decided(keep)
         computed = self.backbone.block(self.rows, block, keep)
         self.rows = torch.where(keep[..., None], computed, self.rows)
         self.values |= {margin_name(gate): margin, decision_name(gate): keep}
+
+    def decided(self, keep: Tensor) -> None:
+        """Is told of a gate's keep mask `[B, S]`."""
 
     def margin(self, gate: int) -> Tensor:
         """Keep logit (channel 0) minus prune logit (channel 1) of every token `[B, S]`."""

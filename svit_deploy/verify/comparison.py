@@ -104,7 +104,7 @@ class Comparison:
     ) -> Beside:
         model = self.model
         if not given.corner:
-            refuse_non_finite(part, model.task, model.method.removes)
+            refuse_non_finite(part, model.task, model.method.removes or model.method.bars)
         stages = [view.run(engine, part) for view, engine in zip(self.views, staged, strict=True)]
         actual = model.observe(shipped, part.images)
         forced = Forced() if given.corner else self.forced.run_flipped(part, actual)

@@ -187,14 +187,14 @@ class LiveReference(ExpectedResults):
         return reference.run(images, keep_budget(decide, self.bundle.rows(images[0].size)))
 
 
-def refuse_non_finite(part: Part, task: Task, removes: bool) -> None:
+def refuse_non_finite(part: Part, task: Task, barred: bool) -> None:
     """Raises InputError where the reference itself computes nothing that could be compared.
 
     Args:
-        removes: whether a token may be gone, its margin -inf.
+        barred: whether a token may be out of a gate's reach, its margin -inf.
     """
     margin = part.result.selected.margin
-    broken = np.isnan(margin) | (np.isneginf(margin) & (not removes))
+    broken = np.isnan(margin) | (np.isneginf(margin) & (not barred))
     if broken.any() or not all(map(task.finite, part.result.outputs)):
         raise InputError(
             f"the reference's own {task.noun} or margins are not finite",

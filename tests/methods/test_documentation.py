@@ -25,6 +25,7 @@ pytest.importorskip("torch")
 SCRIPT = Path(__file__).parents[2] / "docs" / "families_table.py"
 DETECTION = {"svit_adapter", "vit_adapter", "evovit_adapter"}
 SMALL = {"dynamicvit_adapter", "vit_adapter_class", "evit_adapter", "ats_adapter"}
+SMALL |= {"svit_adapter_variant"}
 VALUES = {"base_rate": "0.7", "keep_rate": "0.7", "fuse": "true", "r": "13", "skip_lam": "2"}
 VALUES |= {"gate_scale": "10", "gate_center": "30"}
 

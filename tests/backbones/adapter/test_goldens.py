@@ -64,7 +64,7 @@ def test_one_graph_runs_both_orientations(detection_golden, name, mode):
         for size in reversed(SIZES[name]):
             images = found.arrays[f"input_{size}"]
             check(found, size, engine.run({"images": images}), slice(None))
-        check(found, size, engine.run({"images": images[1:]}), slice(1, 2))
+        check(found, size, engine.run({"images": images[-1:]}), slice(-1, None))
 
 
 @pytest.mark.parametrize(("name", "mode"), [case for case in MODES if case[1] != "masked"])
@@ -73,7 +73,7 @@ def test_a_baked_size_gives_the_same(detection_golden, name, mode):
     images = found.arrays[f"input_{size}"]
     with engine_of(found.backbone, mode, sizes_of(size)) as engine:
         check(found, size, engine.run({"images": images}), slice(None))
-        check(found, size, engine.run({"images": images[1:]}), slice(1, 2))
+        check(found, size, engine.run({"images": images[-1:]}), slice(-1, None))
 
 
 @pytest.mark.parametrize(("name", "size"), [(n, size) for n, of in SIZES.items() for size in of])

@@ -33,10 +33,14 @@ from tests.methods.conftest import MADE, load_recording
 from tests.small_models import small_model
 from tests.told import GOLDEN, SETTINGS
 
-SMALL = ("dynamicvit_adapter", "vit_adapter_class", "evit_adapter", "ats_adapter")
-"""Without public code, so that there are no goldens; random weights of a small size."""
+SMALL = {
+    **dict.fromkeys(("dynamicvit_adapter", "evit_adapter", "ats_adapter"), "backbone"),
+    **dict.fromkeys(("vit_adapter_class", "svit_adapter_variant"), "backbone"),
+    "svit_variant": "classify",
+}
+"""Without goldens: random weights of a small size, and what for."""
 TASK = {
-    **dict.fromkeys(SMALL, "backbone"),
+    **SMALL,
     "svit_adapter": "backbone",
     "vit_adapter_dense": "backbone",
     "evovit_adapter": "backbone",

@@ -107,6 +107,7 @@ def test_avit_builds(tmp_path: Path, mode: TokenMode) -> None:
         ("dynamicvit_adapter", TokenMode.STATIC),
         ("evit_adapter", TokenMode.STATIC),
         ("ats_adapter", TokenMode.MASKED),
+        ("svit_adapter_variant", TokenMode.MASKED),
     ],
 )
 def test_methods_build_inside_an_adapter(tmp_path: Path, family: str, mode: TokenMode) -> None:
