@@ -64,6 +64,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "fixed_ratio": (0.7, 0.4),
     },
     "vit_adapter": SHORT,
+    "vit_window_adapter": {**SHORT, "windows": (3, 0, 5, 0)},
     "vit_adapter_class": SHORT,
     "dynamicvit_adapter": {**SHORT, "base_rate": (0.8, 0.5), "prune_blocks": (1, 2)},
     "evit_adapter": {**SHORT, "keep_rate": 0.7, "fuse": True, "prune_blocks": (1, 2)},

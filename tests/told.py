@@ -49,6 +49,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "lvvit": {"family": "lvvit", "num_heads": "4", "skip_lam": "2"},
     "svit_adapter": ADAPTER | LAST_NINE,
     "vit_adapter_dense": ADAPTER,
+    "vit_window_adapter": ADAPTER | {"windows": "14,14,0," * 3 + "14,14,0"},
     "svit_mask_rcnn": ADAPTER | LAST_NINE,
     "evovit_adapter": EVOVIT_ADAPTER,
     "evovit_mask_rcnn": EVOVIT_ADAPTER,

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from svit_deploy.backbones.adapter import Adapter, ClassTokenAdapter
+from svit_deploy.backbones.adapter.windowed import WindowedAdapter
 from svit_deploy.backbones.backbone import Backbone
 from svit_deploy.backbones.convnext import ConvNext
 from svit_deploy.backbones.heads import MEAN, PATCH_MEAN, Head
@@ -198,6 +199,7 @@ def _rows() -> Sequence[Family]:
             eps=dynamicvit_eps,
         ),
         Family("vit_adapter_class", "ViT-Adapter with a class token", class_adapter, dense),
+        Family("vit_window_adapter", "ViT-Adapter with windows", WindowedAdapter(), dense),
         Family("vit_adapter", "ViT-Adapter", adapter, dense),
         Family("svit", "SViT", vit, svit, eps=svit_eps),
         Family("dynamicvit", "DynamicViT", vit, DynamicVit(196), eps=dynamicvit_eps),

@@ -23,7 +23,7 @@ from tests.told import GOLDEN
 pytest.importorskip("torch")
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "families_table.py"
-DETECTION = {"svit_adapter", "vit_adapter", "evovit_adapter"}
+DETECTION = {"svit_adapter", "vit_adapter", "evovit_adapter", "vit_window_adapter"}
 SMALL = {"dynamicvit_adapter", "vit_adapter_class", "evit_adapter", "ats_adapter"}
 SMALL |= {"svit_adapter_variant"}
 VALUES = {"base_rate": "0.7", "keep_rate": "0.7", "fuse": "true", "r": "13", "skip_lam": "2"}

@@ -24,12 +24,14 @@ SIZES = {
     "svit_adapter": ("96x128", "160x96"),
     "vit_adapter_dense": ("96x128",),
     "evovit_adapter": ("96x128", "160x64"),
+    "vit_window_adapter": ("192x256", "256x64"),
 }
 MODES = [
     ("svit_adapter", "dynamic"),
     ("svit_adapter", "budget"),
     ("svit_adapter", "masked"),
     ("vit_adapter_dense", "dense"),
+    ("vit_window_adapter", "dense"),
     ("evovit_adapter", "static"),
 ]
 

@@ -44,6 +44,7 @@ TASK = {
     "svit_adapter": "backbone",
     "vit_adapter_dense": "backbone",
     "evovit_adapter": "backbone",
+    "vit_window_adapter": "backbone",
     "evovit_mask_rcnn": "detect",
     "svit_mask_rcnn": "detect",
 }

@@ -58,6 +58,7 @@ SHALLOW: dict[str, tuple[int, dict[str, Any]]] = {
     "dynamicvit_adapter": (3, {**TWO, "base_rate": (0.8, 0.5), "prune_blocks": (1, 2)}),
     "evit_adapter": (3, {**TWO, "keep_rate": 0.7, "fuse": True, "prune_blocks": (0, 1)}),
     "ats_adapter": (3, {**TWO, "ats_blocks": (0, 1)}),
+    "vit_window_adapter": (3, {**TWO, "windows": (3, 0, 5)}),
     "svit_adapter_variant": (
         3,
         {**TWO, "inherit_mask": True, "merge_gates": True, "fixed_ratio": (0.6, 0.3)},

@@ -108,6 +108,7 @@ def test_avit_builds(tmp_path: Path, mode: TokenMode) -> None:
         ("evit_adapter", TokenMode.STATIC),
         ("ats_adapter", TokenMode.MASKED),
         ("svit_adapter_variant", TokenMode.MASKED),
+        ("vit_window_adapter", TokenMode.DENSE),
     ],
 )
 def test_methods_build_inside_an_adapter(tmp_path: Path, family: str, mode: TokenMode) -> None:
