@@ -106,6 +106,10 @@ def golden() -> Callable[[str], Golden]:
     return load_golden
 
 
+WHOLE = {"rcnn": "detect", "cascade": "cascade"}
+"""The task of a golden that is a whole detector, by the end of its name."""
+
+
 @dataclass(frozen=True)
 class DetectionGolden:
     """A checkpoint, its models, and what the official code computes: the arrays of io.npz."""
@@ -120,16 +124,17 @@ class DetectionGolden:
     def path(self) -> Path:
         return GOLDEN / self.name / "checkpoint.pth"
 
-    def features(self, size: str) -> list[np.ndarray]:
-        """The four maps of an image of a size, such as `96x128`."""
-        return [self.arrays[f"f{i}_{size}"] for i in (1, 2, 3, 4)]
+    def features(self, size: str) -> dict[str, np.ndarray]:
+        """The maps of an image of a size, such as `96x128`; the finest of some is left out."""
+        keys = {f"stride_{2 << i}": f"f{i}_{size}" for i in (1, 2, 3, 4)}
+        return {name: self.arrays[key] for name, key in keys.items() if key in self.arrays}
 
 
 @cache
 def load_detection_golden(name: str) -> DetectionGolden:
     pytest.importorskip("torch")
     folder, told = GOLDEN / name, SETTINGS[name]
-    path, whole = folder / "checkpoint.pth", name.endswith("_mask_rcnn")
+    path, whole = folder / "checkpoint.pth", WHOLE.get(name.rpartition("_")[2])
     with np.load(folder / "io.npz") as io:
         arrays = {key: io[key] for key in io.files}
     return DetectionGolden(
@@ -137,7 +142,7 @@ def load_detection_golden(name: str) -> DetectionGolden:
         json.loads((folder / "meta.json").read_text()),
         arrays,
         load_model(path, task="backbone", overrides=told),
-        load_model(path, task="detect", overrides=told) if whole else None,
+        load_model(path, task=whole, overrides=told) if whole else None,
     )
 
 

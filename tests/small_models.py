@@ -54,6 +54,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dynamicvit_swin": {"depths": (1, 1, 4, 1), "base_rate": (0.7,)},
     "convnext": {"depths": (1, 2, 1, 1)},
     "dynamicvit_convnext": {"depths": (1, 1, 4, 1), "base_rate": (0.7,)},
+    "swin_pyramid": {"depths": (2, 1, 2, 1)},
+    "stvitr_pyramid": {"depths": (2, 1, 6, 1)},
     "stvitr": {"depths": (2, 1, 6, 1)},
     "svit_adapter": SHORT,
     "svit_variant": {"inherit_mask": True, "merge_gates": True},
@@ -75,6 +77,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 SIZES = {"swin": (224, 4), "stvitr": (224, 4), "dynamicvit_swin": (64, 2)}
 SIZES |= {"convnext": (64, 4), "dynamicvit_convnext": (128, 4)}
 GATES = {"svit_variant": (1, 3), "svit_adapter_variant": (1, 3)}
+SIZES |= {"swin_pyramid": (224, 4), "stvitr_pyramid": (224, 4)}
 
 
 @cache
@@ -98,10 +101,10 @@ def small_model(family: str, task: str) -> Model:
     dims = wanted.heads_from_arch(found.dims_from_arch(arch), arch)
     if isinstance(dims, AdapterDims):
         dims = replace(dims, conv_dim=8, deform_dim=24, samples=24)
-        dims = replace(dims, heads=HeadDims(8, 16)) if dims.heads else dims
+    dims = replace(dims, heads=HeadDims(8, 16)) if dims.heads else dims
     weights = random_weights(dims, wanted, np.random.default_rng(5))
     for name in weights:
-        if name.startswith("roi_head.bbox_head.fc_") and name.endswith("weight"):
+        if name.startswith("roi_head.bbox_head.") and ".fc_" in name and name.endswith("weight"):
             weights[name] *= 0.05  # trained ones do not turn rounding into scores, either
     told = {"family": family, "num_heads": "3"}
     told |= {name: typed(value) for name, value in settings.items()}

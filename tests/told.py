@@ -50,6 +50,8 @@ SETTINGS: dict[str, dict[str, str]] = {
     "svit_adapter": ADAPTER | LAST_NINE,
     "vit_adapter_dense": ADAPTER,
     "vit_window_adapter": ADAPTER | {"windows": "14,14,0," * 3 + "14,14,0"},
+    "swin_cascade": {},
+    "stvitr_cascade": {},
     "svit_mask_rcnn": ADAPTER | LAST_NINE,
     "evovit_adapter": EVOVIT_ADAPTER,
     "evovit_mask_rcnn": EVOVIT_ADAPTER,

@@ -103,6 +103,14 @@ class Backbone:
         """An instance of `sizes`."""
         return None
 
+    def feature_widths(self, sized: Any) -> tuple[int, ...]:
+        """Channels of its feature maps, finest first, if it has any.
+
+        Args:
+            sized: anything with its `embed_dim`.
+        """
+        return (sized.embed_dim,) * 4
+
     def misfit(self, config: ModelConfig) -> Misfit | None:
         """Why it cannot run the configuration's image size, if it cannot."""
         step, (height, width) = self.step or config.patch_size, config.image_size

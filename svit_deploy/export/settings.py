@@ -67,7 +67,7 @@ class ExportSettings(EngineSettings, LoadSettings):
 
     task: str = option(
         DEFAULT_TASK,
-        "What the graph computes: classify, backbone (of a detector) or detect.",
+        "What the graph computes: classify, backbone (of a detector), detect or cascade.",
         metavar="TASK",
         choices=_tasks,
     )

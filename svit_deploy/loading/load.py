@@ -133,9 +133,9 @@ def check_task(tensors: Mapping[str, np.ndarray], family: Family, task: Task) ->
             f"use --task {' or --task '.join(served)}",
         )
     heads = [t.name for t in TASKS.values() if t.prefixes and has_heads(tensors, t)]
-    if foreign := [name for name in heads if name not in served]:
+    if heads and not set(heads) & set(served):
         raise InputError(
-            f"the checkpoint is of --task {foreign[0]}, on a backbone that is not known for it",
+            f"the checkpoint is of --task {heads[0]}, on a backbone that is not known for it",
             "give a checkpoint in the layout of a method's official code",
         )
     if not has_heads(tensors, task):

@@ -56,6 +56,12 @@ def _dynamicvit_in_stages(arch: Arch) -> Arch:
     return replace(arch, family=f"dynamicvit_{arch.family}", settings=settings)
 
 
+def _pyramid(family: str, embed_dim: int, third_stage: int) -> Arch:
+    """A Swin in a Cascade Mask R-CNN."""
+    found = _swin(family, embed_dim, third_stage)
+    return replace(found, crop_ratio=1.0, interpolation="bilinear")
+
+
 def _lvvit(
     num_heads: int, embed_dim: int, depth: int, skip_lam: float, size: int = 224, crop: float = 1.0
 ) -> Arch:
@@ -106,7 +112,7 @@ def _adapter(
 KEEP = (0.7, 0.49, 0.343)
 """What SViT's gates of each three blocks are trained to keep."""
 GATED = tuple(range(3, 12))
-MERGED = {"gate_blocks": (3, 6, 9), "inherit_mask": True, "merge_gates": True}
+MERGED = {"inherit_mask": True, "merge_gates": True}
 SVIT_S = replace(
     _deit(6),
     family="svit",
@@ -157,6 +163,11 @@ PRESETS: dict[str, Arch] = {
     "dynamicvit_convnext_t": _dynamicvit_in_stages(_convnext("convnext", 96, 9)),
     "dynamicvit_convnext_s": _dynamicvit_in_stages(_convnext("convnext", 96, 27)),
     "dynamicvit_convnext_b": _dynamicvit_in_stages(_convnext("convnext", 128, 27)),
+    "swin_pyramid_t": _pyramid("swin_pyramid", 96, 6),
+    "swin_pyramid_s": _pyramid("swin_pyramid", 96, 18),
+    "swin_pyramid_b": _pyramid("swin_pyramid", 128, 18),
+    "stvitr_pyramid_s": _pyramid("stvitr_pyramid", 96, 18),
+    "stvitr_pyramid_b": _pyramid("stvitr_pyramid", 128, 18),
     "stvitr_s": _swin("stvitr", 96, 18),
     "stvitr_b": _swin("stvitr", 128, 18),
     "lvvit_t": _lvvit(4, 240, 12, 1, crop=0.9),
@@ -170,8 +181,8 @@ PRESETS: dict[str, Arch] = {
     "mergence_lvvit_s": _on_lvvit_s("mergence_lvvit", keep_rate=0.5),
     "svit_adapter_t": _adapter(3, "svit_adapter", GATED),
     "svit_adapter_s": _adapter(6, "svit_adapter", GATED),
-    "svit_adapter_variant_t": _adapter(3, "svit_adapter_variant", **MERGED),
-    "svit_adapter_variant_s": _adapter(6, "svit_adapter_variant", **MERGED),
+    "svit_adapter_variant_t": _adapter(3, "svit_adapter_variant", (3, 6, 9), **MERGED),
+    "svit_adapter_variant_s": _adapter(6, "svit_adapter_variant", (3, 6, 9), **MERGED),
     "vit_adapter_t": _adapter(3, "vit_adapter"),
     "vit_adapter_s": _adapter(6, "vit_adapter"),
     "vit_window_adapter_t": _adapter(3, "vit_window_adapter"),

@@ -17,6 +17,7 @@ from svit_deploy.backbones.convnext import ConvNext
 from svit_deploy.backbones.heads import MEAN, PATCH_MEAN, Head
 from svit_deploy.backbones.lvvit import LvVit
 from svit_deploy.backbones.swin import Swin
+from svit_deploy.backbones.swin.pyramid import SwinPyramid
 from svit_deploy.backbones.vit import Vit
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.methods.ats import Ats, AtsInAdapter
@@ -30,6 +31,7 @@ from svit_deploy.methods.method import Dense, Method
 from svit_deploy.methods.multiscale import MultiScale, MultiScaleOnLvVit
 from svit_deploy.methods.stvit import Stvit
 from svit_deploy.methods.stvitr import StvitR, StvitRSwin
+from svit_deploy.methods.stvitr.pyramid import StvitRPyramid, StvitRPyramidSwin
 from svit_deploy.methods.svit import Svit
 from svit_deploy.methods.svit_variants import SvitVariant
 from svit_deploy.methods.tome import Tome
@@ -199,6 +201,8 @@ def _rows() -> Sequence[Family]:
             eps=dynamicvit_eps,
         ),
         Family("vit_adapter_class", "ViT-Adapter with a class token", class_adapter, dense),
+        Family("stvitr_pyramid", "STViT-R in detectors", StvitRPyramidSwin(), StvitRPyramid()),
+        Family("swin_pyramid", "Swin in detectors", SwinPyramid(), dense),
         Family("vit_window_adapter", "ViT-Adapter with windows", WindowedAdapter(), dense),
         Family("vit_adapter", "ViT-Adapter", adapter, dense),
         Family("svit", "SViT", vit, svit, eps=svit_eps),

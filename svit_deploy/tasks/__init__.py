@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from svit_deploy.errors import UsageError
+from svit_deploy.tasks.cascade import Cascade
 from svit_deploy.tasks.classify import Classify
 from svit_deploy.tasks.detect import Detect
 from svit_deploy.tasks.features import Features
@@ -11,7 +12,7 @@ from svit_deploy.tasks.task import Task
 
 __all__ = ["TASKS", "Part", "Runs", "Task", "task_named"]
 
-TASKS: dict[str, Task] = {task.name: task for task in (Classify(), Features(), Detect())}
+TASKS: dict[str, Task] = {task.name: task for task in (Classify(), Features(), Detect(), Cascade())}
 
 
 def task_named(name: str) -> Task:

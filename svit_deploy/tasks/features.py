@@ -16,6 +16,7 @@ from svit_deploy.errors import InputError
 from svit_deploy.graph.builder import FLOAT
 from svit_deploy.images.padded import pad_picture
 from svit_deploy.images.prepared import Prepared, stacked
+from svit_deploy.methods.families import family_of
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import ModelConfig, Preprocess
 from svit_deploy.model.result import Outputs, Result, Selected
@@ -124,8 +125,9 @@ class Features(Task):
 
     def write(self, writer: GraphWriter) -> None:
         features, tokens = writer.run(writer.image_input())
-        graph, width = writer.graph, writer.config.embed_dim
-        for stride, feature in zip(STRIDES, map(graph.to_float32, features), strict=True):
+        graph, widths = writer.graph, family_of(writer.config).backbone.feature_widths
+        maps = map(graph.to_float32, features)
+        for stride, feature, width in zip(STRIDES, maps, widths(writer.config), strict=True):
             shape = (writer.batch, width, *writer.map_shape(stride))
             graph.output(graph.rename(feature, feature_name(stride)), FLOAT, shape)
         self.add_gate_outputs(writer, tokens)
@@ -180,12 +182,10 @@ class Features(Task):
 
     def wanted(self, config: ModelConfig) -> Wanted:
         """Type and shape of each output, of an image of the configuration's size."""
+        widths = family_of(config).backbone.feature_widths(config)
         return {
-            feature_name(stride): (
-                np.float32,
-                (config.embed_dim, len(cells_of(config.image_size, stride))),
-            )
-            for stride in STRIDES
+            feature_name(stride): (np.float32, (width, len(cells_of(config.image_size, stride))))
+            for stride, width in zip(STRIDES, widths, strict=True)
         }
 
     def restore(

@@ -103,7 +103,9 @@ def test_backbone_alone_has_no_detections(golden: Any) -> None:
 
 def test_classification_checkpoint_is_refused(golden: Any) -> None:
     path = golden("svit_adapter").path.parent.parent / "svit_cls" / "checkpoint.pth"
-    with pytest.raises(InputError, match=r"needs a ViT-Adapter, .* is of SViT; use --task class"):
+    with pytest.raises(
+        InputError, match=r"needs a ViT-Adapter or Swin, .* is of SViT; use --task class"
+    ):
         load_model(path, task="backbone")
 
 

@@ -24,6 +24,8 @@ pytest.importorskip("torch")
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "families_table.py"
 DETECTION = {"svit_adapter", "vit_adapter", "evovit_adapter", "vit_window_adapter"}
+DETECTION |= {"swin_pyramid", "stvitr_pyramid"}
+WHOLE = {"swin_pyramid": "swin_cascade", "stvitr_pyramid": "stvitr_cascade"}
 SMALL = {"dynamicvit_adapter", "vit_adapter_class", "evit_adapter", "ats_adapter"}
 SMALL |= {"svit_adapter_variant"}
 VALUES = {"base_rate": "0.7", "keep_rate": "0.7", "fuse": "true", "r": "13", "skip_lam": "2"}
@@ -49,7 +51,10 @@ def test_an_export_asks_for_what_the_table_says(page, family):
     """Of a model without a preset: what is left out of either column, and of none else."""
     row = next(row for row in page.table().splitlines() if f"(`{family}`)" in row)
     _, needed, guessed = (re.findall(r"`(\w+)`", cell) for cell in row.split(" | ")[4:])
-    task, name = "classify", {"vit_adapter": "vit_adapter_dense"}.get(family, family)
+    task, name = (
+        "classify",
+        {"vit_adapter": "vit_adapter_dense", **WHOLE}.get(family, family),
+    )
     if family in DETECTION:
         task, weights = "backbone", read_checkpoint(GOLDEN / name / "checkpoint.pth").tensors
     elif family in SMALL:

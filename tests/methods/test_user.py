@@ -30,6 +30,7 @@ class Typed:
 
 BACKBONE = ("--task", "backbone", "--image-size", "96x128")
 DETECT = ("--task", "detect", "--image-size", "96x128")
+CASCADE = ("--task", "cascade", "--image-size", "96x160")
 HALF = ("--precision", "fp16")
 CASES = {
     "dynamicvit": Typed("static", 3),
@@ -51,6 +52,10 @@ CASES = {
     "dynamicvit_swin in fp16": Typed("static", 3, HALF, (64, 64)),
     "dynamicvit_convnext": Typed("static", 3, size=(128, 128)),
     "dynamicvit_convnext in fp16": Typed("static", 3, HALF, (128, 128)),
+    "stvitr_cascade": Typed("static", 0, CASCADE, (90, 155)),
+    "stvitr_cascade in fp16": Typed("static", 0, CASCADE + HALF, (90, 155)),
+    "swin_cascade": Typed("dense", 0, CASCADE, (90, 155)),
+    "swin_cascade in fp16": Typed("dense", 0, CASCADE + HALF, (90, 155)),
     "evovit_adapter": Typed("static", 8, BACKBONE, (90, 128)),
     "evovit_adapter in fp16": Typed("static", 8, BACKBONE + HALF, (90, 128)),
 }

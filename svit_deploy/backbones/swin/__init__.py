@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from svit_deploy.backbones.backbone import Backbone, Named
-from svit_deploy.backbones.heads import MEAN
+from svit_deploy.backbones.heads import MEAN, Head
 from svit_deploy.backbones.swin.graph import SwinGraph
 from svit_deploy.backbones.swin.settings import STAGES, SwinSettings, stages
 from svit_deploy.errors import InputError, UsageError
@@ -37,7 +37,7 @@ class SwinDims(Dims):
 class Swin(Backbone):
     title = "Swin"
     graph = SwinGraph
-    head = MEAN
+    head: ClassVar[Head | None] = MEAN
     settings = SwinSettings
     told_by_weights = ("depths", "stage_heads", "window")
     required = ("depths",)
@@ -71,7 +71,7 @@ class Swin(Backbone):
             mlp_dim=tensors.shape("layers.0.blocks.0.mlp.fc1.weight", 2)[0],
             patch_size=self.patch_size(tensors),
             num_patches=(8 * side) ** 2,  # one window in the last stage
-            num_classes=tensors.shape("head.weight", 2)[0],
+            num_classes=self.classes(tensors),
             num_heads=heads[0],
             depths=tuple(depths),
             stage_heads=tuple(heads),
@@ -81,6 +81,9 @@ class Swin(Backbone):
     def patch_size(self, tensors: Tensors) -> int:
         """Pixels along the side of a patch."""
         return tensors.shape("patch_embed.proj.weight", 4)[2]
+
+    def classes(self, tensors: Tensors) -> int:
+        return tensors.shape("head.weight", 2)[0]
 
     def dims_from_arch(self, family: str, arch: Arch) -> SwinDims:
         assert arch.embed_dim and arch.patch_size and arch.image_size
@@ -116,7 +119,12 @@ class Swin(Backbone):
                 name = f"layers.{stage}.downsample"
                 shapes |= norm(f"{name}.norm", 4 * width)
                 shapes[f"{name}.reduction.weight"] = (2 * width, 4 * width)
-        return shapes | norm("norm", width) | linear("head", dims.num_classes, width)
+        return shapes | self.head_shapes(dims)
+
+    def head_shapes(self, dims: Any) -> dict[str, Shape]:
+        """What is behind the blocks."""
+        width = dims.embed_dim << (STAGES - 1)
+        return norm("norm", width) | linear("head", dims.num_classes, width)
 
     def stem_shapes(self, dims: Any) -> dict[str, Shape]:
         width, patch = dims.embed_dim, dims.patch_size

@@ -11,6 +11,7 @@ from svit_deploy.backbones.staged import StagedGraph
 from svit_deploy.backbones.swin.settings import CORNERS, HIDDEN, Stage, places
 from svit_deploy.graph.builder import BFLOAT16
 from svit_deploy.graph.layers import attend_heads
+from svit_deploy.graph.maps import Dim
 from svit_deploy.names import EMBEDDING
 
 
@@ -22,10 +23,15 @@ class SwinGraph(StagedGraph):
         graph, width, exact = self.graph, self.config.embed_dim, self.exact_convolutions
         with graph.scope("embedding"):
             x = self.stem(images if exact else graph.to_precision(images), exact)
-            flat = graph.reshape(x, 0, width, self.places()[0][0].tokens)
+            flat = graph.reshape(x, -1, width, self.embedded_tokens)
             rows = graph.reshape(graph.op("Transpose", flat, perm=(0, 2, 1)), -1, width)
             rows = self.after_stem(graph.to_precision(rows) if exact else rows)
         return graph.rename(rows, EMBEDDING)
+
+    @property
+    def embedded_tokens(self) -> Dim:
+        """Tokens that the first stage begins with."""
+        return self.places()[0][0].tokens
 
     @property
     def exact_convolutions(self) -> bool:
@@ -90,14 +96,17 @@ class SwinGraph(StagedGraph):
         split = graph.reshape(x, -1, tokens, width)
         return graph.reshape(graph.op("Gather", split, graph.constant(order), axis=1), -1, width)
 
-    def window_attention(self, qkv: Sequence[str], stage: Stage, bias: str | None) -> str:
+    def window_attention(
+        self, qkv: Sequence[str], stage: Stage, bias: str | None, windows: Dim = 0
+    ) -> str:
         """Softmax attention in each window, rows `[B * tokens, C]` window by window.
 
         Args:
+            windows: of an image; by default those that tile the stage's map.
             bias: `[windows or 1, H, K, K]`, added to the scores.
         """
         graph, inside = self.graph, stage.window**2
-        windows, dim = stage.tokens // inside, stage.width // stage.heads
+        windows, dim = windows or stage.tokens // inside, stage.width // stage.heads
 
         def heads(rows: str, *order: int) -> str:
             split = graph.reshape(rows, -1, windows, inside, stage.heads, dim)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -96,8 +96,8 @@ class StvitRSwin(Swin):
 class StvitR(Method):
     title = "STViT-R"
     modes = (TokenMode.STATIC,)
-    settings = StvitRSettings
-    told_by_weights = ("relative_pos", "use_global", "use_conv_pos")
+    settings: ClassVar[type | None] = StvitRSettings
+    told_by_weights: ClassVar[tuple[str, ...]] = ("relative_pos", "use_global", "use_conv_pos")
 
     def matches(self, keys: Collection[str]) -> bool:
         return "layers.2.blocks.1.attn.kv.weight" in keys

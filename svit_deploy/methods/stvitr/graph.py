@@ -10,6 +10,7 @@ from svit_deploy.backbones.swin.graph import SwinGraph, position_bias
 from svit_deploy.backbones.swin.settings import Stage, places
 from svit_deploy.backbones.tokens import GraphTokens
 from svit_deploy.graph.layers import attend_heads
+from svit_deploy.graph.maps import Dim
 from svit_deploy.methods.stvitr.settings import (
     AROUND,
     BN_EPS,
@@ -81,7 +82,7 @@ class StvitRGraph(GraphTokens):
         if role == 0:
             return str(self.writer.plain_block(x, block, stage.tokens))
         if role == 5:
-            return self.look(x, semantic, stage, number, stage.tokens, SEMANTIC)
+            return self.recover(x, semantic, stage, number)
         if role == 1:
             return self.begin(x, stage, number)
         if role == 2:
@@ -120,6 +121,10 @@ class StvitRGraph(GraphTokens):
                 tokens = graph.op("Add", pooled, tokens)
             tokens = self.writer.reorder(tokens, np.argsort(semantic_order()), SEMANTIC, width)
         return self.feed(tokens, name)
+
+    def recover(self, x: str, semantic: str, stage: Stage, block: int) -> str:
+        """Image tokens look at the semantic ones."""
+        return self.look(x, semantic, stage, block, stage.tokens, SEMANTIC)
 
     def position(self, pooled: str, name: str) -> str:
         """A convolution over each window of `[B, 36, C]`, every channel by itself."""
@@ -201,19 +206,19 @@ class StvitRGraph(GraphTokens):
         key: str,
         value: str,
         stage: Stage,
-        windows: int,
-        tokens: int,
-        keys: int,
+        windows: Dim,
+        tokens: Dim,
+        keys: Dim,
         bias: str | None = None,
     ) -> str:
         """Attention of `tokens` to `keys` in each of `windows`, rows in and rows out.
 
         Args:
-            bias: `[1, H, tokens, keys]`, added to the scores.
+            bias: `[1 or windows, 1 or H, 1 or tokens, keys]`, added to the scores.
         """
         graph, dim = self.graph, stage.width // stage.heads
 
-        def heads(rows: str, count: int, *order: int) -> str:
+        def heads(rows: str, count: Dim, *order: int) -> str:
             split = graph.reshape(rows, -1, windows, count, stage.heads, dim)
             return graph.op("Transpose", split, perm=(0, 1, *order))
 

@@ -14,6 +14,10 @@ SIDE, WINDOWS = 14, 2
 """Image tokens and windows along the side of the third stage."""
 SEMANTIC = (SAMPLE * WINDOWS) ** 2
 BN_EPS = 1e-5
+NEAR = {1: (14, 3), 2: (21, 7), 5: (27, 12)}
+"""In detectors, by a block's place in its unit: the side of what a window's tokens look at, and how
+much of it is in front of the window; of image tokens, but for block 5 of semantic ones."""
+HIDDEN = -1000.0
 IN_WINDOW, IN_MAP = 3, 4
 """Blocks of a unit in which semantic tokens look at each other: in their window, and in all."""
 

@@ -19,6 +19,7 @@ from svit_deploy.backbones.writer import GraphWriter
 from svit_deploy.engines.base import Engine
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.images.prepared import Prepared, stacked
+from svit_deploy.methods.families import family_of
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.class_names import ClassNames, printable_names
 from svit_deploy.model.config import ModelConfig
@@ -58,6 +59,7 @@ from svit_deploy.tasks.task import Arrays
 
 if TYPE_CHECKING:
     from svit_deploy.backbones.reference import BackboneReference
+    from svit_deploy.tasks.detect.reference import MaskRcnnReference
 
 FOUND = (BOXES, SCORES, LABELS, MASKS)
 
@@ -71,6 +73,8 @@ class Detect(Features):
     foreign_fields: ClassVar[tuple[str, ...]] = ()
     prefixes = PREFIXES
     heads: ClassVar[type | None] = HeadDims
+    graph: ClassVar[type[MaskRcnnGraph]] = MaskRcnnGraph
+    box_head: ClassVar[str] = "roi_head.bbox_head"
     inputs: ClassVar[tuple[str, ...]] = (names.INPUT, IMAGE_SIZES, SCALE_FACTORS)
     packages: ClassVar[tuple[tuple[str, str], ...]] = (("torchvision", "the reference detections"),)
     takes_truth = True
@@ -94,7 +98,7 @@ class Detect(Features):
     # What a checkpoint tells.
 
     def infer_heads(self, tensors: Tensors, dims: Any) -> Any:
-        box_head = "roi_head.bbox_head"
+        box_head = self.box_head
         return replace(
             dims,
             num_classes=tensors.shape(f"{box_head}.fc_cls.weight", 2)[0] - 1,
@@ -140,7 +144,7 @@ class Detect(Features):
         return images
 
     def write(self, writer: GraphWriter) -> None:
-        self.add_gate_outputs(writer, MaskRcnnGraph(writer).write())
+        self.add_gate_outputs(writer, self.graph(writer).write())
 
     def outputs(self) -> tuple[str, ...]:
         return OUTPUTS
@@ -154,15 +158,18 @@ class Detect(Features):
     def reference_outputs(
         self, backbone: BackboneReference, output: Any, images: Sequence[Prepared], see: Any
     ) -> list[Outputs]:
-        from svit_deploy.tasks.detect.reference import MaskRcnnReference
-
-        heads = MaskRcnnReference(backbone)
+        heads = self.heads_reference(backbone)
         results = super().reference_outputs(backbone, output, images, see)
         for i, (image, result) in enumerate(zip(images, results, strict=True)):
             maps = [feature[i : i + 1] for feature in output]
             found = heads.detect(maps, image.image_size, image.scale)
             result |= found.arrays()
         return results
+
+    def heads_reference(self, backbone: BackboneReference) -> MaskRcnnReference:
+        from svit_deploy.tasks.detect.reference import MaskRcnnReference
+
+        return MaskRcnnReference(backbone)
 
     # Results.
 
@@ -212,8 +219,11 @@ class Detect(Features):
     # Parity.
 
     def fed_maps(self, config: ModelConfig) -> dict[str, tuple[int | str, ...]]:
-        width = config.embed_dim
-        return {n: ("batch", width, f"rows_{n}", f"columns_{n}") for n in FEATURES}
+        widths = family_of(config).backbone.feature_widths(config)
+        return {
+            name: ("batch", width, f"rows_{name}", f"columns_{name}")
+            for name, width in zip(FEATURES, widths, strict=True)
+        }
 
     def swayed(self, limits: Any, runs: Runs) -> Any:
         return widened(limits, _pairs(runs), runs.config)

@@ -170,10 +170,14 @@ class MaskRcnnGraph:
             levels.append(graph.op("Expand", graph.constant(level), graph.vector(count)))
         score, box = (graph.op("Concat", *parts, axis=1) for parts in (scores, boxes))
         level_of = graph.op("Concat", *levels, axis=0)
-        area = graph.op("ReduceMin", sides(graph, box), graph.constant([2]), keepdims=0)
+        return self.suppress_proposals(box, self.sound(box, score), level_of)
+
+    def sound(self, boxes: str, scores: str) -> str:
+        """The scores `[B, n]`, but `NEVER` of boxes `[B, n, 4]` without area."""
+        graph = self.graph
+        area = graph.op("ReduceMin", sides(graph, boxes), graph.constant([2]), keepdims=0)
         sound = graph.op("Greater", area, number(graph, 0))
-        score = graph.op("Where", sound, score, number(graph, NEVER))
-        return self.suppress_proposals(box, score, level_of)
+        return graph.op("Where", sound, scores, number(graph, NEVER))
 
     def anchor_values(self, hidden: str, name: str, width: int) -> str:
         """A 1x1 convolution's values `[B, cells * anchors, width]`, the anchor counting fastest.
@@ -223,9 +227,17 @@ class MaskRcnnGraph:
         for i in (0, 1):
             x = graph.op("Relu", layers.linear(x, f"{name}.shared_fcs.{i}"))
         x = graph.to_float32(x)
-        scores = graph.op("Softmax", layers.exact_linear(x, f"{name}.fc_cls"), axis=-1)
+        logits = layers.exact_linear(x, f"{name}.fc_cls")
+        deltas = graph.reshape(self.box_deltas(x, f"{name}.fc_reg", BOX_STDS), -1, classes, 4)
+        return self.found(logits, deltas, boxes, image, limit, scale)
+
+    def found(
+        self, logits: str, deltas: str, boxes: str, image: str, limit: str, scale: str
+    ) -> tuple[str, str, str, str]:
+        """Detections of logits `[R, classes + 1]` and deltas `[R, classes, 4]` of boxes."""
+        graph, config, classes = self.graph, self.numbers, self.config.num_classes
+        scores = graph.op("Softmax", logits, axis=-1)
         scores = graph.slice(scores, 0, classes)  # without the background
-        deltas = graph.reshape(self.box_deltas(x, f"{name}.fc_reg"), -1, classes, 4)
         rows = true_rows(graph, graph.op("Greater", scores, number(graph, config.min_score)))
         row, label = column(graph, rows, 0), column(graph, rows, 1)
         image = graph.op("Gather", image, row)
@@ -243,10 +255,10 @@ class MaskRcnnGraph:
         )
         return box, score, label, image
 
-    def box_deltas(self, x: str, name: str) -> str:
+    def box_deltas(self, x: str, name: str, deviations: Sequence[float]) -> str:
         """The regression layer, the coder's standard deviations folded in."""
         weights = self.layers.weights
-        stds = np.tile(np.array(BOX_STDS, np.float32), self.config.num_classes)
+        stds = np.tile(np.array(deviations, np.float32), self.config.num_classes)
         weight = self.graph.weight(
             f"{name}.scaled.weight", weights[f"{name}.weight"] * stds[:, None]
         )
@@ -290,10 +302,20 @@ class MaskRcnnGraph:
 
         The last convolution computes only the mask of each detection's own class.
         """
-        graph, config, name = self.graph, self.numbers, "roi_head.mask_head"
-        width, cells = config.fpn_dim, (2 * MASK_SIDE) ** 2
+        graph = self.graph
         x, order = roi_align(graph, pyramid, boxes, image, MASK_SIDE)
-        x, weights = graph.to_precision(x), self.layers.weights
+        masks = self.masks(graph.to_precision(x), graph.op("Gather", labels, order))
+        places = graph.op("Unsqueeze", order, graph.constant([1]))
+        return graph.op("ScatterND", masks, places, masks)  # back in the detections' order
+
+    def masks(self, x: str, labels: str) -> str:
+        """Probabilities `[D, 28, 28]` of what RoIAlign gave."""
+        return self.mask(x, labels, "roi_head.mask_head")
+
+    def mask(self, x: str, labels: str, name: str) -> str:
+        """One mask head's."""
+        graph, weights = self.graph, self.layers.weights
+        width, cells = self.numbers.fpn_dim, (2 * MASK_SIDE) ** 2
         for i in range(4):
             x = graph.op("Relu", self.named_conv(x, f"{name}.convs.{i}.conv"))
         keys = (f"{name}.upsample.weight", f"{name}.upsample.bias")
@@ -301,15 +323,12 @@ class MaskRcnnGraph:
         twice = {"kernel_shape": (2, 2), "strides": (2, 2)}
         x = graph.op("Relu", map_op(self.layers, "ConvTranspose", x, up, **twice))
         x = graph.to_float32(graph.reshape(x, -1, width, cells))
-        label = graph.op("Gather", labels, order)
         per_class = weights[f"{name}.conv_logits.weight"].reshape(-1, 1, width)
-        chosen = graph.op("Gather", graph.weight(f"{name}.per_class.weight", per_class), label)
+        chosen = graph.op("Gather", graph.weight(f"{name}.per_class.weight", per_class), labels)
         offset = weights[f"{name}.conv_logits.bias"].reshape(-1, 1, 1)
-        offsets = graph.op("Gather", graph.weight(f"{name}.per_class.bias", offset), label)
+        offsets = graph.op("Gather", graph.weight(f"{name}.per_class.bias", offset), labels)
         logits = graph.op("Add", graph.op("MatMul", chosen, x), offsets)
-        masks = graph.reshape(graph.op("Sigmoid", logits), -1, 2 * MASK_SIDE, 2 * MASK_SIDE)
-        places = graph.op("Unsqueeze", order, graph.constant([1]))
-        return graph.op("ScatterND", masks, places, masks)  # back in the detections' order
+        return graph.reshape(graph.op("Sigmoid", logits), -1, 2 * MASK_SIDE, 2 * MASK_SIDE)
 
     def named_conv(self, x: str, name: str) -> str:
         weights = self.layers.weights

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from svit_deploy.methods.families import FAMILIES
 from svit_deploy.model.keys import Shape
 
 PREFIXES = ("neck.", "rpn_head.", "roi_head.")
@@ -24,8 +25,13 @@ class HeadDims:
 
 def head_shapes(dims: Any) -> dict[str, Shape]:
     """Name to shape, for every tensor of the heads."""
+    return with_biases(layers(dims))
+
+
+def with_biases(named: Iterable[tuple[str, Shape]]) -> dict[str, Shape]:
+    """Layers by name with the shapes of their weights -> those of weights and biases."""
     shapes: dict[str, Shape] = {}
-    for name, weight in layers(dims):
+    for name, weight in named:
         shapes[f"{name}.weight"] = weight
         shapes[f"{name}.bias"] = weight[1:2] if name.endswith("upsample") else weight[:1]
     return shapes
@@ -34,8 +40,8 @@ def head_shapes(dims: Any) -> dict[str, Shape]:
 def layers(dims: Any) -> Iterator[tuple[str, Shape]]:
     """Mask R-CNN's pyramid, proposal head, box head and mask head."""
     width, fc, classes = dims.heads.fpn_dim, dims.heads.fc_dim, dims.num_classes
-    for i in range(4):
-        yield f"neck.lateral_convs.{i}.conv", (width, dims.embed_dim, 1, 1)
+    for i, channels in enumerate(FAMILIES[dims.family].backbone.feature_widths(dims)):
+        yield f"neck.lateral_convs.{i}.conv", (width, channels, 1, 1)
         yield f"neck.fpn_convs.{i}.conv", (width, width, 3, 3)
         yield f"roi_head.mask_head.convs.{i}.conv", (width, width, 3, 3)
     yield "rpn_head.rpn_conv", (width, width, 3, 3)

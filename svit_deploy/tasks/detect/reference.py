@@ -26,7 +26,13 @@ BOX_STDS = (0.1, 0.1, 0.2, 0.2)
 
 
 class MaskRcnnReference:
-    """A feature pyramid and Mask R-CNN's heads behind a backbone, on the CPU, float32."""
+    """A feature pyramid and Mask R-CNN's heads behind a backbone, on the CPU, float32.
+
+    Attributes:
+        drops_empty_proposals: those without area, as mmdet does since 2.12.
+    """
+
+    drops_empty_proposals = True
 
     def __init__(self, backbone: BackboneReference) -> None:
         self.backbone, self.numbers = backbone, backbone.config.task
@@ -87,8 +93,9 @@ class MaskRcnnReference:
             boxes.append(decode(found, delta[best], image_size))
             levels.append(torch.full_like(best, level))
         score, box, level_of = torch.cat(scores), torch.cat(boxes), torch.cat(levels)
-        sound = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
-        score, box, level_of = score[sound], box[sound], level_of[sound]
+        if self.drops_empty_proposals:
+            sound = (box[:, 2] > box[:, 0]) & (box[:, 3] > box[:, 1])
+            score, box, level_of = score[sound], box[sound], level_of[sound]
         keep = batched_nms(box, score, level_of, config.rpn_iou)[: config.rpn_proposals]
         return score[keep], box[keep]
 
@@ -100,14 +107,26 @@ class MaskRcnnReference:
         scale: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Box head: boxes in the original's pixels `[D, 4]`, scores and labels `[D]`."""
-        config, name = self.numbers, "roi_head.bbox_head"
+        name = "roi_head.bbox_head"
         x = align(pyramid, proposals, 7).flatten(1)
         x = self.backbone.linear(x, f"{name}.shared_fcs.0").relu()
         x = self.backbone.linear(x, f"{name}.shared_fcs.1").relu()
-        scores = self.backbone.linear(x, f"{name}.fc_cls").softmax(1)[:, :-1]
+        scores = self.backbone.linear(x, f"{name}.fc_cls").softmax(1)
         deltas = self.backbone.linear(x, f"{name}.fc_reg").unflatten(1, (-1, 4)) * torch.tensor(
             BOX_STDS
         )
+        return self.found(scores, deltas, proposals, image_size, scale)
+
+    def found(
+        self,
+        scores: Tensor,
+        deltas: Tensor,
+        proposals: Tensor,
+        image_size: tuple[int, int],
+        scale: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Detections of probabilities `[R, classes + 1]` and deltas `[R, classes, 4]`."""
+        config, scores = self.numbers, scores[:, :-1]
         repeated = proposals[:, None].expand(-1, self.classes, 4)
         boxes = decode(repeated.reshape(-1, 4), deltas.reshape(-1, 4), image_size) / scale
         candidate, label = (scores > config.min_score).nonzero(as_tuple=True)
@@ -118,8 +137,11 @@ class MaskRcnnReference:
 
     def mask_head(self, pyramid: Sequence[Tensor], boxes: Tensor, labels: Tensor) -> Tensor:
         """Mask head: probabilities `[D, 28, 28]` inside boxes in pixels of the input."""
-        weights, name = self.backbone.weights, "roi_head.mask_head"
-        x = align(pyramid, boxes, 14)
+        return self.masks(align(pyramid, boxes, 14), labels, "roi_head.mask_head")
+
+    def masks(self, x: Tensor, labels: Tensor, name: str) -> Tensor:
+        """Probabilities of each detection's own class, of what RoIAlign gave."""
+        weights = self.backbone.weights
         for i in range(4):
             x = self.backbone.conv(x, f"{name}.convs.{i}.conv", padding=1).relu()
         up, bias = weights[f"{name}.upsample.weight"], weights[f"{name}.upsample.bias"]

@@ -45,6 +45,8 @@ TASK = {
     "vit_adapter_dense": "backbone",
     "evovit_adapter": "backbone",
     "vit_window_adapter": "backbone",
+    "swin_cascade": "cascade",
+    "stvitr_cascade": "cascade",
     "evovit_mask_rcnn": "detect",
     "svit_mask_rcnn": "detect",
 }
@@ -56,6 +58,8 @@ FAMILY = {
     "svit_cls_224": "svit",
     "svit_cls_empty_gate": "svit",
     "evovit_mask_rcnn": "evovit_adapter",
+    "swin_cascade": "swin_pyramid",
+    "stvitr_cascade": "stvitr_pyramid",
     "svit_mask_rcnn": "svit_adapter",
     "vit_adapter_dense": "vit_adapter",
 }

@@ -54,6 +54,8 @@ SHALLOW: dict[str, tuple[int, dict[str, Any]]] = {
     "dynamicvit_swin": (7, {"depths": (1, 1, 4, 1), "base_rate": (0.7,)}),
     "convnext": (4, {"depths": (1, 1, 1, 1)}),
     "dynamicvit_convnext": (7, {"depths": (1, 1, 4, 1), "base_rate": (0.7,)}),
+    "swin_pyramid": (5, {"depths": (2, 1, 1, 1)}),
+    "stvitr_pyramid": (9, {"depths": (1, 1, 6, 1)}),
     "stvitr": (12, {"depths": (2, 2, 6, 2)}),
     "dynamicvit_adapter": (3, {**TWO, "base_rate": (0.8, 0.5), "prune_blocks": (1, 2)}),
     "evit_adapter": (3, {**TWO, "keep_rate": 0.7, "fuse": True, "prune_blocks": (0, 1)}),

@@ -109,6 +109,8 @@ def test_avit_builds(tmp_path: Path, mode: TokenMode) -> None:
         ("ats_adapter", TokenMode.MASKED),
         ("svit_adapter_variant", TokenMode.MASKED),
         ("vit_window_adapter", TokenMode.DENSE),
+        ("swin_pyramid", TokenMode.DENSE),
+        ("stvitr_pyramid", TokenMode.STATIC),
     ],
 )
 def test_methods_build_inside_an_adapter(tmp_path: Path, family: str, mode: TokenMode) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 from svit_deploy.images.prepared import Prepared
 from svit_deploy.tasks.detect.detections import Detections
 
-MASKS = {"svit_mask_rcnn": 2e-5, "evovit_mask_rcnn": 5e-5}
+MASKS = {"svit_mask_rcnn": 2e-5, "evovit_mask_rcnn": 5e-5, "swin_cascade": 5e-5}
+MASKS["stvitr_cascade"] = 5e-5
 """Of a mask's probabilities; 5e-5 is what the official code may be off by itself."""
 
 
@@ -22,6 +23,8 @@ def image_of(found: Any, image: int) -> Prepared:
 
 def kept_of(found: Any, image: int, keep_mask: np.ndarray) -> bool:
     """Whether masks `[1, G, S]` of an image are the official ones, which tell of patches alone."""
+    if f"keep_masks_{image}" not in found.arrays:
+        return keep_mask.shape[1] == 0
     keep = found.arrays[f"keep_masks_{image}"].transpose(1, 0, 2)
     prefix = keep_mask.shape[2] - keep.shape[2]
     return bool((keep_mask[:, :, prefix:] == keep).all() and keep_mask[:, :, :prefix].all())

@@ -51,3 +51,11 @@ def test_detector_equals_the_official_code(detection_golden: Any, name: str, ima
     expected = np.unpackbits(packed, axis=-1, count=width).astype(bool)
     pasted = paste_masks(detections.masks, detections.boxes, (height, width))
     assert (pasted != expected).sum() <= 2  # a pixel at the threshold is a near tie
+
+
+@pytest.mark.parametrize("name", ["swin_cascade", "stvitr_cascade"])
+@pytest.mark.parametrize("image", [0, 1])
+def test_cascade_equals_the_official_code(detection_golden: Any, image: int, name: str) -> None:
+    found = detection_golden(name)
+    result = Reference(found.detector, TASKS["cascade"]).run([image_of(found, image)])
+    order_of(found, image, Detections.of(result.outputs[0]))
