@@ -259,6 +259,7 @@ def test_mergence(tmp_path, rate):
     check(model, tmp_path, lambda plain, image: plain.mergence(image, rate, (1, 3, 5)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["multiscale", "multiscale_lvvit"])
 @pytest.mark.parametrize(
     ("cheap", "normed", "shares"), [(2, True, (1, 1)), (1, False, (0.5, 0.5)), (0, True, (1, 0))]
@@ -272,12 +273,14 @@ def test_multiscale(tmp_path, family, cheap, normed, shares):
     check(model, tmp_path, lambda plain, image: plain.multiscale(image, 0.7, (2, 4), *options))
 
 
+@pytest.mark.slow
 def test_mergence_on_lvvit(tmp_path):
     given = {"keep_rate": "0.7", "prune_blocks": "1,3,5", "skip_lam": "2"}
     model = small("mergence_lvvit", given)
     check(model, tmp_path, lambda plain, image: plain.mergence(image, 0.7, (1, 3, 5)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("inside", "fused"), [(True, True), (True, False), (False, True)])
 def test_evit_on_lvvit(tmp_path, inside, fused):
     """What is open of it, each way."""
