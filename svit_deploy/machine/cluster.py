@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -60,6 +61,7 @@ def cluster(address: str) -> Iterator[None]:
             }
         stack.callback(ray.shutdown)
         try:
+            _knock(address)
             with _sigterm_kept():
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **given)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
@@ -93,6 +95,13 @@ def check_room(address: str, needed: Mapping[str, float]) -> None:
             f"one engine on Ray needs more than this machine has ({told})",
             "lower --threads, or give the address of a cluster",
         )
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody listens at HOST:PORT: Ray itself tries that for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _keep_quiet() -> None:

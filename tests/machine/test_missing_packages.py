@@ -84,6 +84,7 @@ def run_without(packages: str, *lines: tuple[Any, ...]) -> list[Result]:
     return [Result(*result) for result in json.loads(done.stdout)]
 
 
+@pytest.mark.slow
 def test_without_ray(files, tmp_path):
     asked = ("--ray", "local")
     lines = [
