@@ -10,6 +10,7 @@ import torch
 
 from svit_deploy.errors import InputError
 from svit_deploy.images.prepared import Prepared, groups
+from svit_deploy.methods.families import family_of
 from svit_deploy.tasks.reference import Reference
 
 
@@ -43,7 +44,9 @@ def calibrate_gates(
     for gate, target in enumerate(targets):
         first = config.first_gated(gate)
         gated = torch.cat([margin[:, first:].flatten() for _, margin in pending])
-        threshold = threshold_for(gated.numpy(), target)
+        reached = gated[~gated.isneginf()] if family_of(config).method.bars else gated
+        share = min(1.0, target * len(gated) / max(len(reached), 1))
+        threshold = threshold_for(reached.numpy(), share) if len(reached) else 0.0
         thresholds.append(threshold)
         measured.append(float((gated > threshold).float().mean()))
         progress(gate + 1, len(targets))

@@ -127,9 +127,9 @@ class MaskRcnnGraph:
 
     def pyramid_sizes(self, maps: Sequence[str]) -> list[MapSize]:
         """Sizes of the pyramid's maps, finest first; free ones are read off the four `maps`."""
-        graph, (rows, columns) = self.graph, self.config.grid
+        graph, (rows, columns) = self.graph, self.config.image_size
         sizes = [
-            map_size(graph, rows * 16 // stride, columns * 16 // stride)
+            map_size(graph, rows // stride, columns // stride)
             if self.writer.sizes.fixed
             else map_size(graph, graph.shape(feature, 2), graph.shape(feature, 3))
             for stride, feature in zip(STRIDES, maps, strict=True)

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("torch")
 
 from svit_deploy.errors import InputError
+from svit_deploy.loading.random import init_checkpoint
 from svit_deploy.methods.families import FAMILIES
 from svit_deploy.model.model import Model
 from tests.backbones.adapter.running import STRIDES, assert_same_maps, engine_of, reference
@@ -93,6 +94,19 @@ def test_equals_the_implementation_token_by_token(mode, settings):
     assert (found.selected.keep_mask == masks).all()
     for maps in (outputs, found.stages):
         assert_same_maps(maps, {n: np.stack(v) for n, v in expected.items()}, atol=3e-5)
+
+
+@pytest.mark.slow
+def test_gates_that_inherit_are_set_to_their_targets(tmp_path):
+    """Of all tokens, though a gate decides only on those that the one before kept."""
+    arch = tmp_path / "tiny.yaml"
+    arch.write_text(
+        "family: svit_adapter_variant\nnum_heads: 3\nembed_dim: 24\ndepth: 4\ndeform_heads: 2\n"
+        "gate_blocks: [1, 3]\nnum_classes: 5\ninteraction_blocks: [2, 2]\n"
+        "inherit_mask: true\nmerge_gates: true\n"
+    )
+    made = init_checkpoint(str(arch), tmp_path / "tiny.safetensors", keep_ratio=(0.7, 0.4))
+    assert made.keep_ratios == pytest.approx((0.7, 0.4), abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,9 @@ def test_others_equal_the_official_code(
     found = detection_golden(name)
     with detector_engine(found.detector, mode, task=task) as engine:
         check_all(found, engine)
+    size = "x".join(map(str, found.arrays["input_0"].shape[2:]))
+    with detector_engine(found.detector, mode, sizes_of(size), task) as engine:
+        order_of(found, 0, detections_of(engine, found, 0)[0])
 
 
 def check_all(found: Any, engine: Engine) -> None:

@@ -53,6 +53,7 @@ def test_detector_equals_the_official_code(detection_golden: Any, name: str, ima
     assert (pasted != expected).sum() <= 2  # a pixel at the threshold is a near tie
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["swin_cascade", "stvitr_cascade"])
 @pytest.mark.parametrize("image", [0, 1])
 def test_cascade_equals_the_official_code(detection_golden: Any, image: int, name: str) -> None:
