@@ -174,6 +174,15 @@ class OptionField:
             return Path(value)
         return self._number(value) if self.kind in (int, float) else value
 
+    def words(self, value: Any) -> list[str]:
+        """What is typed for a value, which is text where the option has a parser."""
+        if isinstance(value, bool):
+            return [self.flag if value else self.flag.replace("--", "--no-", 1)]
+        texts = value if self.option.many else (value,)
+        if isinstance(texts, Mapping):
+            texts = [f"{key}={item}" for key, item in texts.items()]
+        return [word for text in texts for word in (self.flag, str(text))]
+
     def _number(self, value: Any) -> Any:
         low, high, number = self.option.low, self.option.high, None
         with contextlib.suppress(TypeError, ValueError, OverflowError):
@@ -225,3 +234,18 @@ def read_options(settings: type[T], base: T | None, given: Mapping[str, Any]) ->
 def part_of(settings: Any, kind: type[T]) -> T:
     """Of settings the fields of a class that theirs inherits."""
     return kind(**{one.name: getattr(settings, one.name) for one in fields(kind)})
+
+
+def words_of(settings: type[Any], given: Mapping[str, Any]) -> list[str]:
+    """The words of a command line that gives values, by the names of their fields.
+
+    Args:
+        given: text where an option has a parser. Defaults need no words.
+    """
+    words = []
+    for name, value in given.items():
+        declared = options_of(settings)[name]
+        needed = declared.field.default is MISSING and declared.field.default_factory is MISSING
+        if needed or declared.read(value) != declared.default():
+            words += declared.words(value)
+    return words

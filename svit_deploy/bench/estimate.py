@@ -6,9 +6,10 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 
+from svit_deploy.bench.durations import QUICK_NOTE
 from svit_deploy.bench.report import TargetInfo
 from svit_deploy.bench.schedule import Phase, Schedule, in_words
-from svit_deploy.bench.settings import KEEP, QUICK_NOTE, BenchSettings, BenchTarget
+from svit_deploy.bench.settings import KEEP, BenchSettings, BenchTarget
 from svit_deploy.bench.timing import Lane, compose_batches, run_seconds
 
 log = logging.getLogger(__name__)

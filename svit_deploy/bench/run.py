@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from svit_deploy.bench.content import keep_masks, kept_tokens, terciles
+from svit_deploy.bench.durations import QUICK_NOTE
 from svit_deploy.bench.estimate import make_schedule
 from svit_deploy.bench.flight import InFlight, fly
 from svit_deploy.bench.gpu import advice, gpu_times, with_speedup
 from svit_deploy.bench.lanes import clock_sampler, cold_start
 from svit_deploy.bench.layers import with_layers
 from svit_deploy.bench.report import BenchReport, TargetResult
-from svit_deploy.bench.settings import QUICK_NOTE, BenchSettings, BenchTarget
+from svit_deploy.bench.settings import BenchSettings, BenchTarget
 from svit_deploy.bench.stats import percentile_floor, ratio_interval, repeat_cv, summarise
 from svit_deploy.bench.timed_variants import with_variants
 from svit_deploy.bench.timing import Lane, Timed, Timer, compose_batches

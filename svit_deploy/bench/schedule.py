@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from svit_deploy.bench.settings import Timing
+from svit_deploy.bench.durations import Timing
 from svit_deploy.bench.stats import MIN_BLOCKS
 from svit_deploy.errors import UsageError
 

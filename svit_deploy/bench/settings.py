@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from svit_deploy.bench.durations import TimingSettings
 from svit_deploy.engines.settings import RunSettings
 from svit_deploy.errors import UsageError
 from svit_deploy.model.config import parse_image_size
@@ -74,20 +75,6 @@ class BenchTarget:
     notes: Callable[[Engine], Sequence[str]] | None = None
 
 
-@dataclass(frozen=True)
-class Timing:
-    """How long to warm up and to measure, per engine and batch size."""
-
-    warmup_s: float = 1.0
-    duration_s: float = 5.0
-    min_samples: int = 64
-
-
-QUICK = Timing(warmup_s=0.2, duration_s=0.0, min_samples=12)
-"""The fewest rounds that give an interval."""
-QUICK_NOTE = "a quick run of a few rounds, for a first idea: not a figure to publish"
-
-
 def parse_whole_numbers(text: str, flag: str) -> tuple[int, ...]:
     """Reads `1,8`.
 
@@ -100,26 +87,6 @@ def parse_whole_numbers(text: str, flag: str) -> tuple[int, ...]:
         raise UsageError(
             f"{flag} {text!r} is not a list of whole numbers", f"write, e.g., {flag} 1,8"
         ) from None
-
-
-def parse_seconds(text: str, flag: str) -> float:
-    """Reads `5`, `5s` or `500ms`.
-
-    Raises:
-        UsageError: anything else, or below 0.
-    """
-    number, scale = text.strip(), 1.0
-    if number.endswith("ms"):
-        number, scale = number.removesuffix("ms"), 1e-3
-    elif number.endswith("s"):
-        number = number.removesuffix("s")
-    try:
-        seconds = float(number) * scale
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < 1e6:
-        raise UsageError(f"{flag} {text!r} is no duration", f"write, e.g., {flag} 5s or 500ms")
-    return seconds
 
 
 def parse_limits(pairs: Sequence[str], flag: str = "--fail-above") -> dict[str, float]:
@@ -143,13 +110,11 @@ def parse_limits(pairs: Sequence[str], flag: str = "--fail-above") -> dict[str, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchSettings(RunSettings):
+class BenchSettings(TimingSettings, RunSettings):
     """What to feed, and how to measure.
 
     Attributes:
         image_size: (height, width).
-        min_samples: by default the fewest for a claim about p90, `percentile_floor(90)`.
-        max_time_s: of everything from the loading of the engines on. Whole rounds are left out.
         fail_above: limits in milliseconds by mean, p50, p90, p99 or max, for every target but
             the baseline (or for the only target).
 
@@ -177,36 +142,6 @@ class BenchSettings(RunSettings):
         parse=parse_whole_numbers,
         typed="1",
     )
-    warmup_s: float = option(
-        Timing.warmup_s,
-        "Warm-up time per engine and batch size, for example 1s or 500ms.",
-        flag="--warmup",
-        metavar="TIME",
-        parse=parse_seconds,
-        typed="1s",
-    )
-    duration_s: float = option(
-        Timing.duration_s,
-        "Minimum measuring time per engine and batch size.",
-        flag="--duration",
-        metavar="TIME",
-        parse=parse_seconds,
-        typed="5s",
-    )
-    min_samples: int = option(
-        Timing.min_samples,
-        "Minimum number of timed runs per engine and batch size.",
-        metavar="N",
-        low=1,
-    )
-    max_time_s: float | None = option(
-        None,
-        "Stop measuring after this time, at a whole round; the report says what was left.",
-        flag="--max-time",
-        metavar="TIME",
-        parse=parse_seconds,
-    )
-    quick: bool = option(False, "A few rounds only, for a first idea: not a figure to publish.")
     worst_case: bool = option(True, "Also time the worst case, in which all tokens are kept.")
     sweep_tokens: Path | None = option(
         None,
@@ -249,17 +184,9 @@ class BenchSettings(RunSettings):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.batches or min(self.batches) < 1:
             raise UsageError(f"batch sizes {list(self.batches)} make no sense", "give 1 or more")
-        if self.warmup_s < 0 or self.duration_s < 0 or self.min_samples < 0:
-            raise UsageError("a duration or a number of runs is negative", "give 0 or more")
-        if self.max_time_s is not None and not self.max_time_s > 0:
-            raise UsageError("--max-time leaves no time", "give, for example, --max-time 60s")
-        if self.quick and self._own_timing != Timing():
-            raise UsageError(
-                "--quick says how long to measure",
-                "leave it out, or --warmup, --duration and --min-samples",
-            )
         if self.cuda_graph not in GRAPH_MODES:
             raise UsageError(
                 f"--cuda-graph {self.cuda_graph!r} is unknown", f"use {', '.join(GRAPH_MODES)}"
@@ -270,15 +197,6 @@ class BenchSettings(RunSettings):
                     f"the limit {name}={limit} cannot be checked",
                     f"limit one of {', '.join(LIMITS)} to a positive number of milliseconds",
                 )
-
-    @property
-    def timing(self) -> Timing:
-        """How long to measure."""
-        return QUICK if self.quick else self._own_timing
-
-    @property
-    def _own_timing(self) -> Timing:
-        return Timing(self.warmup_s, self.duration_s, self.min_samples)
 
     @property
     def sweep(self) -> bool:

@@ -77,6 +77,16 @@ def bench_paths(
     """
     plan.needs(check_images, settings.images)
     candidates = [find_candidate(path, settings) for path in paths]
+    return bench_candidates(candidates, settings, progress, plan)
+
+
+def bench_candidates(
+    candidates: Sequence[Candidate],
+    settings: BenchSettings,
+    progress: Progress = SILENT,
+    plan: Plan = RUN,
+) -> BenchReport:
+    """The same of what was found, which may have been found with settings of its own."""
     for candidate in candidates:
         plan.needs(candidate.require)
     inputs = Inputs.load(settings, progress)

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from svit_deploy.bench.durations import Timing
 from svit_deploy.bench.schedule import RUNS, Schedule, least_rounds
-from svit_deploy.bench.settings import Timing
 from svit_deploy.bench.stats import MIN_BLOCKS
 from svit_deploy.engines.base import Engine, RunTimes
 from svit_deploy.progress import SILENT, Progress

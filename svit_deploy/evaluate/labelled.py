@@ -48,15 +48,20 @@ def open_labelled(bundle: Bundle, settings: EvaluateSettings) -> Labelled:
     if task.takes_truth:
         return _annotated(bundle, settings)
     if task.takes_labels:
-        return _with_labels(bundle, settings)
+        if (labelled := with_labels(bundle, settings)) is not None:
+            return labelled
+        raise UsageError(
+            "nothing tells the classes of the images",
+            "give --labels FILE, a folder with one folder per class, or an .npz with labels",
+        )
     raise UsageError(
         f"{bundle.name} gives {task.noun}, of which nothing says whether they are right",
         "use verify, bench or predict",
     )
 
 
-def _with_labels(bundle: Bundle, settings: EvaluateSettings) -> Labelled:
-    """By a file of labels, else those of the images themselves, else class folders."""
+def with_labels(bundle: Bundle, settings: EvaluateSettings) -> Labelled | None:
+    """By a file of labels, else those of the images themselves, else class folders, if any."""
     source, num_classes = source_of(settings.images), bundle.config.num_classes
     names, given = bundle.class_names, settings.class_names
     if given is not None and (settings.labels is not None or source.labels is not None):
@@ -73,10 +78,7 @@ def _with_labels(bundle: Bundle, settings: EvaluateSettings) -> Labelled:
         names = read_class_names(given, num_classes)
     found = folder_labels(source, num_classes, names, by_name=given is not None)
     if found is None:
-        raise UsageError(
-            "nothing tells the classes of the images",
-            "give --labels FILE, a folder with one folder per class, or an .npz with labels",
-        )
+        return None
     values, told = found
     return Labelled(replace(source, labels=values), None, told)
 

@@ -81,10 +81,8 @@ def evaluate_labelled(
     task, source, samples = bundle.task, labelled.source, RecordedSamples(bundle)
     scores, ours, theirs = (task.scores(bundle.config, labelled.truth) for _ in range(3))
     kept, broken, notes = KeptTokens(bundle.config), 0, list(labelled.notes)
-    chosen = None
-    if settings.max_images is not None and settings.max_images < len(source):
-        places = np.linspace(0, len(source) - 1, settings.max_images)
-        chosen = set(places.astype(int).tolist())
+    chosen = evenly_spread(len(source), settings.max_images)
+    if chosen is not None:
         notes.append(f"{len(chosen)} of {len(source)} images, evenly spread")
     with open_run(bundle, settings, look_at(bundle, samples)) as opened:
         running = Portion(progress, 0, 0.9)
@@ -121,3 +119,10 @@ def evaluate_labelled(
         engine_seconds=stream.engine_seconds,
         notes=notes,
     )
+
+
+def evenly_spread(count: int, wanted: int | None) -> set[int] | None:
+    """Which of so many images are run, if not all are."""
+    if wanted is None or wanted >= count:
+        return None
+    return set(np.linspace(0, count - 1, wanted).astype(int).tolist())

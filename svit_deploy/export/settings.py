@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,15 @@ def _tasks() -> Iterable[str]:
     return TASKS
 
 
+TASK = partial(
+    option,
+    DEFAULT_TASK,
+    "What the graph computes: classify, backbone (of a detector), detect or cascade.",
+    metavar="TASK",
+    choices=_tasks,
+)
+
+
 def _precisions() -> Iterable[str]:
     from svit_deploy.graph.builder import PRECISIONS
 
@@ -65,12 +75,7 @@ class ExportSettings(EngineSettings, LoadSettings):
         UsageError: values that cannot work, or contradict each other.
     """
 
-    task: str = option(
-        DEFAULT_TASK,
-        "What the graph computes: classify, backbone (of a detector), detect or cascade.",
-        metavar="TASK",
-        choices=_tasks,
-    )
+    task: str = TASK()
     tokens: TokenMode | None = option(
         None,
         "Token mode: dynamic, budget, masked, static, or dense (without gates). By default "

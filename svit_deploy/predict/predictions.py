@@ -19,6 +19,7 @@ from svit_deploy.inference.job import Opened
 from svit_deploy.inference.places import needs_place, open_run
 from svit_deploy.inference.stream import Image, Ran, Seen, Stream
 from svit_deploy.io.files import check_writable, write_file
+from svit_deploy.io.journal import Journal
 from svit_deploy.model.class_names import ClassNames
 from svit_deploy.plan import RUN, Plan
 from svit_deploy.predict.folder import check_result_folder, picture_file, result_folder
@@ -29,7 +30,6 @@ from svit_deploy.predict.formats import (
     describe_results,
     describe_rows,
 )
-from svit_deploy.predict.journal import Journal
 from svit_deploy.predict.pictures import RESULTS, draw_pictures, refuse_nothing, write_pictures
 from svit_deploy.predict.settings import PICTURES, PredictSettings
 from svit_deploy.predict.tables import WRITERS, require_writer
@@ -132,7 +132,7 @@ def _rows(
         "images": limit,
         "names": _digest(source.names[:limit]),
     }
-    with Journal(output, run) as journal:
+    with Journal[int](output.with_name(f"{output.name}.partial"), run) as journal:
         todo = set(range(limit)) - journal.done
         if todo:
             with _running(bundle, settings, lambda seen: (seen.number, describe(seen))) as opened:

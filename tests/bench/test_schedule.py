@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from svit_deploy.bench.durations import QUICK, Timing
 from svit_deploy.bench.schedule import Phase, Schedule, in_words, least_rounds
-from svit_deploy.bench.settings import QUICK, BenchSettings, Timing
+from svit_deploy.bench.settings import BenchSettings
 from svit_deploy.bench.stats import MIN_BLOCKS
 from svit_deploy.errors import UsageError
 from tests.bench.conftest import World

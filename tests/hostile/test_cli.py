@@ -26,7 +26,8 @@ from onnx import TensorProto, helper
 
 from svit_deploy import api
 from svit_deploy.backbones.vit.graph import VitGraph
-from svit_deploy.bench.settings import parse_limits, parse_seconds, parse_whole_numbers
+from svit_deploy.bench.durations import parse_seconds
+from svit_deploy.bench.settings import parse_limits, parse_whole_numbers
 from svit_deploy.bundle import MANIFEST, MODEL
 from svit_deploy.cli import main
 from svit_deploy.errors import UsageError
