@@ -43,6 +43,7 @@ contents = {
         "docs/debugging",
         "docs/evaluate",
         "docs/reports",
+        "docs/tune",
         "docs/serving",
         "docs/scale",
         "docs/tensorrt",

@@ -59,6 +59,9 @@ from svit_deploy.serve.start import (
     require_kserve,
     tell_addresses,
 )
+from svit_deploy.tune.report import TuneReport
+from svit_deploy.tune.run import tune_checkpoint
+from svit_deploy.tune.settings import TuneSettings
 from svit_deploy.verify.report import VerifyReport
 from svit_deploy.verify.run import verify_bundle
 from svit_deploy.verify.settings import VerifySettings
@@ -75,6 +78,7 @@ __all__ = [
     "package",
     "predict",
     "serve",
+    "tune",
     "verify",
     "visualize",
 ]  # fmt: skip
@@ -174,6 +178,29 @@ def bench(
     if chosen.sweep_tokens is not None:
         plot_sweep(report, chosen.sweep_tokens)
     return report
+
+
+def tune(
+    source: PathLike,
+    output: PathLike,
+    settings: TuneSettings | None = None,
+    *,
+    force: bool = False,
+    progress: Progress = SILENT,
+    plan: Plan = RUN,
+    **options: Any,
+) -> TuneReport:
+    """Exports, verifies and measures what makes sense on this machine, and keeps the best.
+
+    Args:
+        source: a checkpoint.
+        force: replace a bundle at `output`, and begin anew beside what another run left there.
+        options: fields of `TuneSettings`; `svit-deploy tune --help` explains them.
+    """
+    chosen = read_options(TuneSettings, settings, options)
+    return tune_checkpoint(
+        Path(source), Path(output), chosen, force=force, progress=progress, plan=plan
+    )
 
 
 def evaluate(

@@ -29,6 +29,7 @@ from svit_deploy.commands.plugins import plugins
 from svit_deploy.commands.predict import predict, visualize
 from svit_deploy.commands.run import run
 from svit_deploy.commands.serve import serve
+from svit_deploy.commands.tune import tune
 from svit_deploy.commands.verify import verify
 from svit_deploy.errors import (
     EXIT_CAPABILITY,
@@ -58,7 +59,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 for command in (
-    *(export, verify, debug, evaluate, bench, predict, serve, package, run),
+    *(export, verify, debug, evaluate, bench, tune, predict, serve, package, run),
     *(inspect, visualize, init, list_, doctor, quickstart),
 ):
     app.command(command.__name__.rstrip("_"))(command)

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from svit_deploy.engines.base import Engine
-from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine, require_provider
-from svit_deploy.engines.openvino.library import require_device
+from svit_deploy.engines.onnxruntime import (
+    OnnxRuntimeEngine,
+    available_providers,
+    require_provider,
+)
+from svit_deploy.engines.openvino.library import (
+    DEVICES,
+    able_in,
+    import_openvino,
+    require_device,
+)
 from svit_deploy.engines.openvino.runner import OpenVinoEngine
 from svit_deploy.engines.provider_choice import check_given
-from svit_deploy.engines.providers import CPU, CUDA, NVIDIA, full_provider_name
+from svit_deploy.engines.providers import CPU, CUDA, NVIDIA, PROVIDERS, full_provider_name
 from svit_deploy.engines.settings import PRECISIONS, EngineChoice, floats_of
+from svit_deploy.engines.tensorrt.gpu import require_gpu
 from svit_deploy.engines.tensorrt.loading import check_engine
 from svit_deploy.engines.tensorrt.runner import TensorRTEngine
 from svit_deploy.errors import InputError, UsageError
+from svit_deploy.machine.tensorrt import TARGETS
 from svit_deploy.options import options_of
 
 GRAPH = ".onnx"
@@ -31,11 +42,13 @@ class Runtime(abc.ABC):
         name: as after `--engine`.
         suffixes: of the files that it runs. One that runs graphs runs edited ones, too.
         options: fields of the settings that mean something to it, beside those of all.
+        builds: what it runs is built of a graph, for one of these targets; nothing is by default.
     """
 
     name: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]] = (GRAPH,)
     options: ClassVar[tuple[str, ...]]
+    builds: ClassVar[tuple[str, ...]] = ()
 
     def runs(self, file: Path) -> bool:
         return file.suffix in self.suffixes
@@ -73,6 +86,22 @@ class Runtime(abc.ABC):
     @abc.abstractmethod
     def describe(self, file: Path, settings: EngineChoice, precision: str = "fp32") -> str:
         """What runs a file, in words."""
+
+    @abc.abstractmethod
+    def ways(self) -> Iterator[EngineChoice]:
+        """How it may run models here: on each place, in each precision that it chooses itself.
+
+        Raises:
+            CapabilityError: its library is missing, or what it runs on.
+        """
+
+    def passes_over(self, precision: str, settings: EngineChoice) -> str | None:
+        """Why a graph of that precision is not worth a measurement so, where that is known."""
+        if self.lacks(precision, settings):
+            return f"it has no products of {precision}"
+        if self.widens(precision, settings):
+            return f"it computes {precision} in float32"
+        return None
 
     def widens(self, precision: str, settings: EngineChoice) -> bool:
         """Whether it computes parts of a graph of that precision in float32."""
@@ -116,6 +145,12 @@ class OnnxRuntime(Runtime):
         place = f" on GPU {settings.device}" if "device" in self.given(settings) else ""
         return f"ONNX Runtime, provider {settings.provider or CPU}{place}"
 
+    def ways(self) -> Iterator[EngineChoice]:
+        here = available_providers()
+        for name, provider in PROVIDERS.items():
+            if provider in here:
+                yield EngineChoice(engine=self.name, provider=None if name == CPU else name)
+
     def widens(self, precision: str, settings: EngineChoice) -> bool:
         return floats_of(precision) != "fp32" and settings.provider in (None, CPU)
 
@@ -138,6 +173,20 @@ class OpenVino(Runtime):
         chosen = self._chosen(settings, precision)
         return f"OpenVINO, {chosen['device']} in {PRECISIONS[chosen['precision']]}"
 
+    def ways(self) -> Iterator[EngineChoice]:
+        core = import_openvino().Core()
+        for device in core.available_devices:
+            named = None if device == DEVICES[0] else device
+            for precision in able_in(core, device):
+                yield EngineChoice(engine=self.name, engine_precision=precision, device=named)
+
+    def passes_over(self, precision: str, settings: EngineChoice) -> str | None:
+        if precision in PRECISIONS and precision != "fp32":
+            return f"it makes {precision} of the fp32 graph, with --engine-precision"
+        if precision != "fp32" and settings.engine_precision != floats_of(precision):
+            return f"nothing says what {precision} may be off by in {settings.engine_precision}"
+        return super().passes_over(precision, settings)
+
     def _chosen(self, settings: EngineChoice, precision: str) -> dict[str, Any]:
         return {
             "precision": settings.engine_precision or floats_of(precision),
@@ -149,6 +198,7 @@ class TensorRT(Runtime):
     name = "tensorrt"
     suffixes = (".engine", ".plan", ".trt")
     options = ("device", "allow_foreign", "cuda_graph", "plugin_library")
+    builds = tuple(TARGETS)
 
     def load(self, model: Path | bytes, settings: EngineChoice, precision: str = "fp32") -> Engine:
         if isinstance(model, bytes):
@@ -162,6 +212,10 @@ class TensorRT(Runtime):
 
     def describe(self, file: Path, settings: EngineChoice, precision: str = "fp32") -> str:
         return f"the engine {file.name}"
+
+    def ways(self) -> Iterator[EngineChoice]:
+        require_gpu()
+        yield EngineChoice(engine=self.name)
 
     def given(self, settings: EngineChoice) -> dict[str, Any]:
         given = super().given(settings)

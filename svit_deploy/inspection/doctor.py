@@ -39,8 +39,9 @@ ANNOTATED = ("verify --annotations", "evaluate --annotations", "predict --format
 ON_RAY = ("--ray: verify, evaluate, predict, serve",)
 EVERY = (
     "export", *FROM_HUBS, "verify", "verify --against", *DETECTORS, "debug", "evaluate",
-    *ANNOTATED, "bench", "bench --sweep-tokens", "predict", "predict --format parquet", "visualize",
-    "serve", *ON_RAY, "package", "package --format triton", "inspect", "init", "quickstart",
+    *ANNOTATED, "bench", "bench --sweep-tokens", "tune", "predict", "predict --format parquet",
+    "visualize", "serve", *ON_RAY, "package", "package --format triton", "inspect", "init",
+    "quickstart",
 )  # fmt: skip
 WITHOUT_RUNNING = (
     "package",
@@ -53,7 +54,7 @@ WITHOUT_RUNNING = (
 )
 RUNNING = tuple(command for command in EVERY if command not in WITHOUT_RUNNING)
 WITH_CHECKPOINT = (
-    "export", *FROM_HUBS, *DETECTORS, "verify --against", "init", "quickstart",
+    "export", *FROM_HUBS, *DETECTORS, "verify --against", "tune", "init", "quickstart",
 )  # fmt: skip
 RUNTIME_MINIMUM = "1.21"
 CPU_FLAGS = {  # in /proc/cpuinfo: what matters to the kernels of ONNX Runtime

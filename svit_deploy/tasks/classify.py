@@ -102,6 +102,9 @@ class Classify(Task):
     def read(self, outputs: Mapping[str, np.ndarray], images: Sequence[Prepared]) -> list[Outputs]:
         return [{names.LOGITS: logits} for logits in outputs[names.LOGITS]]
 
+    def label(self, outputs: Outputs) -> int:
+        return int(np.argmax(outputs[names.LOGITS]))
+
     def wanted(self, config: ModelConfig) -> Wanted:
         """Type and shape of each output of an image."""
         return {names.LOGITS: (np.float32, (config.num_classes,))}

@@ -197,6 +197,10 @@ class Task:
 
     # Results.
 
+    def label(self, outputs: Outputs) -> int:
+        """The class that outputs tell, of a task that takes labels."""
+        raise NotImplementedError
+
     def read(self, outputs: Mapping[str, np.ndarray], images: Sequence[Prepared]) -> list[Outputs]:
         """A run's outputs, image by image, as far as the graph shows them."""
         raise NotImplementedError

@@ -99,6 +99,7 @@ MAPS = "visualize {files}/dynamic {images} -o {here}/m"
 EVALUATE = "evaluate {files}/dynamic {images}"
 DEBUG = "debug {files}/dynamic -o {here}/d"
 PREDICT = "predict {files}/dynamic {pictures} -o {here}/classes.csv"
+TUNE = "tune {checkpoint} --arch {arch} {images} -o {here}/out"
 PLUGINS = "plugins build --tensorrt-include {here} -o {here}/p"
 CASES = [
     Case("torch", EXPORT, 4, "svit-deploy[torch]"),
@@ -106,6 +107,7 @@ CASES = [
     Case("torch", "init svit_s -o {here}/x.pth", 4, "svit-deploy[torch]"),
     Case("torch", "init deit_tiny -o {here}/x.pth", 4, "svit-deploy[torch]"),
     Case("torch", "quickstart -o {here}/q", 4, "svit-deploy[torch]"),
+    Case("torch", TUNE, 4, "svit-deploy[torch]"),
     Case("torchvision", "export {detector} --task detect -o {here}/out", 4, "[detect]"),
     Case("tensorrt", f"{ENGINE} tensorrt", 4, "svit-deploy[tensorrt]"),
     Case("tensorrt_rtx", f"{ENGINE} tensorrt-rtx", 4, "svit-deploy[tensorrt-rtx]"),
@@ -133,6 +135,7 @@ CASES = [
     Case("onnxruntime", EVALUATE, 4, "pip install 'svit-deploy[cpu]'"),
     Case("onnxruntime", PREDICT, 4, "pip install 'svit-deploy[cpu]'"),
     Case("onnxruntime", DEBUG, 4, "pip install 'svit-deploy[cpu]'"),
+    Case("onnxruntime", TUNE, 4, "pip install 'svit-deploy[cpu]'"),
     Case("polygraphy", DEBUG, 4, "pip install 'svit-deploy[debug]'"),
     Case("torch", f"{DEBUG} --against {{checkpoint}}", 4, "svit-deploy[torch]"),
     Case("a report", f"{DEBUG} --report {{here}}/file", 3, "is no report of this version's verify"),
@@ -145,6 +148,7 @@ CASES = [
     Case("rights", PREDICT, 2, "Permission denied"),
     Case("rights", "init deit_tiny -o {here}/x.safetensors", 2, "Permission denied"),
     Case("rights", "quickstart -o {here}/q", 5, "Permission denied"),
+    Case("rights", TUNE, 5, "Permission denied"),
     Case("rights", DEBUG, 5, "Permission denied"),
     Case("rights", PLUGINS, 5, "Permission denied"),
     Case("--force", EXPORT.replace("{here}/out", "{files}/dynamic"), 5, "--force"),
@@ -152,10 +156,12 @@ CASES = [
     Case("--force", DEBUG.replace("{here}/d", "{files}/dynamic"), 5, "no folder that debug wrote"),
     Case("--force", "init deit_tiny -o {checkpoint}", 5, "--force"),
     Case("--force", "quickstart -o {files}", 5, "--force"),
+    Case("--force", TUNE.replace("{here}/out", "{files}/dynamic"), 5, "--force"),
     Case("a place", EXPORT.replace("{here}", "{here}/file"), 5, "Not a directory"),
     Case("a place", MAPS.replace("{here}/m", "{here}/file"), 3, "is a file"),
     Case("images", f"{EXPORT} --calibration {{here}}/nix", 3, "nix does not exist"),
     Case("images", f"{EXPORT} --calibrate-gates {{here}}/nix", 3, "nix does not exist"),
+    Case("images", TUNE.replace("{images}", "--images {here}/nix"), 3, "nix does not exist"),
     Case("images", EVALUATE.replace("{images}", "--images {here}/nix"), 3, "nix does not exist"),
     Case("images", PREDICT.replace("{pictures}", "{here}/nix"), 3, "nix does not exist"),
     Case("images", f"{AGAINST} --images {{here}}/nix", 3, "nix does not exist"),
@@ -264,6 +270,10 @@ WORKING = [
     (PREDICT, ["images      360 (npz)", "classes.csv"]),
     (f"{MAPS} --max-images 2", ["mean_map.png", "images      2 (npz)"]),
     ("init svit_s -o {here}/x.pth", ["22391962 random weights", "about 85.4 MiB", "x.pth"]),
+    (
+        f"{TUNE} --engines onnxruntime",
+        ["candidate   dense-fp32@onnxruntime", "left out    fp16 on"],
+    ),
     ("quickstart -o {here}/q", ["the digits model", "q/maps"]),
 ]
 

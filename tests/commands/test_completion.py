@@ -61,6 +61,8 @@ def complete(
         ("svit-deploy bench x --provider cu", ["cuda"]),
         ("svit-deploy bench x --cuda-graph o", ["on", "off"]),
         ("svit-deploy visualize x --provider o", ["openvino"]),
+        ("svit-deploy tune a.pth --modes d", ["dynamic", "dense"]),
+        ("svit-deploy tune a.pth --engines o", ["onnxruntime", "openvino"]),
         ("svit-deploy list ", ["presets", "methods", "backbones", "tasks"]),
         ("svit-deploy verify d", ["dense"]),
         ("svit-deploy verify ", ["dense", "out/dynamic", "out/masked"]),

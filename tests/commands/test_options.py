@@ -25,8 +25,9 @@ from svit_deploy.evaluate.settings import EvaluateSettings
 from svit_deploy.export.settings import EngineOptions, ExportSettings
 from svit_deploy.loading.settings import LoadSettings
 from svit_deploy.model.config import BatchRange, TokenMode
-from svit_deploy.options import OPTION, option, options_of, read_options
+from svit_deploy.options import OPTION, option, options_of, read_options, words_of
 from svit_deploy.predict.settings import PredictSettings, VisualizeSettings
+from svit_deploy.tune.settings import TuneSettings
 from svit_deploy.verify.settings import VerifySettings
 
 ALL = (
@@ -37,6 +38,7 @@ ALL = (
     LoadSettings,
     PredictSettings,
     RunSettings,
+    TuneSettings,
     VerifySettings,
     VisualizeSettings,
 )
@@ -354,3 +356,16 @@ def test_an_engine_implies_budgets_and_shapes_exclude_batches():
     assert ExportSettings().profiles == ()
     with pytest.raises(UsageError, match="exclude each other"):
         ExportSettings(**shapes, batch=(BatchRange(1, 1, 1),))
+
+
+def test_values_are_spelled_as_they_are_typed():
+    given = {
+        "folder": Path("a b"), "number": 3, "label": None, "risky": True, "pair": "3-4",
+        "words": {"key": "value"}, "plain": ("c", "d"), "careful": False, "share": 0.5,
+    }  # fmt: skip
+    words = words_of(Settings, given)
+    assert words == [
+        *("--folder", "a b", "--dangerous", "--pair", "3-4", "--word", "key=value"),
+        *("--plain", "c", "--plain", "d", "--no-careful"),
+    ]
+    assert words_of(Settings, {"pair": "1-2", "careful": True}) == []

@@ -44,6 +44,14 @@ QUICK = {
     "bench": {"warmup_s": 0, "duration_s": 0, "min_samples": 1, "threads": 1},
     "verify": {"threads": 1, "repeats": 2},
     "evaluate": {"threads": 1},
+    "tune": {
+        "quick": True,
+        "threads": "1",
+        "modes": "dynamic,dense",
+        "engines": "onnxruntime",
+        "precisions": "fp32",
+        "verify_images": 2,
+    },
     "predict": {"threads": 1},
     "visualize": {"threads": 1},
 }

@@ -85,9 +85,9 @@ def test_complete_machine(machine: Machine) -> None:
         "export", "export hf://", "export timm:", "verify", "verify --against",
         "export --task detect", "verify --against, detect", "debug", "evaluate",
         "verify --annotations", "evaluate --annotations", "predict --format coco", "bench",
-        "bench --sweep-tokens", "predict", "predict --format parquet", "visualize", "serve",
-        "--ray: verify, evaluate, predict, serve", "package", "package --format triton", "inspect",
-        "init", "quickstart",
+        "bench --sweep-tokens", "tune", "predict", "predict --format parquet", "visualize",
+        "serve", "--ray: verify, evaluate, predict, serve", "package",
+        "package --format triton", "inspect", "init", "quickstart",
         "--engine openvino", "export --target tensorrt", "export --target tensorrt-rtx",
         "export --target tensorrt --plugins", "engines: verify, bench", "plugins build",
     ]  # fmt: skip

@@ -127,6 +127,11 @@ def _detector(s: Sound) -> Path:
 
 
 ENGINE = ["--target", "tensorrt", "--tokens", "budget", "--budget", "1.0", "--batch", "1:2:4"]
+TUNE = [
+    *("--modes", "dynamic,dense", "--engines", "onnxruntime", "--precisions", "fp32"),
+    *("--verify-images", "2"),
+    *QUICK, "--max-accuracy-drop", "100%", "--force", "-o", "out",
+]  # fmt: skip
 PLUGINS = ["plugins", "build", "--tensorrt-include", "include", "-o", "out"]
 
 WRITINGS = {
@@ -156,6 +161,12 @@ WRITINGS = {
         _whole_rows,
         before=lambda s: ["predict", s.bundle(), s.images(), "-o", "out.jsonl"],
         journal="out.jsonl.partial",
+    ),
+    "tune": Writing(
+        lambda s: ["tune", s.checkpoint(), *s.options(), "--images", s.images(), *TUNE],
+        _whole_bundle,
+        before=_export("--tokens", "masked"),
+        journal="out.tune",
     ),
     "visualize": Writing(
         lambda s: ["visualize", s.bundle(), "--images", s.images(), "-o", "out"],

@@ -1,0 +1,1 @@
+"""A choice made by measurement: exports, verifies and benches candidates, and keeps the best."""
