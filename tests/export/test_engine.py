@@ -18,6 +18,7 @@ from svit_deploy.engines.tensorrt import build
 from svit_deploy.engines.tensorrt.sidecar import read_sidecar
 from svit_deploy.errors import CapabilityError, InputError, UsageError
 from svit_deploy.verify.expected import LiveReference, StoredReference
+from svit_deploy.verify.rounding import WHOLE
 from svit_deploy.verify.run import verify_against
 from svit_deploy.verify.settings import VerifySettings
 from tests.conftest import GOLDEN
@@ -188,7 +189,7 @@ def test_an_engine_that_flips_a_decision_is_held_to_its_graph(
     engine_bundle, export, golden, monkeypatch
 ):
     """A near tie that flips in every image must not hide what the engine does behind it."""
-    monkeypatch.setattr("svit_deploy.verify.rounding.WHOLE", 100)  # near enough in every image
+    monkeypatch.setitem(WHOLE, "fp16", 100)  # near enough in every image
     graph = export("svit_cls", "masked", precision="fp16")
     bundle = engine_bundle("out", graph.path, batch="1:2:4")
     install(monkeypatch, Device())

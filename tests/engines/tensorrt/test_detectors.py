@@ -35,6 +35,7 @@ from svit_deploy.tasks.detect.detections import OUTPUTS
 from svit_deploy.tasks.detect.graph import cut_names
 from svit_deploy.tasks.detect.split import HEADS, SplitDetector, split_graph
 from svit_deploy.verify.expected import LiveReference, StoredReference
+from svit_deploy.verify.rounding import WHOLE
 from svit_deploy.verify.run import verify_against
 from svit_deploy.verify.settings import VerifySettings
 from tests.engines.fake_onnxruntime import install_cuda_provider
@@ -171,7 +172,7 @@ def test_an_engine_that_flips_a_decision_is_held_to_its_graph(
     on_fake: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A near tie that flips in every image must not hide what the engine does behind it."""
-    monkeypatch.setattr("svit_deploy.verify.rounding.WHOLE", 1000)  # near enough in every image
+    monkeypatch.setitem(WHOLE, "fp16", 1000)  # near enough in every image
     bundle = on_fake("detect", "masked", precision="fp16")
 
     class Flipped(SplitDetector):
