@@ -1,4 +1,4 @@
-"""SViT-S in float32 and in int8 on ONNX Runtime CPU, dense and dynamic, interleaved in one run.
+"""SViT-S in float32 and in int8 on ONNX Runtime and OpenVINO, interleaved in one run.
 
 Random weights from `svit-deploy init`, as in svit_s.py.
 
@@ -26,6 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--engines", default="onnxruntime,openvino")
     parser.add_argument("--batches", default="1,8")
     parser.add_argument("--seconds", type=float, default=20.0, help="per graph and batch size")
     options = parser.parse_args()
@@ -35,18 +36,22 @@ def main() -> None:
     np.savez(images, images=np.stack(synthetic_images(IMAGES, (224, 224)).arrays))
     checkpoint = output / "svit_s.pth"
     api.init("svit_s", checkpoint, keep_ratio=RATIOS, force=True)
-    targets = []
+    bundles = []
     for precision in ("fp32", "int8"):
-        for tokens in ("dense", "dynamic"):
-            targets.append(output / f"{tokens}-{precision}")
+        for tokens in ("dense", "dynamic", "budget"):
+            bundles.append(output / f"{tokens}-{precision}")
             api.export(
                 checkpoint,
-                targets[-1],
+                bundles[-1],
                 tokens=tokens,
+                budget=RATIOS if tokens == "budget" else None,
                 precision=precision,
                 calibration=images,
+                batch="1:8:32",
                 force=True,
             )
+    engines = options.engines.split(",")
+    targets = [Path(f"{bundle}@{engine}") for engine in engines for bundle in bundles]
     settings = BenchSettings(
         batches=tuple(int(size) for size in options.batches.split(",")),
         duration_s=options.seconds,
