@@ -73,7 +73,7 @@ def _golden(name: str, mode: str) -> Case:
 def _detection(name: str, mode: str, task: str = "backbone") -> Case:
     case = _golden(name, mode)
     options = {**case.options, "task": task, "image_size": SIZES}
-    precisions = NO_BFLOAT16 if task == "detect" else ALL
+    precisions = ALL if task == "backbone" else NO_BFLOAT16
     return Case(case.name, case.checkpoint, case.told, options, precisions)
 
 
@@ -124,7 +124,11 @@ CASES: dict[str, Case] = {
         _detection("svit_adapter", "budget"),
         _detection("vit_adapter_dense", "dense"),
         _detection("evovit_adapter", "static"),
+        _detection("vit_window_adapter", "dense"),
         _detection("svit_mask_rcnn", "dynamic", task="detect"),
+        _detection("evovit_mask_rcnn", "static", task="detect"),
+        _detection("swin_cascade", "dense", task="cascade"),
+        _detection("stvitr_cascade", "static", task="cascade"),
         *map(_preset, ("mergence_t", "stvit_t", "swin_t")),
     )
 }

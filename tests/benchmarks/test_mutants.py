@@ -66,7 +66,7 @@ def test_every_fault_goes_to_one_system_and_precision(seed):
     assert all(cases[fault.name] in fault.cases for fault in DESIGNED)
     drawn = sum(name.startswith("drawn/") for _, name in dealt)
     assert len(dealt) - drawn == len(DESIGNED) >= 100
-    assert len(DESIGNED) <= drawn < 1.3 * len(DESIGNED)
+    assert len(DESIGNED) <= drawn < 1.5 * len(DESIGNED)
 
 
 def test_designed_faults_are_for_cases_that_there_are():
