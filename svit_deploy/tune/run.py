@@ -117,6 +117,8 @@ def check_truth(model: Model, task: Task, settings: TuneSettings) -> None:
 def run_of(model: Model, settings: TuneSettings) -> dict[str, Any]:
     """What every step depends on: whatever else changes, most need not be done again."""
     assert model.checkpoint is not None
+    environment = describe_environment()
+    del environment["variables"]  # libraries set some when they are tried
     others = (*NARROWING, *OF_CHOICE, *options_of(TimingSettings))
     paths = ("images", "calibration", "labels", "annotations", "class_names")
     plain = {
@@ -130,7 +132,7 @@ def run_of(model: Model, settings: TuneSettings) -> dict[str, Any]:
         "model": config_to_dict(model.config),
         "settings": plain,
         "files": {name: fingerprint(getattr(settings, name)) for name in paths},
-        "environment": describe_environment(),
+        "environment": environment,
     }
 
 

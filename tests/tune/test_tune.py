@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ import pytest
 
 from svit_deploy.bundle import open_bundle
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from svit_deploy.loading.load import load_model
 from svit_deploy.pages.tune import by_speed, rows_of
+from svit_deploy.tune.run import run_of
+from svit_deploy.tune.settings import TuneSettings
 from svit_deploy.tune.work import STEPS
 
 pytest.importorskip("torch")
@@ -30,6 +34,15 @@ FEW = (
     *("--engines", "onnxruntime", "--precisions", "fp32", "--quick", "--threads", "1"),
     *("--verify-images", "8", "--max-images", "120", "--max-accuracy-drop", "100%"),
 )
+
+
+def test_what_a_run_depends_on(monkeypatch):
+    model = load_model(CHECKPOINT, arch=str(ARCH))
+    settings = TuneSettings(images=DIGITS / "heldout.npz")
+    before = run_of(model, settings)
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    assert run_of(model, replace(settings, modes=("dense",), quick=True)) == before
+    assert run_of(model, replace(settings, max_images=3)) != before
 
 
 def tune(images: Path, *more: Any) -> list[str]:
