@@ -45,8 +45,8 @@ TASK = {
     "vit_adapter_dense": "backbone",
     "evovit_adapter": "backbone",
     "vit_window_adapter": "backbone",
-    "swin_cascade": "cascade",
-    "stvitr_cascade": "cascade",
+    "swin_cascade": "backbone",  # in halves a whole detector is refused
+    "stvitr_cascade": "backbone",
     "evovit_mask_rcnn": "detect",
     "svit_mask_rcnn": "detect",
 }
