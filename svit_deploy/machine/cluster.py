@@ -59,9 +59,9 @@ def cluster(address: str) -> Iterator[None]:
                 "include_dashboard": False,
                 "_temp_dir": stack.enter_context(folder),
             }
-        stack.callback(ray.shutdown)
         try:
             _knock(address)
+            stack.callback(ray.shutdown)
             with _sigterm_kept():
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **given)
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:

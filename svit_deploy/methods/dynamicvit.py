@@ -116,8 +116,8 @@ def predict(tokens: GraphTokens, rows: str, count: Dim, stage: int) -> str:
     whole_weight = graph.weight(f"{name}.fc1.whole.weight", weight[:, half:])
     shared = graph.op("Gemm", whole, whole_weight, layers.weight(f"{name}.fc1.bias"), transB=1)
     own = graph.reshape(graph.op("Gemm", local, local_weight, transB=1), -1, count, half)
-    z = graph.op("Add", own, graph.op("Unsqueeze", shared, graph.constant([1])))
-    z = graph.op("Gelu", graph.reshape(z, -1, half))
+    z = graph.op("Gelu", graph.op("Add", own, graph.reshape(shared, -1, 1, half)))
+    z = graph.reshape(z, -1, half)
     z = graph.op("Gelu", layers.exact_linear(z, f"{name}.fc2"))
     return graph.reshape(layers.difference(z, f"{name}.fc3", f"{name}.margin"), -1, count)
 

@@ -152,8 +152,8 @@ def test_what_is_read_and_written_is_known():
     here = Path.cwd()
     assert set(work.reads) == {str(here / "a"), str(here / "i")}
     assert set(work.writes) == {str(here / name) for name in "jhs"}
-    paths = {"source", "bundle", "targets", "images", "labels", "annotations", "against",
-             "class_names", "calibration", "calibrate_gates", "report"}  # fmt: skip
+    paths = {"checkpoint", "source", "bundle", "targets", "images", "labels", "annotations",
+             "against", "class_names", "calibration", "calibrate_gates", "report"}  # fmt: skip
     assert named - {*WRITES, *READS} - paths <= {"timing_cache", "image"}
 
 

@@ -86,7 +86,7 @@ def test_its_operators_have_a_place_in_a_profile(exported, family, task, mode):
     costly = {"Gemm", "MatMul", "Conv", "Softmax", "LayerNormalization", "Gelu", "Gather"}
     for node in placed:
         assert kinds[node.name] != OTHER or node.op_type not in costly, node.name
-    assert list(kinds.values()).count(OTHER) < 0.1 * len(nodes)
+    assert list(kinds.values()).count(OTHER) < 0.12 * len(nodes)
     gated = mode is not TokenMode.DENSE and FAMILIES[family].method.trained_gates
     assert (SELECTION in kinds.values()) or not gated
 

@@ -46,7 +46,9 @@ def keep_float32(openvino: ModuleType, core: Any, model: Any) -> tuple[Any, dict
     for op in model.get_ordered_ops():
         if op.get_friendly_name() not in names:
             continue
-        if op.get_type_name() == "Negative":
+        if op.get_type_name() == "MVN":
+            _count_axis_otherwise(openvino, op)
+        elif op.get_type_name() == "Negative":
             _replace(op, openvino.opset13.multiply(op.input_value(0), np.float32(-1)))
         elif op.get_type_name() == "MatMul":
             op = _without_transposes(openvino, op)
@@ -117,6 +119,18 @@ def _without_transposes(openvino: ModuleType, op: Any) -> Any:
             values[position], turn = node.input_value(0), not turn
         turned.append(turn)
     return _replace(op, openvino.opset13.matmul(*values, *turned))
+
+
+def _count_axis_otherwise(openvino: ModuleType, norm: Any) -> None:
+    """Counts the one axis of a norm from the other end, which changes nothing but that.
+
+    OpenVINO computes equal operators once: a block's norm of the same rows would take the place
+    of a gate's, and is not marked.
+    """
+    axis = int(norm.input_value(1).get_node().input_value(0).get_node().data)
+    rank = norm.get_output_partial_shape(0).rank.get_length()
+    other = openvino.opset13.constant(np.array([axis - rank if axis >= 0 else axis + rank]))
+    norm.input(1).replace_source_output(other.output(0))
 
 
 def _swaps_last(order: Any) -> bool:
