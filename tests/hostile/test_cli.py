@@ -689,13 +689,15 @@ def test_signals_are_handled_by_a_command_alone(cli, tmp_path, monkeypatch):
         "svit_deploy.api.inspect",
         lambda path: seen.extend(map(signal.getsignal, (signal.SIGTERM, signal.SIGHUP))),
     )
-    kept = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_IGN}
+    kept = {number: signal.signal(number, handler) for number, handler in before.items()}
     try:
         cli("inspect", tmp_path)
+        assert {number: signal.getsignal(number) for number in before} == before
     finally:
-        signal.signal(signal.SIGHUP, kept)
+        for number, handler in kept.items():
+            signal.signal(number, handler)
     assert callable(seen[0]) and seen[1] is signal.SIG_IGN
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 @pytest.mark.slow
