@@ -8,18 +8,13 @@ Random weights from `svit-deploy init`, as in svit_s.py.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from svit_s import IMAGES, RATIOS, markdown
+from svit_s import IMAGES, RATIOS, markdown, measure
 
 from svit_deploy import api
-from svit_deploy.bench.printing import render
-from svit_deploy.bench.settings import BenchSettings
 from svit_deploy.images import synthetic_images
-from svit_deploy.progress import show_progress
 
 
 def main() -> None:
@@ -52,18 +47,7 @@ def main() -> None:
             )
     engines = options.engines.split(",")
     targets = [Path(f"{bundle}@{engine}") for engine in engines for bundle in bundles]
-    settings = BenchSettings(
-        batches=tuple(int(size) for size in options.batches.split(",")),
-        duration_s=options.seconds,
-        min_samples=11,
-        threads=options.threads,
-        worst_case=False,
-    )
-    with show_progress() as progress:
-        report = api.bench(targets, images=images, settings=settings, progress=progress)
-    render(report, Console(width=120))
-    print(markdown(report))
-    (output / "bench.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    print(markdown(measure(targets, images, options)))
 
 
 if __name__ == "__main__":

@@ -43,6 +43,17 @@ def main() -> None:
     images = output / "images.npz"
     np.savez(images, images=np.stack(synthetic_images(IMAGES, (224, 224)).arrays))
     targets = build(output, images)
+    report = measure(targets, images, options)
+    bundle = open_bundle(output / "dynamic")
+    inputs = load_images(images).inputs(bundle.config.preprocess, bundle.config.image_size)
+    with OnnxRuntimeEngine(bundle.model_path) as engine:
+        keep_mask = engine.run({"images": inputs}, ["keep_mask"])["keep_mask"]
+    limit = flops_dense(bundle.config) / flops_pruned(bundle.config, keep_mask)
+    print(markdown(report, limit))
+
+
+def measure(targets: list[Path], images: Path, options: argparse.Namespace) -> BenchReport:
+    """Times all targets in one interleaved run, prints the report and keeps it as bench.json."""
     settings = BenchSettings(
         batches=tuple(int(size) for size in options.batches.split(",")),
         duration_s=options.seconds,
@@ -53,13 +64,8 @@ def main() -> None:
     with show_progress() as progress:
         report = api.bench(targets, images=images, settings=settings, progress=progress)
     render(report, Console(width=120))
-    bundle = open_bundle(output / "dynamic")
-    inputs = load_images(images).inputs(bundle.config.preprocess, bundle.config.image_size)
-    with OnnxRuntimeEngine(bundle.model_path) as engine:
-        keep_mask = engine.run({"images": inputs}, ["keep_mask"])["keep_mask"]
-    limit = flops_dense(bundle.config) / flops_pruned(bundle.config, keep_mask)
-    print(markdown(report, limit))
-    (output / "bench.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    (options.output / "bench.json").write_text(json.dumps(report.to_dict(), indent=2) + "\n")
+    return report
 
 
 def build(output: Path, images: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Backbones in stages: each has a map of half the sides of the one before, and twice its width.
+"""The graph of backbones in stages (see `stages`).
 
 A block has two halves. The first mixes tokens and needs the whole map; the second computes each
 token by itself, so that a method may let it compute some of them, or others in another way.

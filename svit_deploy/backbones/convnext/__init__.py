@@ -14,9 +14,10 @@ import numpy as np
 
 from svit_deploy.backbones.backbone import Backbone, Named
 from svit_deploy.backbones.convnext.graph import ConvNextGraph
-from svit_deploy.backbones.convnext.settings import KERNEL, STAGES, ConvNextSettings
+from svit_deploy.backbones.convnext.settings import KERNEL, ConvNextSettings
 from svit_deploy.backbones.heads import PATCH_MEAN
-from svit_deploy.errors import InputError, UsageError
+from svit_deploy.backbones.stages import STAGES, told_depths
+from svit_deploy.errors import InputError
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import ModelConfig
 from svit_deploy.model.keys import Dims, Shape, Tensors, linear, norm
@@ -71,12 +72,7 @@ class ConvNext(Backbone):
 
     def dims_from_arch(self, family: str, arch: Arch) -> ConvNextDims:
         assert arch.embed_dim and arch.patch_size
-        depths = tuple(arch.settings["depths"])
-        if len(depths) != STAGES or min(depths) < 1:
-            raise UsageError(
-                f"depths {list(depths)} are not those of {STAGES} stages",
-                f"give the blocks of each of {STAGES} stages, for example 3,3,9,3",
-            )
+        depths = told_depths(arch, "3,3,9,3")
         return ConvNextDims(
             family=family,
             embed_dim=arch.embed_dim,

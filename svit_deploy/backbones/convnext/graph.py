@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from svit_deploy.backbones.convnext.settings import Stage, places
+from svit_deploy.backbones.convnext.settings import ConvNextStage, places
 from svit_deploy.backbones.staged import StagedGraph
 from svit_deploy.graph.maps import conv, map_op, map_size, to_map, to_rows
 from svit_deploy.names import EMBEDDING
@@ -25,7 +25,7 @@ class ConvNextGraph(StagedGraph):
             for name, array in weights.items()
         }
 
-    def places(self) -> list[tuple[Stage, int]]:
+    def places(self) -> list[tuple[ConvNextStage, int]]:
         return places(self.config)
 
     @property
@@ -40,7 +40,7 @@ class ConvNextGraph(StagedGraph):
             rows = graph.to_precision(layers.layer_norm(rows, "downsample_layers.0.1", self.eps))
         return graph.rename(rows, EMBEDDING)
 
-    def shrink(self, x: str, stage: Stage) -> str:
+    def shrink(self, x: str, stage: ConvNextStage) -> str:
         graph, name = self.graph, f"downsample_layers.{stage.index}"
         with graph.scope("shrink"):
             x = graph.to_precision(self.layers.layer_norm(x, f"{name}.0", self.eps))

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from svit_deploy.backbones.convnext.settings import KERNEL, Stage, places
+from svit_deploy.backbones.convnext.settings import KERNEL, ConvNextStage, places
 from svit_deploy.backbones.reference import StagedReference
 
 
@@ -27,7 +27,7 @@ class ConvNextReference(StagedReference):
         x = F.conv2d(images, weight, bias, stride=patch).flatten(2).transpose(1, 2)
         return self.norm(x, f"{name}.1", self.block_eps)
 
-    def shrink(self, x: Tensor, stage: Stage) -> Tensor:
+    def shrink(self, x: Tensor, stage: ConvNextStage) -> Tensor:
         name = f"downsample_layers.{stage.index}"
         x = self.norm(x, f"{name}.0", self.block_eps)
         x = x.transpose(1, 2).unflatten(2, (2 * stage.rows, 2 * stage.columns))

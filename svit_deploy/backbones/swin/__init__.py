@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from svit_deploy.backbones.backbone import Backbone, Named
 from svit_deploy.backbones.heads import MEAN, Head
+from svit_deploy.backbones.stages import STAGES, told_depths
 from svit_deploy.backbones.swin.graph import SwinGraph
-from svit_deploy.backbones.swin.settings import STAGES, SwinSettings, stages
-from svit_deploy.errors import InputError, UsageError
+from svit_deploy.backbones.swin.settings import SwinSettings, stages
+from svit_deploy.errors import InputError
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import ModelConfig
 from svit_deploy.model.keys import Dims, Shape, Tensors, linear, norm
@@ -89,12 +90,7 @@ class Swin(Backbone):
         assert arch.embed_dim and arch.patch_size and arch.image_size
         patch = arch.patch_size
         heads = tuple(arch.num_heads << stage for stage in range(STAGES))
-        depths = tuple(arch.settings["depths"])
-        if len(depths) != STAGES or min(depths) < 1:
-            raise UsageError(
-                f"depths {list(depths)} are not those of {STAGES} stages",
-                f"give the blocks of each of {STAGES} stages, for example 2,2,6,2",
-            )
+        depths = told_depths(arch, "2,2,6,2")
         return SwinDims(
             family=family,
             embed_dim=arch.embed_dim,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from svit_deploy.backbones.staged import StagedGraph
-from svit_deploy.backbones.swin.settings import CORNERS, HIDDEN, Stage, places
+from svit_deploy.backbones.swin.settings import CORNERS, HIDDEN, SwinStage, places
 from svit_deploy.graph.builder import BFLOAT16
 from svit_deploy.graph.layers import attend_heads
 from svit_deploy.graph.maps import Dim
@@ -16,7 +16,7 @@ from svit_deploy.names import EMBEDDING
 
 
 class SwinGraph(StagedGraph):
-    def places(self) -> list[tuple[Stage, int]]:
+    def places(self) -> list[tuple[SwinStage, int]]:
         return places(self.config)
 
     def embed(self, images: str) -> str:
@@ -74,7 +74,7 @@ class SwinGraph(StagedGraph):
     def feed(self, x: str, block: int) -> str:
         return self.layers.feed(x, self.name_of(block), self.eps)
 
-    def attend(self, x: str, stage: Stage, block: int) -> str:
+    def attend(self, x: str, stage: SwinStage, block: int) -> str:
         """Attention inside windows of rows `[B * tokens, C]`, added to them."""
         graph, layers, name = self.graph, self.layers, stage.block(block)
         order = window_order(stage, stage.shift(block))
@@ -97,7 +97,7 @@ class SwinGraph(StagedGraph):
         return graph.reshape(graph.op("Gather", split, graph.constant(order), axis=1), -1, width)
 
     def window_attention(
-        self, qkv: Sequence[str], stage: Stage, bias: str | None, windows: Dim = 0
+        self, qkv: Sequence[str], stage: SwinStage, bias: str | None, windows: Dim = 0
     ) -> str:
         """Softmax attention in each window, rows `[B * tokens, C]` window by window.
 
@@ -118,7 +118,7 @@ class SwinGraph(StagedGraph):
         mixed = graph.op("Transpose", mixed, perm=(0, 1, 3, 2, 4))
         return graph.reshape(mixed, -1, stage.width)
 
-    def bias(self, stage: Stage, block: int) -> str:
+    def bias(self, stage: SwinStage, block: int) -> str:
         """Relative positions, and with shifted windows what is hidden `[windows or 1, H, K, K]`."""
         table = self.layers.weights[f"{stage.block(block)}.attn.relative_position_bias_table"]
         bias = position_bias(table, stage.window)
@@ -126,7 +126,7 @@ class SwinGraph(StagedGraph):
             bias = bias + hidden_pairs(stage, shift)[:, None]
         return self.graph.number(bias)
 
-    def shrink(self, x: str, stage: Stage) -> str:
+    def shrink(self, x: str, stage: SwinStage) -> str:
         """Each two by two tokens of the stage before become one of twice the width."""
         graph, layers, width = self.graph, self.layers, stage.width // 2
         raster = np.arange(4 * stage.tokens).reshape(2 * stage.rows, 2 * stage.columns)
@@ -140,7 +140,7 @@ class SwinGraph(StagedGraph):
             return graph.op("Gemm", normed, weight, transB=1)
 
 
-def window_order(stage: Stage, shift: int) -> np.ndarray:
+def window_order(stage: SwinStage, shift: int) -> np.ndarray:
     """Positions in the raster of all tokens `[tokens]`, window by window."""
     rows = (np.arange(stage.rows) + shift) % stage.rows
     columns = (np.arange(stage.columns) + shift) % stage.columns
@@ -158,7 +158,7 @@ def position_bias(table: np.ndarray, window: int) -> np.ndarray:
     return table[rows * (2 * window - 1) + columns].transpose(2, 0, 1)[None]
 
 
-def hidden_pairs(stage: Stage, shift: int) -> np.ndarray:
+def hidden_pairs(stage: SwinStage, shift: int) -> np.ndarray:
     """`HIDDEN` where query and key of a shifted window were not neighbours `[windows, K, K]`."""
 
     def part(length: int) -> np.ndarray:

@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from svit_deploy.backbones.backbone import Backbone
+from svit_deploy.backbones.stages import STAGES
 from svit_deploy.backbones.swin import Swin, SwinDims
 from svit_deploy.backbones.swin.pyramid_graph import SwinPyramidGraph
-from svit_deploy.backbones.swin.settings import STAGES
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import ModelConfig
 from svit_deploy.model.keys import Shape, Tensors, norm

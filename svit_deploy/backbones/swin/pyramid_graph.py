@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from svit_deploy.backbones.swin.graph import SwinGraph, position_bias
-from svit_deploy.backbones.swin.settings import CORNERS, HIDDEN, Stage, stages
+from svit_deploy.backbones.swin.settings import CORNERS, HIDDEN, SwinStage, stages
 from svit_deploy.graph.builder import INT64, INT64_MAX
 from svit_deploy.graph.maps import Dim, MapSize, map_size, product, quotient, to_map, total, vector
 
@@ -53,7 +53,7 @@ class SwinPyramidGraph(SwinGraph):
                 sides = [quotient(graph, graph.shape(images, axis), stride) for axis in (2, 3)]
             self._maps.append(map_size(graph, *sides))
 
-    def attend(self, x: str, stage: Stage, block: int) -> str:
+    def attend(self, x: str, stage: SwinStage, block: int) -> str:
         graph, layers, name = self.graph, self.layers, stage.block(block)
         shift = stage.window // 2 if block % 2 else 0
         with graph.scope("attention"):
@@ -68,7 +68,7 @@ class SwinPyramidGraph(SwinGraph):
             mixed = layers.linear(mixed, f"{name}.attn.proj")
             return graph.op("Add", x, self.from_windows(mixed, stage, shift))
 
-    def windows(self, stage: Stage) -> tuple[Dim, Dim]:
+    def windows(self, stage: SwinStage) -> tuple[Dim, Dim]:
         """How many windows cover a map, down and across."""
         graph, size, side = self.graph, self._maps[stage.index], stage.window
         down, across = (
@@ -76,7 +76,7 @@ class SwinPyramidGraph(SwinGraph):
         )
         return down, across
 
-    def padded(self, stage: Stage) -> tuple[Dim, Dim]:
+    def padded(self, stage: SwinStage) -> tuple[Dim, Dim]:
         """Rows and columns of the windows together."""
         height, length = (product(self.graph, n, stage.window) for n in self.windows(stage))
         return height, length
@@ -86,7 +86,7 @@ class SwinPyramidGraph(SwinGraph):
             return whole - part
         return self.graph.op("Sub", self.graph.vector(whole), self.graph.vector(part))
 
-    def pad(self, x: str, stage: Stage) -> str:
+    def pad(self, x: str, stage: SwinStage) -> str:
         """Rows `[B * cells, C]` -> `[B, height, length, C]`, zeros behind the map."""
         graph, size = self.graph, self._maps[stage.index]
         height, length = self.padded(stage)
@@ -97,7 +97,7 @@ class SwinPyramidGraph(SwinGraph):
         pads = vector(graph, (0, 0, 0, 0, 0, *beyond, 0))
         return graph.to_precision(graph.op("Pad", graph.to_float32(x), pads))
 
-    def crop(self, x: str, stage: Stage) -> str:
+    def crop(self, x: str, stage: SwinStage) -> str:
         """`[B, height, length, C]` -> rows `[B * cells, C]`."""
         graph, size = self.graph, self._maps[stage.index]
         if self.padded(stage) != (size.rows, size.columns):
@@ -114,14 +114,14 @@ class SwinPyramidGraph(SwinGraph):
             x = graph.op("Concat", rest, first, axis=axis)
         return x
 
-    def to_windows(self, x: str, stage: Stage, shift: int) -> str:
+    def to_windows(self, x: str, stage: SwinStage, shift: int) -> str:
         """Rows `[B * cells, C]` -> rows `[B * windows * side², C]`, window by window."""
         graph, side, (down, across) = self.graph, stage.window, self.windows(stage)
         x = self.roll(self.pad(x, stage), shift)
         x = graph.reshape(x, -1, down, side, across, side, stage.width)
         return graph.reshape(graph.op("Transpose", x, perm=(0, 1, 3, 2, 4, 5)), -1, stage.width)
 
-    def from_windows(self, x: str, stage: Stage, shift: int) -> str:
+    def from_windows(self, x: str, stage: SwinStage, shift: int) -> str:
         """The inverse of `to_windows`."""
         graph, side, (down, across) = self.graph, stage.window, self.windows(stage)
         x = graph.reshape(x, -1, down, across, side, side, stage.width)
@@ -129,7 +129,7 @@ class SwinPyramidGraph(SwinGraph):
         x = graph.reshape(x, -1, *self.padded(stage), stage.width)
         return self.crop(self.roll(x, -shift), stage)
 
-    def hidden(self, stage: Stage, shift: int) -> str:
+    def hidden(self, stage: SwinStage, shift: int) -> str:
         """`HIDDEN` where query and key of a shifted window were apart `[windows, 1, K, K]`."""
         graph, side = self.graph, stage.window
         if stage.index in self._hidden:
@@ -160,7 +160,7 @@ class SwinPyramidGraph(SwinGraph):
         self._hidden[stage.index] = hidden
         return hidden
 
-    def shrink(self, x: str, stage: Stage) -> str:
+    def shrink(self, x: str, stage: SwinStage) -> str:
         """Each two by two tokens of the stage before become one of twice the width."""
         graph, layers, width = self.graph, self.layers, stage.width // 2
         size = self._maps[stage.index]

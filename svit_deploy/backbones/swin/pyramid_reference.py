@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from svit_deploy.backbones.swin.reference import SwinReference
-from svit_deploy.backbones.swin.settings import HIDDEN, Stage, stages
+from svit_deploy.backbones.swin.settings import HIDDEN, SwinStage, stages
 from svit_deploy.backbones.tokens import ReferenceTokens, See
 
 
@@ -39,7 +39,7 @@ class SwinPyramidReference(SwinReference):
     def places(self) -> list[tuple[Any, int]]:
         return [(stage, block) for stage in self.stages for block in range(stage.depth)]
 
-    def attend(self, x: Tensor, stage: Stage, block: int) -> Tensor:
+    def attend(self, x: Tensor, stage: SwinStage, block: int) -> Tensor:
         """Attention inside the windows of `[B, tokens, C]`, added to them, window by window."""
         name, side, shift = stage.block(block), stage.window, stage.window // 2 * (block % 2)
         y = self.norm(x, f"{name}.norm1", self.block_eps).unflatten(1, (stage.rows, stage.columns))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from svit_deploy.backbones.reference import StagedReference
-from svit_deploy.backbones.swin.settings import CORNERS, HIDDEN, Stage, places
+from svit_deploy.backbones.swin.settings import CORNERS, HIDDEN, SwinStage, places
 
 
 class SwinReference(StagedReference):
@@ -32,7 +32,7 @@ class SwinReference(StagedReference):
         y = self.norm(x, f"{name}.norm2", self.block_eps)
         return self.linear(F.gelu(self.linear(y, f"{name}.mlp.fc1")), f"{name}.mlp.fc2")
 
-    def attend(self, x: Tensor, stage: Stage, block: int) -> Tensor:
+    def attend(self, x: Tensor, stage: SwinStage, block: int) -> Tensor:
         """Attention inside the windows of `[B, tokens, C]`, added to them."""
         name, side, shift = stage.block(block), stage.window, stage.shift(block)
         batch, down, across = len(x), stage.rows // side, stage.columns // side
@@ -68,7 +68,7 @@ class SwinReference(StagedReference):
         table = self.weights[f"{name}.attn.relative_position_bias_table"]
         return table[apart[..., 0] * (2 * side - 1) + apart[..., 1]].permute(2, 0, 1)
 
-    def shrink(self, x: Tensor, stage: Stage) -> Tensor:
+    def shrink(self, x: Tensor, stage: SwinStage) -> Tensor:
         """From the tokens of the stage before to those of this one."""
         name = f"layers.{stage.index - 1}.downsample"
         x = x.unflatten(1, (2 * stage.rows, 2 * stage.columns))

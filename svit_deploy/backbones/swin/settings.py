@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from svit_deploy.backbones.stages import STAGES, Stage
 from svit_deploy.model.config import ModelConfig
 
-STAGES = 4
 CORNERS = ((0, 0), (1, 0), (0, 1), (1, 1))
 """Row and column of the four patches that merge into one, in the order of their channels."""
 HIDDEN = -100.0
@@ -23,20 +23,12 @@ class SwinSettings:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One resolution: `rows` x `columns` tokens of `width` channels."""
+class SwinStage(Stage):
+    """With its heads, the side of its windows, and how many blocks it has."""
 
-    index: int
-    rows: int
-    columns: int
-    width: int
     heads: int
     window: int
     depth: int
-
-    @property
-    def tokens(self) -> int:
-        return self.rows * self.columns
 
     def shift(self, block: int) -> int:
         """How far windows are moved in a block of the stage."""
@@ -47,11 +39,11 @@ class Stage:
         return f"layers.{self.index}.blocks.{block}"
 
 
-def stages(config: ModelConfig) -> list[Stage]:
+def stages(config: ModelConfig) -> list[SwinStage]:
     settings: SwinSettings = config.settings
     rows, columns = (side // config.patch_size for side in config.image_size)
     return [
-        Stage(
+        SwinStage(
             index=i,
             rows=rows >> i,
             columns=columns >> i,
@@ -64,6 +56,6 @@ def stages(config: ModelConfig) -> list[Stage]:
     ]
 
 
-def places(config: ModelConfig) -> list[tuple[Stage, int]]:
+def places(config: ModelConfig) -> list[tuple[SwinStage, int]]:
     """The stage of each block, and its number there."""
     return [(stage, block) for stage in stages(config) for block in range(stage.depth)]

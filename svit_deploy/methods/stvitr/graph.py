@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from svit_deploy.backbones.swin.graph import SwinGraph, position_bias
-from svit_deploy.backbones.swin.settings import Stage, places
+from svit_deploy.backbones.swin.settings import SwinStage, places
 from svit_deploy.backbones.tokens import GraphTokens
 from svit_deploy.graph.layers import attend_heads
 from svit_deploy.graph.maps import Dim
@@ -89,7 +89,7 @@ class StvitRGraph(GraphTokens):
             return self.look_around(semantic, x, stage, number)
         return self.look_inside(semantic, stage, number, local=role == IN_WINDOW)
 
-    def begin(self, x: str, stage: Stage, block: int) -> str:
+    def begin(self, x: str, stage: SwinStage, block: int) -> str:
         """The semantic tokens `[B * 36, C]` out of image tokens `[B * 196, C]`.
 
         Keys and values are computed once for each image token, whatever windows it is in.
@@ -122,7 +122,7 @@ class StvitRGraph(GraphTokens):
             tokens = self.writer.reorder(tokens, np.argsort(semantic_order()), SEMANTIC, width)
         return self.feed(tokens, name)
 
-    def recover(self, x: str, semantic: str, stage: Stage, block: int) -> str:
+    def recover(self, x: str, semantic: str, stage: SwinStage, block: int) -> str:
         """Image tokens look at the semantic ones."""
         return self.look(x, semantic, stage, block, stage.tokens, SEMANTIC)
 
@@ -147,7 +147,7 @@ class StvitRGraph(GraphTokens):
         x = graph.reshape(graph.to_precision(x) if exact else x, -1, width, SAMPLE**2)
         return graph.reshape(graph.op("Transpose", x, perm=(0, 2, 1)), -1, SEMANTIC, width)
 
-    def look_around(self, semantic: str, x: str, stage: Stage, block: int) -> str:
+    def look_around(self, semantic: str, x: str, stage: SwinStage, block: int) -> str:
         """Semantic tokens look at themselves and at all image tokens."""
         graph, width = self.graph, stage.width
         both = graph.op(
@@ -163,7 +163,7 @@ class StvitRGraph(GraphTokens):
         tokens = SEMANTIC + stage.tokens
         return self.look(semantic, graph.reshape(both, -1, width), stage, block, SEMANTIC, tokens)
 
-    def look_inside(self, semantic: str, stage: Stage, block: int, local: bool) -> str:
+    def look_inside(self, semantic: str, stage: SwinStage, block: int, local: bool) -> str:
         """Semantic tokens look at each other, all or those of their window."""
         if not local:
             return self.look(semantic, semantic, stage, block, SEMANTIC, SEMANTIC)
@@ -172,7 +172,7 @@ class StvitRGraph(GraphTokens):
         found = self.look(semantic, semantic, stage, block, SAMPLE**2, SAMPLE**2)
         return self.writer.reorder(found, np.argsort(order), SEMANTIC, stage.width)
 
-    def look(self, x: str, at: str, stage: Stage, block: int, tokens: int, keys: int) -> str:
+    def look(self, x: str, at: str, stage: SwinStage, block: int, tokens: int, keys: int) -> str:
         """A block whose `tokens` rows of each group look at `keys` rows of another value."""
         graph, layers, name = self.graph, self.writer.layers, stage.block(block)
         with graph.scope("attention"):
@@ -205,7 +205,7 @@ class StvitRGraph(GraphTokens):
         query: str,
         key: str,
         value: str,
-        stage: Stage,
+        stage: SwinStage,
         windows: Dim,
         tokens: Dim,
         keys: Dim,

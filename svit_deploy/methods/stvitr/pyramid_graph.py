@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from svit_deploy.backbones.swin.pyramid_graph import SwinPyramidGraph
-from svit_deploy.backbones.swin.settings import Stage
+from svit_deploy.backbones.swin.settings import SwinStage
 from svit_deploy.graph.maps import Dim, product, total, vector
 from svit_deploy.methods.stvitr.graph import ConvStemGraph, StvitRGraph
 from svit_deploy.methods.stvitr.settings import HIDDEN, NEAR, SAMPLE
@@ -24,7 +24,7 @@ class StvitRPyramidGraph(StvitRGraph):
         super().__init__(writer, rows)
         self.biases: dict[int, str] = {}
 
-    def begin(self, x: str, stage: Stage, block: int) -> str:
+    def begin(self, x: str, stage: SwinStage, block: int) -> str:
         graph, width, (down, across) = self.graph, stage.width, self.writer.windows(stage)
         bins = graph.constant([range(2 * i, 2 * i + 3) for i in range(SAMPLE)])
         with graph.scope("pool"):
@@ -35,11 +35,11 @@ class StvitRPyramidGraph(StvitRGraph):
                 cells = graph.op("ReduceMax", cells, graph.constant([axis + 1]), keepdims=0)
         return self.look_near(graph.reshape(cells, -1, width), x, stage, block, NEAR[1])
 
-    def look_around(self, semantic: str, x: str, stage: Stage, block: int) -> str:
+    def look_around(self, semantic: str, x: str, stage: SwinStage, block: int) -> str:
         return self.look_near(semantic, x, stage, block, NEAR[2])
 
     def look_near(
-        self, semantic: str, x: str, stage: Stage, block: int, near: tuple[int, int]
+        self, semantic: str, x: str, stage: SwinStage, block: int, near: tuple[int, int]
     ) -> str:
         """Semantic tokens look at the image tokens around their window.
 
@@ -59,7 +59,7 @@ class StvitRPyramidGraph(StvitRGraph):
             semantic = graph.op("Add", semantic, self.by_window(found, stage, back=True))
         return self.feed(semantic, name)
 
-    def recover(self, x: str, semantic: str, stage: Stage, block: int) -> str:
+    def recover(self, x: str, semantic: str, stage: SwinStage, block: int) -> str:
         """Image tokens look at the semantic tokens around their window."""
         graph, layers, name = self.graph, self.writer.layers, stage.block(block)
         with graph.scope("attention"):
@@ -72,7 +72,7 @@ class StvitRPyramidGraph(StvitRGraph):
             x = graph.op("Add", x, self.writer.from_windows(found, stage, 0))
         return self.feed(x, name)
 
-    def look_inside(self, semantic: str, stage: Stage, block: int, local: bool) -> str:
+    def look_inside(self, semantic: str, stage: SwinStage, block: int, local: bool) -> str:
         graph, layers, name = self.graph, self.writer.layers, stage.block(block)
         windows = product(graph, *self.writer.windows(stage))
         with graph.scope("attention"):
@@ -92,12 +92,12 @@ class StvitRPyramidGraph(StvitRGraph):
         graph, writer = self.graph, self.writer
         return graph.to_precision(writer.layers.layer_norm(rows, f"{name}.norm1", writer.eps))
 
-    def semantic_size(self, stage: Stage) -> tuple[Dim, Dim]:
+    def semantic_size(self, stage: SwinStage) -> tuple[Dim, Dim]:
         """Rows and columns of the semantic tokens."""
         rows, columns = (product(self.graph, n, SAMPLE) for n in self.writer.windows(stage))
         return rows, columns
 
-    def by_window(self, rows: str, stage: Stage, back: bool = False) -> str:
+    def by_window(self, rows: str, stage: SwinStage, back: bool = False) -> str:
         """Semantic tokens in their raster -> window by window, or back."""
         graph, (down, across) = self.graph, self.writer.windows(stage)
         shape = (down, across, SAMPLE, SAMPLE) if back else (down, SAMPLE, across, SAMPLE)
@@ -110,7 +110,7 @@ class StvitRPyramidGraph(StvitRGraph):
         query: str,
         cells: str,
         size: tuple[Dim, Dim],
-        stage: Stage,
+        stage: SwinStage,
         block: int,
         near: tuple[int, int],
         tokens: int,
@@ -138,11 +138,11 @@ class StvitRPyramidGraph(StvitRGraph):
         bias = self.biases[side]
         return self.cross(query, key, value, stage, windows, tokens, side**2, bias)
 
-    def apart(self, near: tuple[int, int], stage: Stage) -> int:
+    def apart(self, near: tuple[int, int], stage: SwinStage) -> int:
         """From one window to the next: in image tokens, or in semantic ones."""
         return SAMPLE if near == NEAR[5] else stage.window
 
-    def around(self, cells: str, axis: int, stage: Stage, near: tuple[int, int]) -> str:
+    def around(self, cells: str, axis: int, stage: SwinStage, near: tuple[int, int]) -> str:
         """`[..., rows, columns, ...]` -> `[..., down, across, side, side, ...]` from an axis on."""
         graph, side = self.graph, near[0]
         for along, windows in zip((axis, axis + 2), self.writer.windows(stage), strict=True):
@@ -157,7 +157,7 @@ class StvitRPyramidGraph(StvitRGraph):
         return graph.op("Transpose", cells, perm=[*range(axis), *order, *rest])
 
     def hidden(
-        self, size: tuple[Dim, Dim], lengths: list[str], stage: Stage, near: tuple[int, int]
+        self, size: tuple[Dim, Dim], lengths: list[str], stage: SwinStage, near: tuple[int, int]
     ) -> str:
         """What is added to the scores of the places around each window `[windows, 1, 1, side²]`.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from svit_deploy.backbones.swin.pyramid_reference import SwinPyramidReference
-from svit_deploy.backbones.swin.settings import Stage
+from svit_deploy.backbones.swin.settings import SwinStage
 from svit_deploy.methods.stvitr.reference import ConvStemReference, StvitRReference, feed
 
 
@@ -35,14 +35,14 @@ class StvitRPyramidReference(StvitRReference):
                 mixed = self.among(s, stage, number, local=role == 3)
             self.rows = self.semantic = feed(self.backbone, s + mixed, stage.block(number))
 
-    def padded(self, stage: Stage) -> tuple[Tensor, int, int]:
+    def padded(self, stage: SwinStage) -> tuple[Tensor, int, int]:
         """The image's tokens `[B, H, W, C]` up to whole windows, and what was added."""
         side = stage.window
         bottom, right = -stage.rows % side, -stage.columns % side
         x = self.image.unflatten(1, (stage.rows, stage.columns))
         return F.pad(x, (0, 0, 0, right, 0, bottom)), bottom, right
 
-    def pool(self, stage: Stage) -> Tensor:
+    def pool(self, stage: SwinStage) -> Tensor:
         """Semantic tokens `[B, S, C]` to start from, row by row."""
         x, _, _ = self.padded(stage)
         side = stage.window
@@ -64,7 +64,7 @@ class StvitRPyramidReference(StvitRReference):
         table = F.pad(table, halo, value=-1000)
         return table - table.max()  # the same for all hides nothing, and would cost digits
 
-    def near(self, s: Tensor, stage: Stage, block: int, side: int, before: int) -> Tensor:
+    def near(self, s: Tensor, stage: SwinStage, block: int, side: int, before: int) -> Tensor:
         """What semantic tokens see of the image around their window."""
         x, bottom, right = self.padded(stage)
         height, length = x.shape[1:3]
@@ -82,7 +82,7 @@ class StvitRPyramidReference(StvitRReference):
                 mixed[own] = found
         return mixed.flatten(1, 2)
 
-    def recover(self, stage: Stage, block: int) -> Tensor:
+    def recover(self, stage: SwinStage, block: int) -> Tensor:
         """Image tokens look at the semantic tokens around their window."""
         x, bottom, right = self.padded(stage)
         height, length = x.shape[1] // 7, x.shape[2] // 7
@@ -97,7 +97,7 @@ class StvitRPyramidReference(StvitRReference):
         mixed = mixed[:, : stage.rows, : stage.columns].flatten(1, 2)
         return feed(self.backbone, self.image + mixed, stage.block(block))
 
-    def among(self, s: Tensor, stage: Stage, block: int, local: bool) -> Tensor:
+    def among(self, s: Tensor, stage: SwinStage, block: int, local: bool) -> Tensor:
         """What semantic tokens see of each other: of their window, or of all."""
         x, _, _ = self.padded(stage)
         rows, columns = (3 * n // 7 for n in x.shape[1:3])
@@ -110,7 +110,7 @@ class StvitRPyramidReference(StvitRReference):
                 mixed[own] = self.attend(s[own], s[own], torch.zeros(side), stage, block)
         return mixed.flatten(1, 2)
 
-    def attend(self, x: Tensor, at: Tensor, bias: Tensor, stage: Stage, block: int) -> Tensor:
+    def attend(self, x: Tensor, at: Tensor, bias: Tensor, stage: SwinStage, block: int) -> Tensor:
         """Attention of `[B, h, w, C]` to `[B, H, W, C]`, projected and scaled."""
         reference, name = self.backbone, stage.block(block)
         own, others = (

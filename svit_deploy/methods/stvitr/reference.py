@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from svit_deploy.backbones.swin.reference import SwinReference
-from svit_deploy.backbones.swin.settings import Stage, places
+from svit_deploy.backbones.swin.settings import SwinStage, places
 from svit_deploy.backbones.tokens import ReferenceTokens
 from svit_deploy.methods.stvitr.settings import (
     AROUND,
@@ -70,7 +70,7 @@ class StvitRReference(ReferenceTokens):
         self.rows = visible
 
 
-def next_semantic(reference: Any, s: Tensor, x: Tensor, stage: Stage, block: int) -> Tensor:
+def next_semantic(reference: Any, s: Tensor, x: Tensor, stage: SwinStage, block: int) -> Tensor:
     """What a block inside a unit makes of the semantic tokens `[B, 36, C]`."""
     role, name = block % UNIT, stage.block(block)
     if role == 1:
@@ -91,7 +91,7 @@ def next_semantic(reference: Any, s: Tensor, x: Tensor, stage: Stage, block: int
     return feed(reference, s, name)
 
 
-def begin(reference: Any, x: Tensor, stage: Stage, block: int) -> Tensor:
+def begin(reference: Any, x: Tensor, stage: SwinStage, block: int) -> Tensor:
     """The semantic tokens of a unit, from its image tokens `[B, 196, C]`."""
     name, batch, width = stage.block(block), len(x), stage.width
     image = x.unflatten(1, (SIDE, SIDE))
@@ -115,14 +115,14 @@ def begin(reference: Any, x: Tensor, stage: Stage, block: int) -> Tensor:
     return feed(reference, s.reshape(batch, SEMANTIC, width), name)
 
 
-def look(reference: Any, x: Tensor, at: Tensor, stage: Stage, block: int) -> Tensor:
+def look(reference: Any, x: Tensor, at: Tensor, stage: SwinStage, block: int) -> Tensor:
     """A block whose tokens `[B, T, C]` look at others `[B, K, C]`."""
     name = stage.block(block)
     query, keys = (reference.norm(v, f"{name}.norm1", reference.block_eps) for v in (x, at))
     return feed(reference, x + cross(reference, query, keys, stage, block), name)
 
 
-def cross(reference: Any, x: Tensor, at: Tensor, stage: Stage, block: int) -> Tensor:
+def cross(reference: Any, x: Tensor, at: Tensor, stage: SwinStage, block: int) -> Tensor:
     """Attention of normed tokens `[B, T, C]` to normed others `[B, K, C]`, projected and scaled."""
     name, bias = stage.block(block), None
     if reference.config.settings.relative_pos and block % UNIT in (IN_WINDOW, IN_MAP):
