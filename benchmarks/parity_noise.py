@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import runpy
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -37,6 +38,7 @@ from svit_deploy.verify.settings import VerifySettings
 
 ROOT = Path(__file__).parent.parent
 GOLDEN, DIGITS = ROOT / "tests" / "data" / "golden", ROOT / "examples" / "digits"
+CHECKPOINT_OF = runpy.run_path(str(ROOT / "tests" / "told.py"))["checkpoint_of"]
 MODELS = ("svit_cls", "svit_cls_224", "svit_cls_empty_gate", "deit", "deit_distilled", "digits")
 LARGE = ("svit_s", "svit_s outliers", "deit_small")
 MODES = {"dynamic": None, "budget 1.0": "1.0", "budget 0.5": "0.5", "masked": None, "dense": None}
@@ -69,7 +71,7 @@ def load(name: str, folder: Path) -> tuple[Model, list[ImageSet]]:
         return model, [synthetic_images(8, (224, 224))]
     meta = json.loads((GOLDEN / name / "meta.json").read_text())
     heads = {"num_heads": str(meta["config"]["num_heads"])}
-    model = load_model(GOLDEN / name / "checkpoint.pth", overrides=heads)
+    model = load_model(CHECKPOINT_OF(name), overrides=heads)
     inputs = np.load(GOLDEN / name / "io.npz")["input"]
     names = tuple(map(str, range(len(inputs))))
     recorded = ImageSet(inputs, names, None, "0" * 64, "npz")

@@ -30,7 +30,7 @@ from svit_deploy.loading.load import load_model
 from svit_deploy.model.config import TokenMode
 from svit_deploy.model.model import Model, without_gates
 from tests.result import Result
-from tests.told import GOLDEN, SETTINGS
+from tests.told import GOLDEN, SETTINGS, checkpoint_of
 
 TESTS = Path(__file__).parent
 DIGITS = TESTS.parent / "examples" / "digits"
@@ -91,7 +91,7 @@ def load_golden(name: str) -> Golden:
     margin = arrays.get("gate_logits", no_gates).transpose(1, 0, 2)
     return Golden(
         name,
-        load_model(folder / "checkpoint.pth", overrides=SETTINGS[name]),
+        load_model(checkpoint_of(name), overrides=SETTINGS[name]),
         meta,
         inputs,
         arrays["logits"],
@@ -122,7 +122,7 @@ class DetectionGolden:
 
     @property
     def path(self) -> Path:
-        return GOLDEN / self.name / "checkpoint.pth"
+        return checkpoint_of(self.name)
 
     def features(self, size: str) -> dict[str, np.ndarray]:
         """The maps of an image of a size, such as `96x128`; the finest of some is left out."""
@@ -134,7 +134,7 @@ class DetectionGolden:
 def load_detection_golden(name: str) -> DetectionGolden:
     pytest.importorskip("torch")
     folder, told = GOLDEN / name, SETTINGS[name]
-    path, whole = folder / "checkpoint.pth", WHOLE.get(name.rpartition("_")[2])
+    path, whole = checkpoint_of(name), WHOLE.get(name.rpartition("_")[2])
     with np.load(folder / "io.npz") as io:
         arrays = {key: io[key] for key in io.files}
     return DetectionGolden(

@@ -24,8 +24,7 @@ from svit_deploy.inference.engine import open_bundle_engine
 from svit_deploy.machine.tensorrt import TARGETS, load_library
 from svit_deploy.plugins import library_path
 from svit_deploy.tasks.detect import split
-from tests.conftest import GOLDEN
-from tests.told import SETTINGS
+from tests.told import SETTINGS, checkpoint_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -49,7 +48,7 @@ def export(tmp_path: Path) -> Callable[..., Bundle]:
             name, sizes = DETECTION[task], {"image_size": "64x64:96x128:256x256"}
         if mode == "budget":
             options["budget"] = "1.0"
-        checkpoint = GOLDEN / name / "checkpoint.pth"
+        checkpoint = checkpoint_of(name)
         common = {"task": task, "tokens": mode, "overrides": SETTINGS[name], **sizes}
         return api.export(checkpoint, tmp_path / "bundle", **common, **options)
 
@@ -202,7 +201,7 @@ def test_engines_of_a_range_of_sizes_capture_or_say_why_not(target: str, tmp_pat
     pytest.importorskip("torchvision")
     for number, size in enumerate(("64x64:96x128:256x256", "96x128")):
         bundle = api.export(
-            GOLDEN / "svit_adapter" / "checkpoint.pth", tmp_path / f"bundle{number}",
+            checkpoint_of("svit_adapter"), tmp_path / f"bundle{number}",
             task="backbone", tokens="budget", budget="1.0", image_size=size, target=target,
             batch="1", overrides=SETTINGS["svit_adapter"],
         )  # fmt: skip
@@ -334,7 +333,7 @@ def test_the_largest_images_of_a_detector(export: Callable[..., Bundle], target:
     options = {"image_size": "1344x1344", "budget": "0.75"}
     folder = export("backbone", "masked").path.parent / "large"
     bundle = api.export(
-        GOLDEN / "svit_adapter" / "checkpoint.pth", folder, task="backbone", tokens="budget",
+        checkpoint_of("svit_adapter"), folder, task="backbone", tokens="budget",
         overrides=SETTINGS["svit_adapter"], target=target, batch="1", **options,
     )  # fmt: skip
     report = api.verify(bundle.path)

@@ -1,11 +1,18 @@
 """What weights do not tell: the settings of the goldens, and of models made for a test.
 
-Tiny models have no published shape, so an export takes nothing about them for granted.
+And where the goldens' weights are: some have those of another. Tiny models have no published shape,
+so an export takes nothing about them for granted.
 """
 
 from __future__ import annotations
 
+import atexit
+import json
+import re
+import shutil
+import tempfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +64,41 @@ SETTINGS: dict[str, dict[str, str]] = {
     "evovit_mask_rcnn": EVOVIT_ADAPTER,
 }
 """Fields of an architecture by golden, as typed after `--set`; its meta.json says the same."""
+
+
+@cache
+def checkpoint_of(golden: str) -> Path:
+    """A golden's checkpoint: its own, or made of another golden's as its meta.json says.
+
+    `weights` there has `of`, that golden; `entries` of its container that are taken; `names`, what
+    the keys of tensors that are taken begin with, a regular expression; and tensors `changed`.
+    """
+    own = GOLDEN / golden / "checkpoint.pth"
+    told = json.loads((GOLDEN / golden / "meta.json").read_text()).get("weights")
+    if not told:
+        return own
+    import torch
+
+    content = torch.load(GOLDEN / told["of"] / own.name, weights_only=False)
+    made = {entry: content[entry] for entry in told["entries"]}
+    key = "model" if "model" in made else "state_dict"
+    tensors = {name: t for name, t in made[key].items() if re.match(told["names"], name)}
+    changed = told.get("changed", {})
+    assert changed.keys() <= tensors.keys()
+    tensors |= {name: torch.tensor(values) for name, values in changed.items()}
+    made[key] = type(made[key])(tensors)
+    path = _folder() / golden / own.name
+    path.parent.mkdir()
+    torch.save(made, path)
+    return path
+
+
+@cache
+def _folder() -> Path:
+    """Where checkpoints are made, while this process lives."""
+    folder = tempfile.mkdtemp(prefix="goldens-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def as_options(settings: Mapping[str, str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import runpy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from svit_deploy.images import synthetic_images
 
 ROOT = Path(__file__).parents[2]
 GOLDEN, DIGITS = ROOT / "tests" / "data" / "golden", ROOT / "examples" / "digits"
-TOLD: Mapping[str, Mapping[str, str]] = runpy.run_path(str(ROOT / "tests" / "told.py"))["SETTINGS"]
+_TOLD = runpy.run_path(str(ROOT / "tests" / "told.py"))
+TOLD: Mapping[str, Mapping[str, str]] = _TOLD["SETTINGS"]
 """What the weights of each golden do not tell."""
+CHECKPOINT_OF: Callable[[str], Path] = _TOLD["checkpoint_of"]
 ALL, NO_BFLOAT16 = ("fp32", "fp16", "bf16"), ("fp32", "fp16")
 SIZES = "64x64:96x128:128x128"
 
@@ -26,7 +28,8 @@ class Case:
 
     Attributes:
         name: the golden's and the token mode, or `init` and a preset.
-        checkpoint: a file, or the name of a preset whose weights `init` draws.
+        checkpoint: a file, the folder of a golden, or the name of a preset whose weights `init`
+            draws.
         told: what the weights do not tell, as after `--set`, for the export and for `verify`.
         options: of the export.
         precisions: that it may be exported in.
@@ -48,7 +51,8 @@ class Case:
     def weights(self, folder: Path) -> Path:
         """The checkpoint's file; random weights are written to `folder` first."""
         if isinstance(self.checkpoint, Path):
-            return self.checkpoint
+            golden = self.checkpoint.parent == GOLDEN
+            return CHECKPOINT_OF(self.checkpoint.name) if golden else self.checkpoint
         path = folder / f"{self.checkpoint}.safetensors"
         if not path.exists():
             api.init(self.checkpoint, path)
@@ -67,7 +71,7 @@ class Case:
 
 def _golden(name: str, mode: str) -> Case:
     options = {"tokens": mode} | ({"budget": "0.6"} if mode == "budget" else {})
-    return Case(f"{name}/{mode}", GOLDEN / name / "checkpoint.pth", TOLD[name], options)
+    return Case(f"{name}/{mode}", GOLDEN / name, TOLD[name], options)
 
 
 def _detection(name: str, mode: str, task: str = "backbone") -> Case:

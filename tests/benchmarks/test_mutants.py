@@ -37,9 +37,10 @@ def bundle(tmp_path_factory) -> Bundle:
 
 
 @pytest.fixture(scope="module")
-def model() -> Model:
+def model(tmp_path_factory) -> Model:
     case = CASES[DEIT]
-    return load_model(case.checkpoint, overrides=dict(case.told))
+    weights = case.weights(tmp_path_factory.mktemp("weights"))
+    return load_model(weights, overrides=dict(case.told))
 
 
 @pytest.fixture(scope="module")

@@ -28,9 +28,9 @@ from svit_deploy.io.files import hash_file
 from svit_deploy.io.onnx_file import load_onnx
 from svit_deploy.loading.presets import PRESETS
 from svit_deploy.model.arch import Arch
+from tests.told import checkpoint_of
 
 Export = Callable[..., Bundle]
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 ROOT = Path(__file__).parents[2]
 
 
@@ -71,7 +71,7 @@ def refusal(path: Path) -> str:
 
 def test_training_checkpoint() -> None:
     pytest.importorskip("torch")
-    path = GOLDEN / "svit_cls" / "checkpoint.pth"
+    path = checkpoint_of("svit_cls")
     found = inspect_path(path)
     facts = record(found)
     assert facts["sha256"] == hash_file(path)
@@ -100,7 +100,7 @@ def test_recognised_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     arch = Arch("svit", 6, 48, 12, 4, (56, 56), 20, False, tuple(range(3, 12)), (False,) * 9)
     monkeypatch.setitem(PRESETS, "small", arch)
-    found = inspect_path(GOLDEN / "svit_cls" / "checkpoint.pth")
+    found = inspect_path(checkpoint_of("svit_cls"))
     facts = record(found)
     assert facts["preset"] == "small"
     model = {fact["name"]: (fact["value"], fact["source"]) for fact in facts["model"]}
@@ -171,14 +171,14 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
 
 def test_detectors() -> None:
     pytest.importorskip("torch")
-    facts = record(inspect_path(GOLDEN / "svit_mask_rcnn" / "checkpoint.pth"))
+    facts = record(inspect_path(checkpoint_of("svit_mask_rcnn")))
     text = json.dumps(facts)
     assert '"svit_adapter"' in text and '"interaction_blocks"' in text
     model = {fact["name"]: fact for fact in facts["model"]}
     assert model["tasks"]["value"] == ["backbone", "detect"]
     assert model["fpn_dim"]["value"] == 16 and model["num_gates"]["value"] == 9
     assert model["num_heads"]["source"] == "needed"
-    backbone = record(inspect_path(GOLDEN / "vit_adapter_dense" / "checkpoint.pth"))
+    backbone = record(inspect_path(checkpoint_of("vit_adapter_dense")))
     assert {f["name"]: f["value"] for f in backbone["model"]}["tasks"] == ["backbone"]
 
 

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 from svit_deploy.io.checkpoint import read_checkpoint, strip_prefixes
 from svit_deploy.io.containers import some
+from tests.told import checkpoint_of
 
 torch = pytest.importorskip("torch")
 
 META = "dictionary (state_dict)"
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 NAMES = ("svit_cls", "svit_cls_224", "svit_cls_empty_gate", "deit", "deit_distilled")
 
 
@@ -48,7 +48,7 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_weights_are_those_of_the_key_model(name: str) -> None:
-    path = GOLDEN / name / "checkpoint.pth"
+    path = checkpoint_of(name)
     expected = torch.load(path, weights_only=False)["model"]
     checkpoint = read_checkpoint(path)
     assert_same(checkpoint.tensors, expected)
@@ -57,7 +57,7 @@ def test_golden_weights_are_those_of_the_key_model(name: str) -> None:
 
 
 def test_training_checkpoint_gives_its_model_and_arguments_not_its_ema() -> None:
-    checkpoint = read_checkpoint(GOLDEN / "svit_cls" / "checkpoint.pth")
+    checkpoint = read_checkpoint(checkpoint_of("svit_cls"))
     assert checkpoint.container == "training checkpoint (model)"
     assert checkpoint.notes == ("model_ema ignored, weights taken from 'model'",)
     assert checkpoint.training_args["ratio_loss_lambda"] == 4.0

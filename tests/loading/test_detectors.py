@@ -20,6 +20,7 @@ from svit_deploy.loading.serialise import config_from_dict, config_to_dict
 from svit_deploy.model.config import Preprocess
 from svit_deploy.tasks import TASKS
 from svit_deploy.tasks.numbers import DetectorNumbers, FeatureNumbers
+from tests.told import checkpoint_of
 
 HEADS = {"num_heads": "6"}
 DETECT = TASKS["detect"]
@@ -101,8 +102,8 @@ def test_backbone_alone_has_no_detections(golden: Any) -> None:
         load_model(golden("svit_adapter").path, task="detect", overrides=HEADS)
 
 
-def test_classification_checkpoint_is_refused(golden: Any) -> None:
-    path = golden("svit_adapter").path.parent.parent / "svit_cls" / "checkpoint.pth"
+def test_classification_checkpoint_is_refused() -> None:
+    path = checkpoint_of("svit_cls")
     with pytest.raises(
         InputError, match=r"needs a ViT-Adapter or Swin, .* is of SViT; use --task class"
     ):

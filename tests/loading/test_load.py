@@ -29,8 +29,8 @@ from svit_deploy.methods.families import FAMILIES
 from svit_deploy.model.config import ModelConfig
 from svit_deploy.model.keys import Dims
 from svit_deploy.tasks import TASKS, Task
+from tests.told import GOLDEN, checkpoint_of
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 NAMES = ("svit_cls", "svit_cls_224", "svit_cls_empty_gate", "deit", "deit_distilled")
 HEADS = {"num_heads": "6"}
 CLASSIFY = TASKS["classify"]
@@ -49,7 +49,7 @@ def official(dims: Dims, **changes: Any) -> dict[str, np.ndarray]:
 
 def golden(name: str) -> dict[str, np.ndarray]:
     pytest.importorskip("torch")
-    return read_checkpoint(GOLDEN / name / "checkpoint.pth").tensors
+    return read_checkpoint(checkpoint_of(name)).tensors
 
 
 # --- goldens -----------------------------------------------------------------------------------
@@ -59,7 +59,7 @@ def golden(name: str) -> dict[str, np.ndarray]:
 def test_golden(name: str) -> None:
     pytest.importorskip("torch")
     facts = json.loads((GOLDEN / name / "meta.json").read_text())["config"]
-    path = GOLDEN / name / "checkpoint.pth"
+    path = checkpoint_of(name)
     model = load_model(path, overrides={"num_heads": str(facts["num_heads"])})
     config = model.config
     assert model.arch == "custom"

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,9 +25,8 @@ from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import TokenMode
 from svit_deploy.model.model import Model
 from svit_deploy.tasks import TASKS
-from tests.told import SETTINGS, build_told
+from tests.told import GOLDEN, SETTINGS, build_told, checkpoint_of
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 MADE: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "mergence": ({"keep_rate": "0.7"}, {}),
     "evit_lvvit": (
@@ -145,10 +143,9 @@ def load_recording(name: str) -> Recording:
         return Recording(
             model, {"input": inputs.inputs(model.config.preprocess, model.config.image_size)}
         )
-    folder = GOLDEN / name
-    with np.load(folder / "io.npz") as io:
+    with np.load(GOLDEN / name / "io.npz") as io:
         arrays = {key: io[key] for key in io.files}
-    return Recording(load_model(folder / "checkpoint.pth", overrides=SETTINGS[name]), arrays)
+    return Recording(load_model(checkpoint_of(name), overrides=SETTINGS[name]), arrays)
 
 
 @pytest.fixture(scope="session")

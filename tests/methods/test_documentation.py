@@ -18,7 +18,7 @@ from svit_deploy.methods.families import FAMILIES
 from svit_deploy.model.arch import Arch
 from svit_deploy.tasks import TASKS
 from tests.methods.test_hostile import tensors
-from tests.told import GOLDEN
+from tests.told import checkpoint_of
 
 pytest.importorskip("torch")
 
@@ -56,7 +56,7 @@ def test_an_export_asks_for_what_the_table_says(page, family):
         {"vit_adapter": "vit_adapter_dense", **WHOLE}.get(family, family),
     )
     if family in DETECTION:
-        task, weights = "backbone", read_checkpoint(GOLDEN / name / "checkpoint.pth").tensors
+        task, weights = "backbone", read_checkpoint(checkpoint_of(name)).tensors
     elif family in SMALL:
         task = "backbone"
         dims = FAMILIES[family].dims_from_arch(Arch(family, 3, 24, 12, 16))

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from svit_deploy.cli import main
 from tests.methods.conftest import stvitr_tensors
-from tests.told import SETTINGS, as_options
+from tests.told import SETTINGS, as_options, checkpoint_of
 
 torch = pytest.importorskip("torch")
-
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_from_the_container_to_a_verified_bundle(tmp_path, capsys, case):
     typed, name = CASES[case], case.split()[0]
-    checkpoint, told = str(GOLDEN / name / "checkpoint.pth"), as_options(SETTINGS[name])
+    checkpoint, told = str(checkpoint_of(name)), as_options(SETTINGS[name])
     bundle = str(tmp_path / "out")
     assert main(["export", checkpoint, "-o", bundle, *told, *typed.options]) == 0
     assert f"token mode {typed.tokens}" in capsys.readouterr().out
@@ -105,7 +102,7 @@ def test_stvitr_with_all_that_its_configuration_has(tmp_path, capsys, precision)
 
 
 def test_which_method_is_asked_for(tmp_path, capsys):
-    checkpoint = str(GOLDEN / "evit_fuse" / "checkpoint.pth")
+    checkpoint = str(checkpoint_of("evit_fuse"))
     options = ["--set", "num_heads=6"]
     assert main(["export", checkpoint, "-o", str(tmp_path / "out"), *options]) == 2
     error = capsys.readouterr().err

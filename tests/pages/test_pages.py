@@ -18,7 +18,7 @@ import pytest
 from svit_deploy.bundle import Bundle
 from svit_deploy.cli import main
 from svit_deploy.pages.verify import verify_page
-from tests.told import GOLDEN, SETTINGS, as_options
+from tests.told import SETTINGS, as_options, checkpoint_of
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 DATA = "data:application/json;base64,"
@@ -153,7 +153,7 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_work(
 
 def test_token_maps_of_pictures_of_several_sizes(tmp_path: Path) -> None:
     """Images of a backbone each have their own grid."""
-    checkpoint = GOLDEN / "svit_adapter" / "checkpoint.pth"
+    checkpoint = checkpoint_of("svit_adapter")
     sizes = ["--task", "backbone", "--image-size", "64x64:64x96:96x96"]
     out, told = str(tmp_path / "out"), as_options(SETTINGS["svit_adapter"])
     assert main(["-q", "export", str(checkpoint), "-o", out, *told, *sizes]) == 0

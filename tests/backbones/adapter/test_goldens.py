@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 SIZES = {
     "svit_adapter": ("96x128", "160x96"),
-    "vit_adapter_dense": ("96x128",),
+    "vit_adapter_dense": ("64x96",),
     "evovit_adapter": ("96x128", "160x64"),
     "vit_window_adapter": ("192x256", "256x64"),
     "swin_cascade": ("128x192", "224x96"),

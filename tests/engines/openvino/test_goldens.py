@@ -31,7 +31,7 @@ from svit_deploy.verify.run import verify_against
 from svit_deploy.verify.settings import VerifySettings
 from tests.methods.conftest import MADE, load_recording
 from tests.small_models import small_model
-from tests.told import GOLDEN, SETTINGS
+from tests.told import GOLDEN, SETTINGS, checkpoint_of
 
 SMALL = {
     **dict.fromkeys(("dynamicvit_adapter", "evit_adapter", "ats_adapter"), "backbone"),
@@ -78,7 +78,7 @@ def model_of(name: str) -> Model:
         return load_recording(name).model
     if name in SMALL:
         return small_model(name, TASK[name])
-    path, task = GOLDEN / name / "checkpoint.pth", TASK.get(name, "classify")
+    path, task = checkpoint_of(name), TASK.get(name, "classify")
     return load_model(path, task=task, overrides=SETTINGS[name])
 
 
