@@ -30,7 +30,7 @@ from svit_deploy.loading.load import load_model
 from svit_deploy.model.config import TokenMode
 from svit_deploy.model.model import Model, without_gates
 from tests.result import Result
-from tests.told import GOLDEN, SETTINGS, checkpoint_of
+from tests.told import SETTINGS, checkpoint_of, golden_file
 
 TESTS = Path(__file__).parent
 DIGITS = TESTS.parent / "examples" / "digits"
@@ -82,9 +82,8 @@ def as_images(inputs: np.ndarray) -> ImageSet:
 @cache
 def load_golden(name: str) -> Golden:
     pytest.importorskip("torch")
-    folder = GOLDEN / name
-    meta = json.loads((folder / "meta.json").read_text())
-    with np.load(folder / "io.npz") as io:
+    meta = json.loads(golden_file(name, "meta.json").read_text())
+    with np.load(golden_file(name, "io.npz")) as io:
         arrays = {key: io[key] for key in io.files}
     inputs = arrays["input"]
     no_gates = np.zeros((0, len(inputs), 0), np.float32)
@@ -133,13 +132,13 @@ class DetectionGolden:
 @cache
 def load_detection_golden(name: str) -> DetectionGolden:
     pytest.importorskip("torch")
-    folder, told = GOLDEN / name, SETTINGS[name]
-    path, whole = checkpoint_of(name), WHOLE.get(name.rpartition("_")[2])
-    with np.load(folder / "io.npz") as io:
+    path, told = checkpoint_of(name), SETTINGS[name]
+    whole = WHOLE.get(name.rpartition("_")[2])
+    with np.load(golden_file(name, "io.npz")) as io:
         arrays = {key: io[key] for key in io.files}
     return DetectionGolden(
         name,
-        json.loads((folder / "meta.json").read_text()),
+        json.loads(golden_file(name, "meta.json").read_text()),
         arrays,
         load_model(path, task="backbone", overrides=told),
         load_model(path, task=whole, overrides=told) if whole else None,

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from svit_deploy.io.checkpoint import read_checkpoint
-from tests.told import GOLDEN, SETTINGS, checkpoint_of
+from tests.told import GOLDEN, SETTINGS, checkpoint_of, skip_without_data
 
+skip_without_data()
 WEIGHTS = {
     folder.name: told
     for folder in sorted(GOLDEN.iterdir())

@@ -66,6 +66,20 @@ SETTINGS: dict[str, dict[str, str]] = {
 """Fields of an architecture by golden, as typed after `--set`; its meta.json says the same."""
 
 
+def skip_without_data() -> None:
+    """Skips a test, or a module of tests, where the goldens are not."""
+    if not GOLDEN.exists():
+        import pytest
+
+        pytest.skip("tests/data is not in the source distribution", allow_module_level=True)
+
+
+def golden_file(golden: str, name: str) -> Path:
+    """A file of a golden."""
+    skip_without_data()
+    return GOLDEN / golden / name
+
+
 @cache
 def checkpoint_of(golden: str) -> Path:
     """A golden's checkpoint: its own, or made of another golden's as its meta.json says.
@@ -73,13 +87,13 @@ def checkpoint_of(golden: str) -> Path:
     `weights` there has `of`, that golden; `entries` of its container that are taken; `names`, what
     the keys of tensors that are taken begin with, a regular expression; and tensors `changed`.
     """
-    own = GOLDEN / golden / "checkpoint.pth"
-    told = json.loads((GOLDEN / golden / "meta.json").read_text()).get("weights")
+    own = golden_file(golden, "checkpoint.pth")
+    told = json.loads(golden_file(golden, "meta.json").read_text()).get("weights")
     if not told:
         return own
     import torch
 
-    content = torch.load(GOLDEN / told["of"] / own.name, weights_only=False)
+    content = torch.load(golden_file(told["of"], own.name), weights_only=False)
     made = {entry: content[entry] for entry in told["entries"]}
     key = "model" if "model" in made else "state_dict"
     tensors = {name: t for name, t in made[key].items() if re.match(told["names"], name)}

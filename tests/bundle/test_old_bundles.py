@@ -16,16 +16,17 @@ from svit_deploy import api
 from svit_deploy.bench.settings import BenchSettings
 from svit_deploy.bundle import open_bundle
 from svit_deploy.errors import InputError
+from tests.told import checkpoint_of, skip_without_data
 
 pytest.importorskip("torch")
 
 BUNDLES = Path(__file__).parents[1] / "data" / "bundles_0.1"
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 CHECKPOINTS = {"classifier": "svit_cls", "detector": "svit_mask_rcnn"}
 
 
 @pytest.fixture(params=CHECKPOINTS)
 def old(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    skip_without_data()
     return Path(shutil.copytree(BUNDLES / request.param, tmp_path / request.param))
 
 
@@ -44,7 +45,7 @@ def test_it_verifies_against_its_recorded_samples(old: Path) -> None:
 
 @pytest.mark.slow
 def test_it_verifies_against_its_checkpoint(old: Path) -> None:
-    checkpoint = GOLDEN / CHECKPOINTS[old.name] / "checkpoint.pth"
+    checkpoint = checkpoint_of(CHECKPOINTS[old.name])
     report = api.verify(old, against=checkpoint, overrides={"num_heads": "6"}, threads=1)
     assert report.passed, report.verdict
     assert report.stages

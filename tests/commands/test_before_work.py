@@ -24,14 +24,14 @@ from svit_deploy.cli import main
 from svit_deploy.errors import CapabilityError, UsageError
 from svit_deploy.model.profiles import Profile
 from tests.engines.tensorrt.fake.engines import write_engine
+from tests.told import checkpoint_of
 
 pytest.importorskip("torch")
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-DIGITS, GOLDEN = ROOT / "examples" / "digits", ROOT / "tests" / "data" / "golden"
+DIGITS = ROOT / "examples" / "digits"
 CHECKPOINT, ARCH, HELDOUT = (DIGITS / n for n in ("svit_digits.pth", "arch.yaml", "heldout.npz"))
-DETECTOR = GOLDEN / "svit_mask_rcnn" / "checkpoint.pth"
 SHAPE = (1, 3, 48, 48)
 # What would be work: reading weights and images, and all that comes after it.
 WORK = (
@@ -83,7 +83,9 @@ class Case:
         """The line, in parts."""
         places = {"files": files, "here": here}
         places |= {"images": f"--images {HELDOUT}", "pictures": HELDOUT}
-        weights = {"checkpoint": CHECKPOINT, "arch": ARCH, "detector": DETECTOR}
+        weights = {"checkpoint": CHECKPOINT, "arch": ARCH}
+        if "{detector}" in self.line:
+            weights["detector"] = checkpoint_of("svit_mask_rcnn")
         return self.line.format(**places, **weights).split()
 
     def __str__(self) -> str:

@@ -18,12 +18,11 @@ from svit_deploy.backbones.vit import Vit
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.methods.families import FAMILIES, Family
 from svit_deploy.tasks import TASKS
-from tests.told import SETTINGS
+from tests.told import SETTINGS, checkpoint_of, golden_file
 
 pytestmark = pytest.mark.slow
 
 DOCS = Path(__file__).parents[2] / "docs" / "contributing"
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
 
 def run_page(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -37,7 +36,7 @@ def run_page(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def images(path: Path) -> Path:
-    with np.load(GOLDEN / "deit" / "io.npz") as io:
+    with np.load(golden_file("deit", "io.npz")) as io:
         np.savez(path / "images.npz", images=io["input"])
     return path / "images.npz"
 
@@ -59,7 +58,7 @@ def test_add_a_method(monkeypatch, tmp_path):
 
     monkeypatch.setattr(arch, "_SETTINGS", arch._settings_fields())
     told = {"family": "normpruning", "keep_rate": "0.5", "prune_blocks": "4,8", "num_heads": "6"}
-    checkpoint = GOLDEN / "deit" / "checkpoint.pth"
+    checkpoint = checkpoint_of("deit")
     for mode in ("static", "dense"):
         bundle = api.export(
             checkpoint,
@@ -85,7 +84,7 @@ def test_add_a_task(monkeypatch, tmp_path):
     monkeypatch.setitem(TASKS, "embed", page.Embed())
     monkeypatch.setattr(Vit, "tasks", ("classify", "embed"))
     told = SETTINGS["svit_cls"]
-    checkpoint = GOLDEN / "svit_cls" / "checkpoint.pth"
+    checkpoint = checkpoint_of("svit_cls")
     bundle = api.export(checkpoint, tmp_path / "out", task="embed", overrides=told)
     assert bundle.task.name == "embed"
     report = api.verify(bundle.path, against=checkpoint, overrides=told, threads=1)

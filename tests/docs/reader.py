@@ -36,8 +36,8 @@ from svit_deploy.model.sizes import SizeRange
 from svit_deploy.tasks import features
 from tests.docs.pages import ROOT, Block
 from tests.docs.project import EXTRAS
+from tests.told import checkpoint_of
 
-GOLDEN = ROOT / "tests" / "data" / "golden"
 CHECKPOINTS = {"svit_s": "svit_cls", "svit_adapter_s": "svit_mask_rcnn", "deit_s": "deit"}
 SMALLER = {"64x64:800x1216:1344x1344": "64x64:96x128:128x160", "800x1216": "96x128"}
 QUICK = {
@@ -62,7 +62,7 @@ ELSEWHERE = ("tensorrt_include",)  # not the reader's: a folder of the machine
 def lay_out(folder: Path) -> None:
     """What a reader has: checkpoints, pictures, labels and annotations."""
     for name, golden in CHECKPOINTS.items():
-        shutil.copy(GOLDEN / golden / "checkpoint.pth", folder / f"{name}.pth")
+        shutil.copy(checkpoint_of(golden), folder / f"{name}.pth")
     for name, count in (("val", 8), ("train", 8), ("val2017", 2)):
         (folder / name).mkdir()
         for i, picture in enumerate(synthetic_images(count, (60, 80), seed=count).arrays):

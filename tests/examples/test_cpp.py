@@ -24,7 +24,7 @@ from svit_deploy.bundle import Bundle
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.images import read_picture, synthetic_images
 from tests.conftest import DIGITS
-from tests.told import GOLDEN, SETTINGS
+from tests.told import SETTINGS, checkpoint_of
 
 SOURCE = Path(__file__).parents[2] / "examples" / "cpp"
 TOLD = {"crop_ratio": "0.8", "mean": "0.4,0.5,0.6", "std": "0.2,0.3,0.25"}
@@ -145,7 +145,7 @@ def test_pictures_of_other_kinds(suffix, mode, program, digits, tmp_path):
 
 def test_a_detector(program, tmp_path):
     bundle = api.export(
-        GOLDEN / "svit_mask_rcnn" / "checkpoint.pth",
+        checkpoint_of("svit_mask_rcnn"),
         tmp_path / "bundle",
         task="detect",
         overrides=SETTINGS["svit_mask_rcnn"],

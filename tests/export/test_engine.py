@@ -21,14 +21,13 @@ from svit_deploy.verify.expected import LiveReference, StoredReference
 from svit_deploy.verify.rounding import WHOLE
 from svit_deploy.verify.run import verify_against
 from svit_deploy.verify.settings import VerifySettings
-from tests.conftest import GOLDEN
 from tests.engines.tensorrt.fake.cuda import Device
 from tests.engines.tensorrt.fake.engines import install
-from tests.told import SETTINGS, as_options
+from tests.told import SETTINGS, as_options, checkpoint_of
 
 pytestmark = pytest.mark.slow
 
-CHECKPOINT = GOLDEN / "svit_cls" / "checkpoint.pth"
+CHECKPOINT = checkpoint_of("svit_cls")
 VERIFY = VerifySettings(threads=1, repeats=2)
 
 

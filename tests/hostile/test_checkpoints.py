@@ -25,10 +25,10 @@ from hypothesis import strategies as st
 from svit_deploy.errors import EXIT_INPUT, InputError, SvitDeployError
 from svit_deploy.io.checkpoint import read_checkpoint
 from svit_deploy.io.pickles import pickle_globals
+from tests.told import checkpoint_of
 
 torch = pytest.importorskip("torch")
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "deit" / "checkpoint.pth"
 WEIGHTS = {"w": torch.ones(2, 3)}
 
 
@@ -111,7 +111,7 @@ def test_foreign_zip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.9, 0.9999])
 def test_truncated_zip(tmp_path: Path, share: float) -> None:
-    content = GOLDEN.read_bytes()
+    content = checkpoint_of("deit").read_bytes()
     path = write(tmp_path / "w.pth", content[: int(len(content) * share)])
     assert "truncated or damaged" in refusal(path)
 
@@ -209,7 +209,7 @@ def test_allowed_pickle_is_logged_before_it_runs(
 def test_allow_pickle_runs_nothing_where_it_is_not_needed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    read_checkpoint(GOLDEN, allow_pickle=True)
+    read_checkpoint(checkpoint_of("deit"), allow_pickle=True)
     assert caplog.text == ""
 
 
@@ -391,7 +391,7 @@ def test_many_names_for_one_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_file_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("svit_deploy.io.checkpoint.MAX_BYTES", 1000)
-    assert "larger than" in refusal(GOLDEN)
+    assert "larger than" in refusal(checkpoint_of("deit"))
 
 
 # --- safetensors -------------------------------------------------------------------------------

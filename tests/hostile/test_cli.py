@@ -37,11 +37,11 @@ from svit_deploy.model.config import BatchRange, parse_image_size, parse_ratios
 from svit_deploy.model.profiles import parse_batches, parse_shape
 from svit_deploy.model.sizes import SizeRange
 from tests.result import Result
+from tests.told import checkpoint_of
 
 pytest.importorskip("torch")
 
 DIGITS = Path(__file__).parent.parent.parent / "examples" / "digits"
-GOLDEN = Path(__file__).parent.parent / "data" / "golden"
 CHECKPOINT, ARCH, HELDOUT = (DIGITS / n for n in ("svit_digits.pth", "arch.yaml", "heldout.npz"))
 EXPORT = ("export", CHECKPOINT, "--arch", ARCH)
 QUICK = ("--warmup", "0", "--duration", "0", "--min-samples", "1", "--threads", "1")
@@ -116,7 +116,7 @@ def finish(process: subprocess.Popen[bytes], encoding: str = "utf-8") -> Result:
 
 
 def test_dense_weights_given_as_pruned(refused, tmp_path):
-    weights = GOLDEN / "deit" / "checkpoint.pth"
+    weights = checkpoint_of("deit")
     message = refused(3, "export", weights, "--arch", "svit_s", "-o", tmp_path / "out")
     assert "its gates would be random" in message
     heads = ("--set", "num_heads=6")

@@ -21,9 +21,7 @@ from svit_deploy.io.checkpoint import read_checkpoint
 from svit_deploy.loading.layout import unwrap
 from svit_deploy.loading.load import load_model
 from tests.io.test_strict_yaml import COPIES
-from tests.told import SETTINGS
-
-GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "svit_cls" / "checkpoint.pth"
+from tests.told import SETTINGS, checkpoint_of
 
 
 def saved(path: Path, content: object) -> Path:
@@ -61,11 +59,11 @@ def test_averaged_weights_alone_are_taken_and_told(tmp_path):
 
 @pytest.mark.parametrize("prefix", ["model.", "net.", "student.model."])
 def test_what_a_wrapper_put_before_all_keys_is_removed_and_told(tmp_path, prefix):
-    content = torch.load(GOLDEN, weights_only=False)["model"]
+    content = torch.load(checkpoint_of("svit_cls"), weights_only=False)["model"]
     wrapped = {prefix + name: tensor for name, tensor in content.items()}
     path = saved(tmp_path, {"state_dict": wrapped})
     model = load_model(path, overrides={"num_heads": "6"})
-    plain = load_model(GOLDEN, overrides={"num_heads": "6"})
+    plain = load_model(checkpoint_of("svit_cls"), overrides={"num_heads": "6"})
     assert f"prefix {prefix!r} removed" in model.notes
     assert all((model.weights[name] == array).all() for name, array in plain.weights.items())
     assert api.inspect(path).facts["family"] == "svit"
@@ -114,7 +112,7 @@ def test_a_shape_of_too_many_dimensions_is_damage(tmp_path):
 
 @pytest.mark.slow
 def test_averaged_weights_are_exported_and_verified(tmp_path):
-    content = torch.load(GOLDEN, weights_only=False)
+    content = torch.load(checkpoint_of("svit_cls"), weights_only=False)
     average = {name: tensor * 0.5 for name, tensor in content["model"].items()}
     path = saved(tmp_path, {"model": content["model"], "model_ema": average})
     told = SETTINGS["svit_cls"]

@@ -24,7 +24,6 @@ from svit_deploy.io.checkpoint import read_checkpoint
 from svit_deploy.io.hub import HF, fetch, is_id, spelled
 
 COMMIT, OLDER = "0123456789abcdef0123456789abcdef01234567", "f" * 40
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 
 
 class Cache:

@@ -20,13 +20,12 @@ from svit_deploy.loading.published import published_settings
 from svit_deploy.methods.families import FAMILIES
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.assumption import typed
-from tests.conftest import GOLDEN
-from tests.told import SETTINGS
+from tests.told import SETTINGS, checkpoint_of
 
 pytestmark = pytest.mark.slow
 
 PREPROCESS = ["mean", "std", "crop_ratio", "interpolation"]
-EVOVIT = GOLDEN / "evovit" / "checkpoint.pth"
+EVOVIT = checkpoint_of("evovit")
 SMALL = Arch("evovit", 6, 48, 12, 16, (96, 96), distilled=False)
 
 

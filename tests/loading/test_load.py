@@ -29,7 +29,7 @@ from svit_deploy.methods.families import FAMILIES
 from svit_deploy.model.config import ModelConfig
 from svit_deploy.model.keys import Dims
 from svit_deploy.tasks import TASKS, Task
-from tests.told import GOLDEN, checkpoint_of
+from tests.told import checkpoint_of, golden_file
 
 NAMES = ("svit_cls", "svit_cls_224", "svit_cls_empty_gate", "deit", "deit_distilled")
 HEADS = {"num_heads": "6"}
@@ -58,7 +58,7 @@ def golden(name: str) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("name", NAMES)
 def test_golden(name: str) -> None:
     pytest.importorskip("torch")
-    facts = json.loads((GOLDEN / name / "meta.json").read_text())["config"]
+    facts = json.loads(golden_file(name, "meta.json").read_text())["config"]
     path = checkpoint_of(name)
     model = load_model(path, overrides={"num_heads": str(facts["num_heads"])})
     config = model.config
@@ -93,7 +93,7 @@ def test_golden_keys_survive_the_way_there_and_back(name: str) -> None:
 
 def test_notes_say_what_was_taken() -> None:
     pytest.importorskip("torch")
-    notes = load_model(GOLDEN / "svit_cls" / "checkpoint.pth", overrides=HEADS).notes
+    notes = load_model(checkpoint_of("svit_cls"), overrides=HEADS).notes
     assert notes == (
         "model_ema ignored, weights taken from 'model'",
         "trained as svit_s, its arguments say",

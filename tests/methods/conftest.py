@@ -25,7 +25,7 @@ from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import TokenMode
 from svit_deploy.model.model import Model
 from svit_deploy.tasks import TASKS
-from tests.told import GOLDEN, SETTINGS, build_told, checkpoint_of
+from tests.told import SETTINGS, build_told, checkpoint_of, golden_file
 
 MADE: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "mergence": ({"keep_rate": "0.7"}, {}),
@@ -105,15 +105,14 @@ def stvitr_tensors(variant: str) -> dict[str, np.ndarray]:
 
     A second unit has the weights of the first, and its biases by position negated.
     """
-    folder = GOLDEN / "stvitr"
     parts = [part for name, part in STVITR_WEIGHTS.items() if variant in (name, *EVERYTHING)]
-    with np.load(folder / "variants.npz") as file:
+    with np.load(golden_file("stvitr", "variants.npz")) as file:
         more = {
             key: file[key]
             for key in file.files
             if key.startswith("layers.") and any(part in key for part in parts)
         }
-    tensors = read_checkpoint(folder / "checkpoint.pth").tensors | more
+    tensors = read_checkpoint(checkpoint_of("stvitr")).tensors | more
     if variant == "two_units":
         for key in list(tensors):
             if found := re.fullmatch(r"(layers\.2\.blocks\.)(\d)(\..*)", key):
@@ -124,9 +123,9 @@ def stvitr_tensors(variant: str) -> dict[str, np.ndarray]:
 
 def load_stvitr(variant: str) -> Recording:
     told = {"shortcut": str(variant in ("shortcut", *EVERYTHING))}
-    with np.load(GOLDEN / "stvitr" / "variants.npz") as file:
+    with np.load(golden_file("stvitr", "variants.npz")) as file:
         logits = file[f"logits_{variant}"]
-    with np.load(GOLDEN / "stvitr" / "io.npz") as io:
+    with np.load(golden_file("stvitr", "io.npz")) as io:
         arrays = {"input": io["input"], "logits": logits}
     return Recording(build_model(stvitr_tensors(variant), overrides=told), arrays)
 
@@ -143,7 +142,7 @@ def load_recording(name: str) -> Recording:
         return Recording(
             model, {"input": inputs.inputs(model.config.preprocess, model.config.image_size)}
         )
-    with np.load(GOLDEN / name / "io.npz") as io:
+    with np.load(golden_file(name, "io.npz")) as io:
         arrays = {key: io[key] for key in io.files}
     return Recording(load_model(checkpoint_of(name), overrides=SETTINGS[name]), arrays)
 

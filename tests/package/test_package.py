@@ -21,7 +21,7 @@ from svit_deploy.cli import main
 from svit_deploy.errors import CapabilityError, ExportError, InputError, UsageError
 from svit_deploy.package.run import FORMATS
 from tests.serve.needs import needs_kserve
-from tests.told import SETTINGS
+from tests.told import SETTINGS, checkpoint_of
 
 pytestmark = pytest.mark.slow
 
@@ -219,11 +219,10 @@ def test_a_dry_run_writes_nothing(digits_bundle: Bundle, tmp_path: Path) -> None
 @pytest.fixture
 def engine_bundle(fake_process: Any, tmp_path: Path) -> Callable[..., Bundle]:
     """A golden checkpoint with an engine of the fake library."""
-    from tests.conftest import GOLDEN
 
     def export(**options: Any) -> Bundle:
         known = {"target": "tensorrt", "batch": "1:2:8", "budget": "1.0", **options}
-        path = GOLDEN / "svit_cls" / "checkpoint.pth"
+        path = checkpoint_of("svit_cls")
         return api.export(path, tmp_path / "bundle", overrides=SETTINGS["svit_cls"], **known)
 
     return export

@@ -31,7 +31,7 @@ from svit_deploy.verify.run import verify_against
 from svit_deploy.verify.settings import VerifySettings
 from tests.methods.conftest import MADE, load_recording
 from tests.small_models import small_model
-from tests.told import GOLDEN, SETTINGS, checkpoint_of
+from tests.told import SETTINGS, checkpoint_of
 
 SMALL = {
     **dict.fromkeys(("dynamicvit_adapter", "evit_adapter", "ats_adapter"), "backbone"),
@@ -63,7 +63,7 @@ FAMILY = {
     "svit_mask_rcnn": "svit_adapter",
     "vit_adapter_dense": "vit_adapter",
 }
-NAMES = sorted({folder.name for folder in GOLDEN.iterdir() if folder.is_dir()} | {*MADE, *SMALL})
+NAMES = sorted({*SETTINGS, *MADE, *SMALL})
 CASES = [(name, mode) for name in NAMES for mode in FAMILIES[FAMILY.get(name, name)].modes]
 FIRST = {FAMILY.get(name, name): (name, mode) for name, mode in reversed(CASES)}
 """Of each family the first token mode of one model."""
