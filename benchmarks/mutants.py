@@ -50,7 +50,6 @@ def main() -> None:
             for precision in options.precision or [precision_of(name, options.seed)]
             if precision in case.precisions
         ]
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the workers end, too
         with get_context("spawn").Pool(options.workers) as pool:
             for records in pool.imap_unordered(run_group, groups):
                 for record in records:
@@ -60,4 +59,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the workers end, too
     main()

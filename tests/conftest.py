@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -149,6 +150,15 @@ def load_detection_golden(name: str) -> DetectionGolden:
 def detection_golden() -> Callable[[str], DetectionGolden]:
     """A golden of a backbone for detection, or of a whole detector, by name."""
     return load_detection_golden
+
+
+@pytest.fixture(autouse=True)
+def signals_are_put_back() -> Iterator[None]:
+    """What handles a signal is the whole process's: a test leaves it as it was."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 @pytest.fixture
