@@ -8,12 +8,14 @@ from mutation import (
     faults_of_detectors,
     faults_of_gates,
     faults_of_methods,
+    faults_of_rows,
 )
 from mutation.fault import Fault
 
 DESIGNED: tuple[Fault, ...] = (
     *faults_of_blocks.FAULTS,
     *faults_of_gates.FAULTS,
+    *faults_of_rows.FAULTS,
     *faults_of_methods.FAULTS,
     *faults_of_detectors.FAULTS,
     *faults_of_batches.FAULTS,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from svit_deploy.backbones.stages import Staged
 from svit_deploy.backbones.tokens import ReferenceTokens, See
 from svit_deploy.model.config import ModelConfig
 from svit_deploy.model.model import Model
@@ -219,33 +220,8 @@ class BackboneReference:
         return self.add(x, self.linear(F.gelu(hidden), f"{name}.mlp.fc2"))
 
 
-class StagedReference(BackboneReference):
-    """A backbone in stages (`staged.StagedGraph`)."""
-
-    def places(self) -> list[tuple[Any, int]]:
-        """The stage of each block, and its number there."""
-        raise NotImplementedError
-
-    def embed(self, images: Tensor) -> Tensor:
-        """`[B, 3, H, W]` -> `[B, tokens, C]` of the first stage."""
-        raise NotImplementedError
-
-    def shrink(self, x: Tensor, stage: Any) -> Tensor:
-        """From the tokens of the stage before to those of this one."""
-        raise NotImplementedError
-
-    def mix(self, x: Tensor, block: int) -> tuple[Tensor, Tensor]:
-        """A block's first half: what its second half is added to, and what that computes from."""
-        raise NotImplementedError
-
-    def feed(self, x: Tensor, block: int) -> Tensor:
-        """What a block's second half adds."""
-        raise NotImplementedError
-
-    def name_of(self, block: int) -> str:
-        """A block in the names of weights."""
-        stage, number = self.places()[block]
-        return str(stage.block(number))
+class StagedReference(Staged[Tensor], BackboneReference):
+    """A backbone in stages."""
 
     def plain_block(self, x: Tensor, block: int) -> Tensor:
         x, mixed = self.mix(x, block)
