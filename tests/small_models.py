@@ -14,6 +14,7 @@ from svit_deploy.loading.random import random_weights
 from svit_deploy.methods.families import FAMILIES
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.assumption import typed
+from svit_deploy.model.config import TokenMode
 from svit_deploy.model.model import Model
 from svit_deploy.tasks import TASKS
 from svit_deploy.tasks.detect.keys import HeadDims
@@ -78,6 +79,15 @@ SIZES = {"swin": (224, 4), "stvitr": (224, 4), "dynamicvit_swin": (64, 2)}
 SIZES |= {"convnext": (64, 4), "dynamicvit_convnext": (128, 4)}
 GATES = {"svit_variant": (1, 3), "svit_adapter_variant": (1, 3)}
 SIZES |= {"swin_pyramid": (224, 4), "stvitr_pyramid": (224, 4)}
+
+
+OWN_DENSE = {"evovit", "multiscale", "multiscale_lvvit"}
+"""Methods that leave something behind without their choice of tokens: a token's head, features."""
+
+
+def has_own_dense(family: str) -> bool:
+    """Whether a family's dense graph is none that another family has."""
+    return FAMILIES[family].modes == (TokenMode.DENSE,) or family in OWN_DENSE
 
 
 @cache

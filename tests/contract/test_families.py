@@ -16,7 +16,7 @@ pytest.importorskip("torchvision")
 
 from svit_deploy.bundle import Bundle, open_bundle
 from svit_deploy.errors import InputError, UsageError
-from svit_deploy.export.pipeline import export_model
+from svit_deploy.export.pipeline import build_graph, export_model
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.graph.parts import OTHER, SELECTION, block_of, kind_of
 from svit_deploy.images import ImageSet
@@ -25,12 +25,14 @@ from svit_deploy.loading.layout import to_official
 from svit_deploy.loading.load import build_model
 from svit_deploy.methods.families import FAMILIES
 from svit_deploy.model.config import TokenMode
+from svit_deploy.model.model import without_gates
+from svit_deploy.model.sizes import SizeRange
 from svit_deploy.tasks import TASKS
 from svit_deploy.tasks.reference import Reference
 from svit_deploy.verify.expected import LiveReference, StoredReference
 from svit_deploy.verify.run import verify_against
 from svit_deploy.verify.settings import VerifySettings
-from tests.small_models import small_model
+from tests.small_models import has_own_dense, small_model
 
 CASES = [
     (family.name, task, mode)
@@ -88,6 +90,37 @@ def test_its_operators_have_a_place_in_a_profile(exported, family, task, mode):
     assert list(kinds.values()).count(OTHER) < 0.12 * len(nodes)
     gated = mode is not TokenMode.DENSE and FAMILIES[family].method.trained_gates
     assert (SELECTION in kinds.values()) or not gated
+
+
+@cache
+def dense_nodes(family: str) -> set[tuple[str, ...]]:
+    """What stands in each block, and in front of and behind them."""
+    task = TASKS[FAMILIES[family].backbone.tasks[0]]
+    model = without_gates(small_model(family, task.name))
+    sizes = SizeRange.single(model.config.image_size)
+    if task.many_sizes:
+        sizes = task.parse_sizes("64x64:64x96:128x128")
+    settings = ExportSettings(task=task.name, tokens=TokenMode.DENSE)
+    found: dict[str, list[str]] = {}
+    for node in build_graph(model, settings, (), sizes, {}).graph.node:
+        found.setdefault(node.name.split("/")[0], []).append(node.op_type)
+    return {("block" if "block" in name else name, *ops) for name, ops in found.items()}
+
+
+@pytest.mark.parametrize(
+    "family", [family.name for family in FAMILIES.values() if TokenMode.DENSE in family.modes]
+)
+def test_its_dense_twin_is_its_backbones(family):
+    """Node for node the graph of the family without a method: engines need to run one of them."""
+    backbone = type(FAMILIES[family].backbone)
+    plain = [
+        other.name
+        for other in FAMILIES.values()
+        if type(other.backbone) is backbone and other.modes == (TokenMode.DENSE,)
+    ]
+    assert plain
+    same = dense_nodes(family) in map(dense_nodes, plain)
+    assert same == (family in plain or not has_own_dense(family))
 
 
 @pytest.mark.parametrize(("family", "task"), sorted({case[:2] for case in CASES}))
