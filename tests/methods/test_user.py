@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -57,6 +58,12 @@ CASES = {
 }
 
 
+def noise(path: Path, size: tuple[int, int]) -> Path:
+    """Two pictures in a file."""
+    np.savez(path, images=np.random.default_rng(0).integers(0, 256, (2, *size, 3), np.uint8))
+    return path
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_from_the_container_to_a_verified_bundle(tmp_path, capsys, case):
@@ -65,9 +72,7 @@ def test_from_the_container_to_a_verified_bundle(tmp_path, capsys, case):
     bundle = str(tmp_path / "out")
     assert main(["export", checkpoint, "-o", bundle, *told, *typed.options]) == 0
     assert f"token mode {typed.tokens}" in capsys.readouterr().out
-    pictures = np.random.default_rng(0).integers(0, 256, (2, *typed.size, 3), np.uint8)
-    images = tmp_path / "images.npz"
-    np.savez(images, images=pictures)
+    images = noise(tmp_path / "images.npz", typed.size)
     report = tmp_path / "report.json"
     arguments = ["verify", bundle, "--against", checkpoint, *told, "--images", str(images)]
     assert main([*arguments, "--json", str(report)]) == 0
@@ -94,7 +99,8 @@ def test_stvitr_with_all_that_its_configuration_has(tmp_path, capsys, precision)
     checkpoint, bundle = str(tmp_path / "x.pth"), str(tmp_path / "out")
     torch.save(content, checkpoint)
     assert main(["export", checkpoint, "-o", bundle, "--precision", precision]) == 0
-    assert main(["verify", bundle, "--against", checkpoint]) == 0
+    images = ("--images", str(noise(tmp_path / "images.npz", (224, 224))))
+    assert main(["verify", bundle, "--against", checkpoint, *images]) == 0
     assert main(["inspect", checkpoint]) == 0
     told = capsys.readouterr().out
     assert "relative_pos   true                 weights" in told
