@@ -55,6 +55,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dynamicvit_swin": {"depths": (1, 1, 4, 1), "base_rate": (0.7,)},
     "convnext": {"depths": (1, 2, 1, 1)},
     "dynamicvit_convnext": {"depths": (1, 1, 4, 1), "base_rate": (0.7,)},
+    "video_swin": {"depths": (2, 1, 1, 1), "window_size": (2, 3, 3)},
     "swin_pyramid": {"depths": (2, 1, 2, 1)},
     "stvitr_pyramid": {"depths": (2, 1, 6, 1)},
     "stvitr": {"depths": (2, 1, 6, 1)},
@@ -78,7 +79,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 SIZES = {"swin": (224, 4), "stvitr": (224, 4), "dynamicvit_swin": (64, 2)}
 SIZES |= {"convnext": (64, 4), "dynamicvit_convnext": (128, 4)}
 GATES = {"svit_variant": (1, 3), "svit_adapter_variant": (1, 3)}
-SIZES |= {"swin_pyramid": (224, 4), "stvitr_pyramid": (224, 4)}
+SIZES |= {"swin_pyramid": (224, 4), "stvitr_pyramid": (224, 4), "video_swin": (24, 4)}
+FRAMES = {"video_swin": "6"}
 
 
 OWN_DENSE = {"evovit", "multiscale", "multiscale_lvvit"}
@@ -118,6 +120,8 @@ def small_model(family: str, task: str) -> Model:
             weights[name] *= 0.05  # trained ones do not turn rounding into scores, either
     told = {"family": family, "num_heads": "3"}
     told |= {name: typed(value) for name, value in settings.items()}
+    if family in FRAMES:
+        told |= {"frames": FRAMES[family], "image_size": str(size), "crops": "1"}
     if family in GATES:
         told["gate_blocks"] = typed(GATES[family])
     model = build_told(to_official(weights, dims.family, wanted), told, task)

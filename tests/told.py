@@ -19,6 +19,7 @@ import numpy as np
 
 from svit_deploy.loading.load import build_model
 from svit_deploy.model.model import Model
+from svit_deploy.tasks import task_named
 from svit_deploy.verify.checkpoint import settings_from_manifest
 
 GOLDEN = Path(__file__).parent / "data" / "golden"
@@ -62,6 +63,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "svit_mask_rcnn": ADAPTER | LAST_NINE,
     "evovit_adapter": EVOVIT_ADAPTER,
     "evovit_mask_rcnn": EVOVIT_ADAPTER,
+    "video_swin": {"frames": "10", "image_size": "48"},
 }
 """Fields of an architecture by golden, as typed after `--set`; its meta.json says the same."""
 
@@ -124,5 +126,6 @@ def build_told(
     weights: Mapping[str, np.ndarray], overrides: Mapping[str, str], task: str = "classify"
 ) -> Model:
     """A model with the usual settings, each of them given."""
-    usual = settings_from_manifest(build_model(weights, task=task, overrides=overrides).config)
+    found = build_model(weights, task=task, overrides=overrides)
+    usual = settings_from_manifest(found.config, task_named(task))
     return build_model(weights, task=task, overrides={**usual, **overrides})

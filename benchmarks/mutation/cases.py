@@ -81,6 +81,11 @@ def _detection(name: str, mode: str, task: str = "backbone") -> Case:
     return Case(case.name, case.checkpoint, case.told, options, precisions)
 
 
+def _video(name: str) -> Case:
+    case = _golden(name, "dense")
+    return Case(case.name, case.checkpoint, case.told, {**case.options, "task": "video"})
+
+
 def _digits() -> Case:
     options = {"tokens": "dynamic", "calibration": DIGITS / "heldout.npz"}
     return Case("digits/dynamic", DIGITS / "svit_digits.pth", {}, options)
@@ -133,6 +138,7 @@ CASES: dict[str, Case] = {
         _detection("evovit_mask_rcnn", "static", task="detect"),
         _detection("swin_cascade", "dense", task="cascade"),
         _detection("stvitr_cascade", "static", task="cascade"),
+        _video("video_swin"),
         *map(_preset, ("mergence_t", "stvit_t", "swin_t")),
     )
 }

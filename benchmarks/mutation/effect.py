@@ -132,7 +132,7 @@ class Effects:
                 config = model.config.at(images[0].size)
                 told = model.method.decode_selection(config, {**found, **given}, len(images))
                 selected = replace(expected.selected, margin=told.margin)
-                parts.append(Result(model.task.read(found, images), selected))
+                parts.append(Result(model.task.read(found, images, model.config), selected))
         return parts
 
     def _flips(self, mine: Result, theirs: Result, expected: Result, size: tuple[int, int]) -> int:

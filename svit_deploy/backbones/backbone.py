@@ -40,6 +40,7 @@ class Backbone:
         has_positions: whether its weights hold an embedding of positions.
         folds_norms: whether its graphs hold batch norms inside the weights of convolutions.
         step: what both sides of an image must be multiples of; None for the patch size.
+        frames: of a clip, if nobody says, where it runs videos; 0 where it runs pictures.
     """
 
     title: ClassVar[str]
@@ -55,6 +56,7 @@ class Backbone:
     has_positions: ClassVar[bool] = True
     folds_norms: ClassVar[bool] = False
     step: ClassVar[int | None] = None
+    frames: ClassVar[int] = 0
 
     def reference(self) -> type[BackboneReference]:
         """Its plain PyTorch forward; imports PyTorch."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -60,16 +60,21 @@ def _class_token_reference(reference: Any, x: Tensor) -> Tensor:
     return logits
 
 
-def _mean_graph(tokens: GraphTokens, rows: str, count: int | str) -> str:
-    graph, layers = tokens.graph, tokens.writer.layers
-    norm = layers.layer_norm(rows, "norm", tokens.config.norm_eps)
-    norm = graph.reshape(norm, -1, count, layers.weights["norm.weight"].size)
-    mean = graph.op("ReduceMean", norm, graph.constant([1]), keepdims=0)
-    return layers.exact_linear(mean, "head")
+def mean_head(name: str) -> Head:
+    """Final norm, the mean of all tokens, a linear layer of that name."""
 
+    def graph(tokens: GraphTokens, rows: str, count: int | str) -> str:
+        graph, layers = tokens.graph, tokens.writer.layers
+        norm = layers.layer_norm(rows, "norm", tokens.config.norm_eps)
+        norm = graph.reshape(norm, -1, count, layers.weights["norm.weight"].size)
+        mean = graph.op("ReduceMean", norm, graph.constant([1]), keepdims=0)
+        return layers.exact_linear(mean, name)
 
-def _mean_reference(reference: Any, x: Tensor) -> Tensor:
-    return reference.exact_linear(reference.norm(x, "norm", reference.norm_eps).mean(dim=1), "head")
+    def reference(backbone: Any, x: Tensor) -> Tensor:
+        mean = backbone.norm(x, "norm", backbone.norm_eps).mean(dim=1)
+        return cast("Tensor", backbone.exact_linear(mean, name))
+
+    return Head(graph, reference)
 
 
 def _patch_mean_graph(tokens: GraphTokens, rows: str, count: int | str) -> str:
@@ -91,7 +96,7 @@ def _patch_mean_reference(reference: Any, x: Tensor) -> Tensor:
 
 CLASS_TOKEN = Head(_class_token_graph, _class_token_reference)
 """Final norm, then a linear layer on the class token; a distilled model averages two."""
-MEAN = Head(_mean_graph, _mean_reference)
+MEAN = mean_head("head")
 """Final norm, the mean of all tokens, a linear layer."""
 PATCH_MEAN = Head(_patch_mean_graph, _patch_mean_reference)
 """The mean of all patches, then norm and linear layer."""

@@ -125,7 +125,8 @@ class GraphWriter:
         return TokenGrid(tokens, config.num_heads, config.embed_dim // config.num_heads)
 
     def image_input(self) -> str:
-        return self.graph.input(INPUT, FLOAT, (self.batch, 3, *self.map_shape(1)))
+        frames = (self.config.frames,) if self.config.frames else ()
+        return self.graph.input(INPUT, FLOAT, (self.batch, 3, *frames, *self.map_shape(1)))
 
     def map_shape(self, stride: int) -> tuple[int | str, int | str]:
         """Height and width of a map, for the declaration of an input or output."""

@@ -63,7 +63,7 @@ def engine_targets(
             profiles, input_name = engine.profiles, engine.inputs()[0].name
     else:
         profiles, input_name = sidecar.profiles, names.INPUT
-    size = settings.image_size or profiles[0].opt[2:]
+    size = settings.image_size or (profiles[0].opt[-2], profiles[0].opt[-1])
     if bundle is not None:
         size = bench_size(bundle.name, bundle.sizes, settings)
     _check_shapes(settings.batches, size, profiles, label)
@@ -117,14 +117,14 @@ def _check_shapes(
     batches: Sequence[int], size: Size, profiles: Sequence[Profile], label: str
 ) -> None:
     """Raises UsageError for an image size or a batch size that no profile serves."""
-    built = ", ".join(map(str, profiles))
-    if not any(profile.covers((profile.opt[0], 3, *size)) for profile in profiles):
+    built, row = ", ".join(map(str, profiles)), (*profiles[0].opt[1:-2], *size)
+    if not any(profile.covers((profile.opt[0], *row)) for profile in profiles):
         raise UsageError(
             f"{label} was not built for images of {size[0]}x{size[1]} pixels, only for {built}",
             "bench another --image-size, or build the engine again with other shapes",
         )
     for batch in batches:
-        if choose_profile(profiles, (batch, 3, *size)) is None:
+        if choose_profile(profiles, (batch, *row)) is None:
             raise UsageError(
                 f"{label} was not built for batch {batch}, only for {built}",
                 "bench another batch size, or build the engine again with a wider --batch",

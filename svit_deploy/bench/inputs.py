@@ -13,8 +13,10 @@ from svit_deploy.bundle import Bundle
 from svit_deploy.bundle.manifest import UNNAMED
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.images import ImageSet, images_of
+from svit_deploy.images.medium import PICTURES, Medium
 from svit_deploy.model.config import ModelConfig, Preprocess
 from svit_deploy.model.sizes import Size, SizeRange
+from svit_deploy.names import INPUT
 from svit_deploy.progress import Progress
 from svit_deploy.tasks import Task
 from svit_deploy.tasks.samples import prepare_all
@@ -39,40 +41,39 @@ class Inputs:
             raise UsageError("--random and --images exclude each other", "leave one out")
 
     @classmethod
-    def load(cls, settings: BenchSettings, progress: Progress) -> Inputs:
+    def load(cls, settings: BenchSettings, progress: Progress, medium: Medium = PICTURES) -> Inputs:
         """The images that the settings ask for, in memory."""
-        images = images_of(settings.images, settings.max_images, progress)
+        images = images_of(settings.images, settings.max_images, progress, medium=medium)
         count = max(32, *settings.batches)
         return cls(images, settings.noise, settings.allow_noise, count)
 
     def prepare_for(self, task: Task, config: ModelConfig, sizes: SizeRange) -> np.ndarray:
-        """Pictures as the task's models get them, or noise, `[n, 3, H, W]`, all of one size.
+        """Pictures as the task's models get them, or noise, all of one size: rows of its input.
 
         In memory once for models that want the same.
         """
 
         def prepare(images: ImageSet) -> np.ndarray:
-            prepared = np.empty((len(images), 3, *sizes.opt), np.float32)
-            for i, image in enumerate(prepare_all(images, task, config, sizes)):
-                prepared[i] = image.pixels
-            return prepared
+            whole = prepare_all(images, task, config, sizes)
+            return np.concatenate([task.feeds([image])[INPUT] for image in whole])
 
-        return self._once((task.name, config.preprocess, config.task), sizes.opt, prepare)
+        key = (task.name, config.preprocess, config.task)
+        return self._once(key, sizes.shape(sizes.opt), prepare)
 
     def prepare(self, preprocess: Preprocess, size: Size) -> np.ndarray:
         """The same for a file that does not tell its task: resized, and the centre cropped."""
         key = (UNNAMED, preprocess, None)
-        return self._once(key, size, lambda images: images.inputs(preprocess, size))
+        return self._once(key, (3, *size), lambda images: images.inputs(preprocess, size))
 
     def _once(
-        self, key: Hashable, size: Size, prepare: Callable[[ImageSet], np.ndarray]
+        self, key: Hashable, row: tuple[int, ...], prepare: Callable[[ImageSet], np.ndarray]
     ) -> np.ndarray:
-        key = size if self.images is None else (key, size)
+        key = row if self.images is None else (key, row)
         if key not in self._made:
             if self.images is not None:
                 self._made[key] = prepare(self.images)
             else:
-                shape = (self.count, 3, *size)
+                shape = (self.count, *row)
                 self._made[key] = np.random.default_rng(0).standard_normal(shape, np.float32)
         return self._made[key]
 
@@ -104,15 +105,15 @@ class Inputs:
         entry, samples = bundle.manifest["files"][file.name], bundle.manifest["reference"]
         provenance = self.provenance(bundle.name, entry["sha256"], entry["size_bytes"])
         if self.images is not None or self.noise:
-            sizes = SizeRange.single(size, bundle.sizes.step)
+            sizes = replace(bundle.sizes, min=size, opt=size, max=size)
             return self.prepare_for(bundle.task, bundle.config, sizes), provenance
         recorded = (image for part in bundle.load_samples() for image in part.images)
-        chosen = [image.pixels for image in recorded if image.size == size]
+        chosen = [image for image in recorded if image.size == size]
         if not chosen:
             raise InputError(
                 f"{bundle.name} has no sample of {size[0]}x{size[1]} pixels", "add --images IMAGES"
             )
-        return np.stack(chosen), replace(
+        return bundle.task.feeds(chosen)[INPUT], replace(
             provenance, images=f"recorded ({samples['source']})", images_sha256=samples["sha256"]
         )
 

@@ -29,6 +29,7 @@ from svit_deploy.engines.runtimes import TENSORRT, Runtime, check_options, runti
 from svit_deploy.errors import InputError, SvitDeployError, UsageError
 from svit_deploy.graph.builder import PRECISIONS
 from svit_deploy.images import check_images
+from svit_deploy.images.medium import PICTURES, Medium
 from svit_deploy.inference.engine import require_among_others
 from svit_deploy.io.files import hash_file
 from svit_deploy.io.onnx_file import (
@@ -59,6 +60,7 @@ class Candidate:
 
     require: Callable[[], object]
     prepare: Callable[[Inputs], list[BenchTarget]]
+    medium: Medium = PICTURES
 
 
 def bench_paths(
@@ -75,7 +77,6 @@ def bench_paths(
     Raises:
         SvitDeployError: see `find_candidate`, `check_targets` and `run_bench`.
     """
-    plan.needs(check_images, settings.images)
     candidates = [find_candidate(path, settings) for path in paths]
     return bench_candidates(candidates, settings, progress, plan)
 
@@ -89,7 +90,13 @@ def bench_candidates(
     """The same of what was found, which may have been found with settings of its own."""
     for candidate in candidates:
         plan.needs(candidate.require)
-    inputs = Inputs.load(settings, progress)
+    medium = candidates[0].medium if candidates else PICTURES
+    if settings.images is not None and any(found.medium != medium for found in candidates):
+        raise UsageError(
+            "the targets do not read images in the same way", "bench them by themselves"
+        )
+    plan.needs(check_images, settings.images, medium)
+    inputs = Inputs.load(settings, progress, medium)
     targets = relabel([target for found in candidates for target in found.prepare(inputs)])
     check_targets(targets, settings)
     for line in outline(targets, settings):
@@ -123,6 +130,7 @@ def find_candidate(path: Path, settings: BenchSettings) -> Candidate:
         return Candidate(
             partial(require_among_others, bundle, settings),
             lambda inputs: _bundle_targets(bundle, runtime, label, inputs, settings),
+            bundle.task.reader(bundle.config),
         )
     runtime, _ = runtime_for([path], settings)
     label = path.stem + asked
@@ -138,6 +146,7 @@ def _engine(path: Path, label: str, bundle: Bundle | None, settings: BenchSettin
     return Candidate(
         partial(require_engine, path, bundle, settings),
         lambda inputs: engine_targets(path, bundle, label, inputs, settings),
+        PICTURES if bundle is None else bundle.task.reader(bundle.config),
     )
 
 
@@ -275,7 +284,7 @@ def _precision(model: onnx.ModelProto) -> str:
 
 
 def image_input(model: onnx.ModelProto, path: Path) -> tuple[str, Size]:
-    """Name and (height, width) of the only input, float32 `[B, 3, H, W]`.
+    """Name and (height, width) of the only input, float32 `[B, 3, H, W]` or `[B, 3, T, H, W]`.
 
     Raises:
         InputError: other inputs than that.
@@ -287,8 +296,9 @@ def image_input(model: onnx.ModelProto, path: Path) -> tuple[str, Size]:
         raise InputError(f"{path} has {len(inputs)} inputs", fix)
     tensor = inputs[0].type.tensor_type
     sizes = [dim.dim_value for dim in tensor.shape.dim]
-    if tensor.elem_type != onnx.TensorProto.FLOAT or len(sizes) != 4 or sizes[1] != 3:
+    pictures = len(sizes) in (4, 5) and sizes[1] == 3
+    if tensor.elem_type != onnx.TensorProto.FLOAT or not pictures:
         raise InputError(f"{path}'s input {inputs[0].name!r} is not an image batch", fix)
-    if not (sizes[2] and sizes[3]):
+    if not all(sizes[2:]):
         raise InputError(f"{path} leaves its image size open", "export it with a fixed size")
-    return inputs[0].name, (sizes[2], sizes[3])
+    return inputs[0].name, (sizes[-2], sizes[-1])

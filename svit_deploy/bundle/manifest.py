@@ -92,7 +92,7 @@ def task_of(manifest: Mapping[str, Any]) -> Task:
 def sizes_of(manifest: Mapping[str, Any], config: ModelConfig, task: Task) -> SizeRange:
     """The image sizes that a manifest tells of; raises UsageError for impossible ones."""
     if not task.many_sizes:
-        return SizeRange.single(config.image_size)
+        return task.sizes(config, None)
     sides = (manifest["image"][name] for name in ("min", "opt", "max"))
     text = ":".join("x".join(map(str, size)) for size in sides)
     return SizeRange.parse(text, family_of(config).backbone.step or config.patch_size)

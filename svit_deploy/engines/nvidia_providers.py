@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,8 +95,8 @@ def profile_of(model: onnx.ModelProto) -> Profile | None:
             sizes = SizeRange.parse(text)
         else:
             (shape,) = [i.type.tensor_type.shape for i in model.graph.input if i.name == INPUT]
-            height, width = (dim.dim_value for dim in shape.dim[2:])
-            sizes = SizeRange.single((height, width))
+            *frames, height, width = (dim.dim_value for dim in shape.dim[2:])
+            sizes = SizeRange.single((height, width), frames=math.prod(frames) if frames else 0)
         return sizes.profile(batch) if min(*sizes.min, *sizes.max) > 0 else None
     except (SvitDeployError, KeyError, TypeError, ValueError):
         return None

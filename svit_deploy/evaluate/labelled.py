@@ -62,7 +62,8 @@ def open_labelled(bundle: Bundle, settings: EvaluateSettings) -> Labelled:
 
 def with_labels(bundle: Bundle, settings: EvaluateSettings) -> Labelled | None:
     """By a file of labels, else those of the images themselves, else class folders, if any."""
-    source, num_classes = source_of(settings.images), bundle.config.num_classes
+    medium, num_classes = bundle.task.reader(bundle.config), bundle.config.num_classes
+    source = source_of(settings.images, medium)
     names, given = bundle.class_names, settings.class_names
     if given is not None and (settings.labels is not None or source.labels is not None):
         raise UsageError(
@@ -87,6 +88,6 @@ def _annotated(bundle: Bundle, settings: EvaluateSettings) -> Labelled:
     if settings.annotations is None:
         raise UsageError("a detector is evaluated on annotations", "add --annotations FILE")
     truth = bundle.task.truth(settings.annotations, bundle.config)
-    source = source_of(settings.images)
+    source = source_of(settings.images, bundle.task.reader(bundle.config))
     notes = truth.check(source.names)
     return Labelled(source, truth, f"annotations of {settings.annotations.name}", notes)

@@ -64,7 +64,7 @@ def evaluate_bundle(
     """
     plan.needs(require_run, bundle, settings)
     needs_place(plan, settings.ray, "evaluate")
-    plan.needs(check_images, settings.images)
+    plan.needs(check_images, settings.images, bundle.task.medium)
     labelled = open_labelled(bundle, settings)
     tell_run(plan, bundle, settings)
     plan.tell("images", f"{len(labelled.source)}, {labelled.told}")

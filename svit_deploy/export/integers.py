@@ -90,7 +90,7 @@ def choose_integers(
     def told() -> Iterator[Prepared]:
         for number, image in enumerate(prepare_all(images, task, model.config, sizes)):
             progress.update("measuring the inputs of layers", 0.6 + 0.1 * number / len(images))
-            yield image
+            yield task.excerpt(image)
 
     ranges = input_ranges(graph, inputs, task, told(), method)
     steps: dict[str, float] = {}
@@ -104,7 +104,8 @@ def choose_integers(
             "keep fewer, or export with --precision fp32",
         )
     if keep:
-        judges = list(prepare_all(images[:JUDGES], task, model.config, sizes))
+        shown = prepare_all(images[:JUDGES], task, model.config, sizes)
+        judges = list(map(task.excerpt, shown))
         for name in worst_layers(model, task, judges, steps, progress)[:keep]:
             log.info("%s stays float32", name)
             del steps[name]

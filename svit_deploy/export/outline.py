@@ -69,7 +69,8 @@ def model_line(arch: str, config: ModelConfig, task: Task, sizes: SizeRange) -> 
     named = "" if task.name == DEFAULT_TASK else f"task {task.name}, "
     low, high = ("x".join(map(str, size)) for size in (sizes.min, sizes.max))
     size = low if sizes.fixed else f"{low} to {high}"
-    return "model", f"{arch} ({config.family}), {named}{size} pixels"
+    frames = f", {config.frames} frames" if config.frames else ""
+    return "model", f"{arch} ({config.family}), {named}{size} pixels{frames}"
 
 
 def gates_line(config: ModelConfig) -> Line:

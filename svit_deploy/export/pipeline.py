@@ -56,7 +56,7 @@ from svit_deploy.model.sizes import SizeRange
 from svit_deploy.plan import RUN, Plan
 from svit_deploy.progress import SILENT, Progress
 from svit_deploy.tasks import Part, Task, task_named
-from svit_deploy.tasks.samples import paint, prepare_all
+from svit_deploy.tasks.samples import prepare_all
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def export_source(
         plan.needs(require, package, f"--task {task.name}", f"{purpose} of a bundle")
     plan.needs(check_output, output, force=force)
     for images in (settings.calibration, settings.calibrate_gates):
-        plan.needs(check_images, images)
+        plan.needs(check_images, images, task.medium)
     wanted = task.parse_sizes(settings.image_size)
     progress.update(f"reading {source.name}", 0)
     model = load_model(
@@ -156,9 +156,9 @@ def export_model(
         classes = read_class_names(settings.class_names, model.config.num_classes)
     sizes = task.sizes(model.config, sizes)
     model = _at(model, sizes)
-    limit = settings.max_images
-    calibration = images_of(settings.calibration, limit, progress)
-    gate_images = images_of(settings.calibrate_gates, limit, progress)
+    limit, medium = settings.max_images, task.reader(model.config)
+    calibration = images_of(settings.calibration, limit, progress, medium=medium)
+    gate_images = images_of(settings.calibrate_gates, limit, progress, medium=medium)
     chooses = settings.budget == AUTO_BUDGET or settings.precision == INT8
     deciding = [gate_images, calibration if chooses else None]
     if any(images is not None and not images.preprocessed for images in deciding):
@@ -311,5 +311,5 @@ def _samples(
     """The first images given, else painted ones, of several sizes where the graph runs them."""
     if given is not None:
         chosen = given[: task.samples]
-        return list(prepare_all(chosen, task, config, sizes)), chosen
-    return paint(config, sizes, task.painted, {sizes.opt})
+        return list(map(task.excerpt, prepare_all(chosen, task, config, sizes))), chosen
+    return task.paint(config, sizes, task.painted, {sizes.opt})

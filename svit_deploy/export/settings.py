@@ -45,7 +45,7 @@ def _tasks() -> Iterable[str]:
 TASK = partial(
     option,
     DEFAULT_TASK,
-    "What the graph computes: classify, backbone (of a detector), detect or cascade.",
+    "What the graph computes: classify, backbone (of a detector), detect, cascade or video.",
     metavar="TASK",
     choices=_tasks,
 )

@@ -212,7 +212,12 @@ def attention(
 
 
 def attend_heads(
-    graph: GraphBuilder, query: str, key: str, value: str, head_dim: int, bias: str | None
+    graph: GraphBuilder,
+    query: str,
+    key: str,
+    value: str,
+    head_dim: int,
+    *biases: str | None,
 ) -> str:
     """Softmax attention of each head by itself.
 
@@ -222,15 +227,16 @@ def attend_heads(
     Args:
         query, value: `[B, H, K, D]`.
         key: `[B, H, D, K]`.
-        bias: `[B, 1, 1, K]`, added to the scores of each key.
+        biases: of the shape of the scores `[B, H, K, K]`, or 1 along an axis; added to them.
 
     Returns:
         `[B, H, K, D]`.
     """
     query = graph.op("Mul", query, graph.number(head_dim**-0.5))
     scores = graph.op("MatMul", query, key)
-    if bias is not None:
-        scores = graph.op("Add", scores, bias)
+    for bias in biases:
+        if bias is not None:
+            scores = graph.op("Add", scores, bias)
     weights = graph.to_precision(graph.op("Softmax", graph.to_float32(scores), axis=-1))
     return graph.op("MatMul", weights, value)
 

@@ -1,4 +1,4 @@
-"""One image, ready for a graph."""
+"""One image or video, ready for a graph."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from svit_deploy.model.config import Preprocess
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """One image, ready for a graph.
+    """One image, ready for a graph, or the views of one video.
 
     Attributes:
-        pixels: `[3, H, W]` float32, normalised.
+        pixels: `[3, H, W]` float32, normalised; of a video `[views, 3, T, H, W]`.
         image_size: (height, width) inside the padding.
         scale: input pixels per pixel of the original, for x, y, x, y.
         original_size: (height, width) of the picture.
@@ -36,14 +36,14 @@ class Prepared:
 
     @classmethod
     def whole(cls, pixels: np.ndarray, name: str = "", label: int | None = None) -> Prepared:
-        """An image that is preprocessed already, float32 `[3, H, W]`, without padding."""
-        size = (pixels.shape[1], pixels.shape[2])
+        """An image that is preprocessed already, float32, without padding."""
+        size = (pixels.shape[-2], pixels.shape[-1])
         return cls(pixels, size, (1.0, 1.0, 1.0, 1.0), size, name, label)
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) with the padding."""
-        return self.pixels.shape[1], self.pixels.shape[2]
+        return self.pixels.shape[-2], self.pixels.shape[-1]
 
     def without_pixels(self) -> Prepared:
         """The same, its pixels one number: large ones do not all fit into memory."""
@@ -61,9 +61,14 @@ class Prepared:
         vars(self).update(state, pixels=pixels)
 
     def picture(self, preprocess: Preprocess) -> np.ndarray:
-        """What the model sees inside the padding, uint8 `[h, w, 3]`."""
-        height, width = self.image_size
-        return denormalise(self.pixels[:, :height, :width], preprocess)
+        """What the model sees inside the padding, uint8 `[h, w, 3]`.
+
+        Of a video, the frame in the middle of its first view.
+        """
+        (height, width), pixels = self.image_size, self.pixels
+        if pixels.ndim > 3:
+            pixels = pixels[0, :, pixels.shape[2] // 2]
+        return denormalise(pixels[:, :height, :width], preprocess)
 
 
 def stacked(images: Sequence[Prepared]) -> np.ndarray:

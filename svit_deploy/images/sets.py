@@ -13,6 +13,7 @@ from typing import overload
 import numpy as np
 
 from svit_deploy.errors import InputError, UsageError
+from svit_deploy.images.medium import PICTURES, Medium
 from svit_deploy.images.preprocess import denormalise, normalise, resize_and_crop
 from svit_deploy.images.source import ImageSource, Kind, Load, open_images
 from svit_deploy.images.synthetic import paint_scene
@@ -94,13 +95,20 @@ class ImageSet:
             )
 
 
-def load_images(path: Path, *, labels: Path | None = None, limit: int | None = None) -> ImageSet:
+def load_images(
+    path: Path,
+    *,
+    labels: Path | None = None,
+    limit: int | None = None,
+    medium: Medium = PICTURES,
+) -> ImageSet:
     """Loads what `open_images` finds.
 
     Args:
         labels: a file that `read_labels` understands, for all images at `path`; it overrides
             the labels of an .npz.
         limit: take only the first images. All are held in memory, so give one for large sets.
+        medium: what is read instead of pictures.
 
     Raises:
         InputError: see `open_images`; or a picture or archive is damaged.
@@ -108,7 +116,7 @@ def load_images(path: Path, *, labels: Path | None = None, limit: int | None = N
     """
     if limit is not None and limit < 1:
         raise UsageError(f"a limit of {limit} images leaves none", "give 1 or more")
-    source = open_images(path, labels)
+    source = open_images(path, labels, medium)
     loaders = source.loaders()
     wanted = islice(loaders, limit)
     first, count = next(wanted)(), min(len(source), limit or len(source))
@@ -125,20 +133,34 @@ def load_images(path: Path, *, labels: Path | None = None, limit: int | None = N
     return _image_set(arrays, source.names, source.labels, source.kind)
 
 
-def check_images(images: Path | ImageSet | None) -> None:
-    """Raises InputError for a path that holds no images; call it before a long run."""
+def check_images(images: Path | ImageSet | None, medium: Medium = PICTURES) -> None:
+    """Raises a SvitDeployError for what cannot be read at all; call it before a long run."""
     if isinstance(images, Path) and str(images) != "-":  # which can be read once
-        open_images(images)
+        open_images(images, medium=medium)
 
 
-@overload
-def images_of(value: None, limit: int, progress: Progress, labels: Path | None = None) -> None: ...
 @overload
 def images_of(
-    value: Path | ImageSet, limit: int, progress: Progress, labels: Path | None = None
+    value: None,
+    limit: int,
+    progress: Progress,
+    labels: Path | None = None,
+    medium: Medium = PICTURES,
+) -> None: ...
+@overload
+def images_of(
+    value: Path | ImageSet,
+    limit: int,
+    progress: Progress,
+    labels: Path | None = None,
+    medium: Medium = PICTURES,
 ) -> ImageSet: ...
 def images_of(
-    value: Path | ImageSet | None, limit: int, progress: Progress, labels: Path | None = None
+    value: Path | ImageSet | None,
+    limit: int,
+    progress: Progress,
+    labels: Path | None = None,
+    medium: Medium = PICTURES,
 ) -> ImageSet | None:
     """The images of a settings' field, at most `limit`; loaded unless they are already.
 
@@ -150,12 +172,12 @@ def images_of(
     if not isinstance(value, Path):
         return value[:limit] if len(value) > limit else value
     progress.update(f"reading {value.name}", 0)
-    return load_images(value, labels=labels, limit=limit)
+    return load_images(value, labels=labels, limit=limit, medium=medium)
 
 
-def source_of(value: Path | ImageSet) -> ImageSource:
+def source_of(value: Path | ImageSet, medium: Medium = PICTURES) -> ImageSource:
     """The images of a settings' field, to be read one by one; raises InputError."""
-    return open_images(value) if isinstance(value, Path) else value.stream()
+    return open_images(value, medium=medium) if isinstance(value, Path) else value.stream()
 
 
 def synthetic_images(count: int, image_size: tuple[int, int], *, seed: int = 0) -> ImageSet:
@@ -172,6 +194,29 @@ def synthetic_images(count: int, image_size: tuple[int, int], *, seed: int = 0) 
     generators = [np.random.Generator(np.random.PCG64([seed, i])) for i in range(count)]
     pictures = [paint_scene(*image_size, rng) for rng in generators]
     return _image_set(pictures, [f"synthetic-{i:05d}" for i in range(count)], None, "synthetic")
+
+
+def synthetic_videos(
+    count: int, frames: int, image_size: tuple[int, int], *, seed: int = 0
+) -> ImageSet:
+    """The same of videos that a camera takes of painted scenes: two clips of each.
+
+    In the first it moves to the right and down, in the second to the left.
+    """
+    height, width = image_size
+    reach = max(2, min(height, width) // 8)
+    scenes = synthetic_images(count, (height + reach, width + reach), seed=seed)
+    steps = (np.arange(frames) * reach // max(frames - 1, 1)).tolist()
+    videos = [
+        np.stack(
+            [
+                [scene[s : s + height, s : s + width] for s in steps],
+                [scene[:height, reach - s : reach - s + width] for s in steps],
+            ]
+        )
+        for scene in scenes.arrays
+    ]
+    return _image_set(videos, scenes.names, None, "synthetic")
 
 
 def join_images(sets: Sequence[ImageSet], names: Sequence[str]) -> ImageSet:

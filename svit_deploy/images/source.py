@@ -1,4 +1,4 @@
-"""Images that are read one by one, in their order: pictures of a folder or a list, an .npz."""
+"""Images that are read one by one, in their order: those of a folder or a list, or an .npz."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from svit_deploy.errors import InputError
 from svit_deploy.images.labels import check_labels, read_labels
-from svit_deploy.images.pictures import PICTURE_SUFFIXES, check_picture, read_picture
+from svit_deploy.images.medium import PICTURES, Medium, refuse_empty
 from svit_deploy.io.files import reading
 from svit_deploy.io.npz import read_header, read_npz, read_rows, reason
 
@@ -34,8 +34,8 @@ class ImageSource:
         labels: int64 `[n]`, if known.
         kind: where they come from.
         loaders: gives for every image in turn what reads it: an RGB picture uint8 `[h, w, 3]`, or
-            an image that is already preprocessed, float32 `[3, H, W]`. A loader may be called in
-            another thread; it raises InputError.
+            an image that is already preprocessed, float32 `[3, H, W]`; of another medium what that
+            gives. A loader may be called in another thread; it raises InputError.
         folder: the one that the names are below, of pictures that were searched for.
     """
 
@@ -49,7 +49,7 @@ class ImageSource:
         return len(self.names)
 
 
-def open_images(path: Path, labels: Path | None = None) -> ImageSource:
+def open_images(path: Path, labels: Path | None = None, medium: Medium = PICTURES) -> ImageSource:
     """What is at a path: a folder, a single picture, a list of pictures, or an .npz.
 
     A folder is searched recursively, in the order of the sorted paths; hidden files are left out
@@ -60,67 +60,59 @@ def open_images(path: Path, labels: Path | None = None) -> ImageSource:
 
     Args:
         labels: a file that `read_labels` understands; it overrides the labels of an .npz.
+        medium: what is there instead of pictures.
 
     Raises:
         InputError: nothing there, no pictures, an array of another type or shape, or labels that
             do not fit. Whether pictures are sound is found when they are read.
+        CapabilityError: a package is missing that reads them.
     """
-    suffix = path.suffix.lower()
+    suffix, noun = path.suffix.lower(), medium.noun
     if path == STANDARD_INPUT:
         content = sys.stdin.buffer.read(MAX_LIST_BYTES)
-        return _pictures(Path(), _listed(content, "standard input"), labels, "list")
+        names = _listed(content, "standard input", noun)
+        return _files(Path(), names, labels, "list", medium)
+    if medium.is_one(path):
+        return _files(path.parent, [path.name], labels, "directory", medium)
     if path.is_dir():
-        return _pictures(path, _names_below(path), labels, "directory")
-    if path.is_file() and suffix in PICTURE_SUFFIXES:
-        return _pictures(path.parent, [path.name], labels, "directory")
+        names = refuse_empty(path, medium.below(path), medium)
+        return _files(path, names, labels, "directory", medium)
     if path.is_file() and suffix == ".npz":
-        return _npz(path, labels)
+        return _npz(path, labels, medium)
     if path.is_file() and suffix in LIST_SUFFIXES:
         with reading(path), path.open("rb") as file:
             content = file.read(MAX_LIST_BYTES)
-        return _pictures(path.parent, _listed(content, str(path)), labels, "list")
+        return _files(path.parent, _listed(content, str(path), noun), labels, "list", medium)
     if path.exists():
         raise InputError(
             f"{path} is not an image source",
-            f"give a folder, an .npz, a list ({', '.join(LIST_SUFFIXES)}), or a picture "
-            f"({', '.join(PICTURE_SUFFIXES)})",
+            f"give a folder, an .npz, a list ({', '.join(LIST_SUFFIXES)}), or a {noun} "
+            f"({', '.join(medium.suffixes)})",
         )
-    raise InputError(f"image path {path} does not exist", "give a folder, a picture or an .npz")
+    raise InputError(f"image path {path} does not exist", f"give a folder, a {noun} or an .npz")
 
 
-def _names_below(folder: Path) -> list[str]:
-    """Of all pictures, sorted."""
-    names = [
-        file.relative_to(folder).as_posix()
-        for file in folder.rglob("*")
-        if file.suffix.lower() in PICTURE_SUFFIXES
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-        and file.is_file()
-    ]
-    if not names:
-        raise InputError(
-            f"folder {folder} holds no pictures",
-            f"give a folder with files that end in {', '.join(PICTURE_SUFFIXES)}",
-        )
-    return sorted(names)
-
-
-def _listed(content: bytes, where: str) -> list[str]:
+def _listed(content: bytes, where: str, noun: str) -> list[str]:
     """The lines of a list."""
     if len(content) == MAX_LIST_BYTES:
-        raise InputError(f"{where} is no list of pictures: it is too long", "split it")
+        raise InputError(f"{where} is no list of {noun}s: it is too long", "split it")
     try:
         lines = [line.strip() for line in content.decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise InputError(f"{where} cannot be read ({reason(error)})", "write it as UTF-8") from None
     if not (names := [line for line in lines if line]):
-        raise InputError(f"{where} names no pictures", "write one path per line")
+        raise InputError(f"{where} names no {noun}s", "write one path per line")
     return names
 
 
-def _pictures(folder: Path, names: Sequence[str], labels: Path | None, kind: Kind) -> ImageSource:
+def _files(
+    folder: Path, names: Sequence[str], labels: Path | None, kind: Kind, medium: Medium
+) -> ImageSource:
+    for name in names:
+        medium.require(folder / name)
+
     def load(name: str) -> np.ndarray:
-        return check_picture(read_picture(folder / name), name)
+        return medium.read(folder / name, name)
 
     def loaders() -> Iterator[Load]:
         return (partial(load, name) for name in names)
@@ -130,20 +122,20 @@ def _pictures(folder: Path, names: Sequence[str], labels: Path | None, kind: Kin
     return ImageSource(tuple(names), values, kind, loaders, below)
 
 
-def _npz(path: Path, labels: Path | None) -> ImageSource:
-    header = read_header(path, "images")
+def _npz(path: Path, labels: Path | None, medium: Medium) -> ImageSource:
+    key, noun = medium.array, medium.noun
+    header = read_header(path, key)
     if header is None:
-        raise InputError(f"{path} has no array `images`", "save the images with that name")
+        raise InputError(f"{path} has no array `{key}`", f"save the {key} with that name")
     shape, dtype = header.shape, header.dtype
-    raw = dtype == np.uint8 and len(shape) == 4 and shape[3] == 3
-    ready = dtype == np.float32 and len(shape) == 4 and shape[1] == 3
-    if not (raw or ready):
+    make = medium.row_reader(shape, dtype)
+    if make is None:
         raise InputError(
-            f"`images` in {path} is {dtype} {list(shape)}, neither pictures nor model inputs",
-            "save uint8 [n, H, W, 3] RGB pictures, or preprocessed float32 [n, 3, H, W]",
+            f"`{key}` in {path} is {dtype} {list(shape)}, neither {noun}s nor model inputs",
+            f"save {medium.forms}",
         )
     if 0 in shape:
-        raise InputError(f"`images` in {path} is empty {list(shape)}", "save some images")
+        raise InputError(f"`{key}` in {path} is empty {list(shape)}", f"save some {key}")
     names = tuple(f"{path.stem}-{i:05d}" for i in range(shape[0]))
     values = None
     if labels is not None:
@@ -152,12 +144,12 @@ def _npz(path: Path, labels: Path | None) -> ImageSource:
         values = check_labels(found["labels"], len(names), str(path))
 
     def load(row: np.ndarray, name: str) -> np.ndarray:
-        if ready and not np.isfinite(row).all():
+        if dtype == np.float32 and not np.isfinite(row).all():
             raise InputError(f"image {name} in {path} holds NaN or Inf", "repair or remove it")
-        return check_picture(row, name)
+        return make(row, name)
 
     def loaders() -> Iterator[Load]:
-        for row, name in zip(read_rows(path, "images"), names, strict=True):
+        for row, name in zip(read_rows(path, key), names, strict=True):
             yield partial(load, row, name)
 
     return ImageSource(names, values, "npz", loaders)

@@ -53,7 +53,7 @@ class InferenceSettings(RunSettings, PlaceSettings):
 
     batch: int | None = option(
         None,
-        "Images per run; by default 16 of a classifier, 1 of a detector.",
+        "Images per run, of a video views; by default 16 of a classifier, 1 of a detector.",
         metavar="N",
         kind=int,
         low=1,

@@ -16,6 +16,7 @@ import numpy as np
 
 from svit_deploy.bundle import Bundle
 from svit_deploy.engines.base import Engine
+from svit_deploy.engines.batches import Batches
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.images.prepared import Prepared
 from svit_deploy.images.source import ImageSource, Load
@@ -118,6 +119,8 @@ class Run(Generic[T]):
     def on(self, engine: Engine) -> Opened[Image, Ran[T]]:
         """The same with an engine that is open."""
         batch = choose_batch(self.bundle, engine, self.settings)
+        if self.bundle.task.many_rows:  # one image at a time, so many of its rows
+            engine, batch = Batches(engine, 1, batch), 1
         there = {spec.name for spec in engine.outputs()}
         more = [name for name in (KEEP_MASK, OVERFLOW) if name in there]
         wanted = [*self.bundle.task.outputs(), *more]
@@ -243,7 +246,9 @@ def see(bundle: Bundle, outputs: Mapping[str, np.ndarray], batch: Sequence[Read]
     images = [read.image for read in batch]
     tokens = bundle.config.at(images[0].size).num_tokens
     keep, overflow = outputs.get(KEEP_MASK), outputs.get(OVERFLOW)
-    for i, (read, found) in enumerate(zip(batch, bundle.task.read(outputs, images), strict=True)):
+    for i, (read, found) in enumerate(
+        zip(batch, bundle.task.read(outputs, images, bundle.config), strict=True)
+    ):
         yield Seen(
             read.number,
             read.array,
@@ -258,8 +263,9 @@ def choose_batch(bundle: Bundle, engine: Engine, settings: InferenceSettings) ->
     """How many images to run at once; raises UsageError for a batch that the graph lacks."""
     fixed = engine.inputs()[0].shape[0]
     if not isinstance(fixed, int):
-        largest = bundle.manifest["batch"]["max"]
-        return settings.batch or min(bundle.task.together, largest)
+        taken, task = bundle.manifest["batch"], bundle.task
+        usual = taken["opt"] if task.many_rows else task.together
+        return settings.batch or min(usual, taken["max"])
     if settings.batch not in (None, fixed):
         raise UsageError(
             f"{bundle.name} was exported for batches of {fixed} and cannot run {settings.batch}",

@@ -7,7 +7,7 @@ from typing import Any
 
 from svit_deploy.bundle import Bundle, open_bundle
 from svit_deploy.inspection.report import Inspection, Section, listed, mebibytes, number
-from svit_deploy.model.assumption import in_words
+from svit_deploy.model.assumption import in_words, typed
 
 _FACTS = (
     "tool", "checkpoint", "arch", "model", "tokens", "gates", "batch", "precision", "opset",
@@ -46,6 +46,10 @@ def _overview(bundle: Bundle) -> tuple[tuple[str, str], ...]:
     )
     if not bundle.sizes.fixed:
         size = f"{low} to {high}, mostly {size}"
+    videos: tuple[tuple[str, str], ...] = ()
+    if config.frames:
+        told = {name: typed(getattr(config.task, name)) for name in bundle.task.settings}
+        videos = (("", f"{config.frames} frames of a clip; {in_words(told)}"),)
     return (
         ("made by", f"{manifest['tool']['name']} {manifest['tool']['version']}"),
         ("checkpoint", source),
@@ -71,6 +75,7 @@ def _overview(bundle: Bundle) -> tuple[tuple[str, str], ...]:
             f"RGB {size} (h x w), {preprocess.interpolation}, crop ratio {preprocess.crop_ratio:g}",
         ),
         ("", f"mean {listed(preprocess.mean)}; std {listed(preprocess.std)}"),
+        *videos,
         ("reference", f"{reference['images']} images, {reference['source']}"),
         ("assumed", in_words(bundle.assumed) or "-"),
     )

@@ -61,9 +61,9 @@ class Fact:
         return self.name, "unknown" if self.value is None else value, source
 
 
-def _taken(name: str, value: Any, published: Mapping[str, Any]) -> Fact:
+def _taken(name: str, value: Any, published: Mapping[str, Any], of_inputs: bool = False) -> Fact:
     """A setting that nobody told, as an export would take it."""
-    one = Assumption(name, value, published=published.get(name) == value)
+    one = Assumption(name, value, published=published.get(name) == value, of_inputs=of_inputs)
     return Fact(name, _plain(value), "needed" if one.is_guess() else "assumed", one.option)
 
 
@@ -154,7 +154,7 @@ def _describe(checkpoint: Checkpoint, found: _Found) -> None:
     heads = dims.num_heads or (PRESETS[found.preset].num_heads if found.preset else 0)
     published = published_settings(family, dims, heads)
     hub = parse_overrides(checkpoint.settings)
-    beyond = _beyond_weights(keys, dims, found.preset, many_sizes, published, hub)
+    beyond = _beyond_weights(keys, dims, found.preset, tasks[-1], published, hub)
     settings = _settings(family, dims, args, found.preset, published)
     found.facts = [Fact("tasks", [task.name for task in tasks], "weights")] if served[1:] else []
     found.facts += _from_weights(keys, dims, many_sizes) + _from_heads(served, dims)
@@ -214,7 +214,7 @@ def _beyond_weights(
     keys: Family,
     dims: Any,
     preset: str | None,
-    many_sizes: bool,
+    task: Task,
     published: Mapping[str, Any],
     hub: Mapping[str, Any],
 ) -> list[Fact]:
@@ -225,12 +225,12 @@ def _beyond_weights(
     """
     arch = PRESETS[preset] if preset else Arch(dims.family, 0)
 
-    def fact(name: str, value: Any) -> Fact:
+    def fact(name: str, value: Any, of_inputs: bool = False) -> Fact:
         if name in hub:
             return Fact(name, _plain(hub[name]), "hub")
         if preset:
             return Fact(name, _plain(value), f"preset {preset}")
-        return _taken(name, value, published)
+        return _taken(name, value, published, of_inputs)
 
     if dims.num_heads:
         facts = [Fact("num_heads", dims.num_heads, "weights")]
@@ -245,9 +245,14 @@ def _beyond_weights(
             facts.append(fact("gate_class_token", gates.class_token))
         if arch.target_keep:
             facts.append(fact("target_keep", arch.target_keep))
-    # Elsewhere nothing is cropped, and how it is scaled is the task's.
-    of_pictures = OF_PICTURES[:2] if many_sizes else OF_PICTURES
-    return facts + [fact(name, getattr(arch, name)) for name in of_pictures]
+    # Elsewhere how pictures are scaled is the task's.
+    of_inputs = {n: getattr(arch, n) for n in (OF_PICTURES if task.crops else OF_PICTURES[:2])}
+    if keys.backbone.frames:
+        of_inputs["frames"] = arch.frames or keys.backbone.frames
+    if task.settings:
+        usual = vars(task.config_numbers(dims, {})) | arch.task
+        of_inputs |= {name: usual[name] for name in task.settings}
+    return facts + [fact(name, value, of_inputs=True) for name, value in of_inputs.items()]
 
 
 def _settings(

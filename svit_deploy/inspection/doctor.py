@@ -37,11 +37,12 @@ FROM_HUBS = ("export hf://", "export timm:")
 DETECTORS = ("export --task detect", "verify --against, detect")
 ANNOTATED = ("verify --annotations", "evaluate --annotations", "predict --format coco")
 ON_RAY = ("--ray: verify, evaluate, predict, serve",)
+OF_VIDEOS = ("--images: files of videos",)
 EVERY = (
     "export", *FROM_HUBS, "verify", "verify --against", *DETECTORS, "debug", "evaluate",
     *ANNOTATED, "bench", "bench --sweep-tokens", "tune", "predict", "predict --format parquet",
-    "visualize", "serve", *ON_RAY, "package", "package --format triton", "inspect", "init",
-    "quickstart",
+    "visualize", "serve", *ON_RAY, *OF_VIDEOS, "package", "package --format triton", "inspect",
+    "init", "quickstart",
 )  # fmt: skip
 WITHOUT_RUNNING = (
     "package",
@@ -119,6 +120,7 @@ REQUIREMENTS = (
     Requirement("huggingface-hub", "0.25", FROM_HUBS),
     Requirement("timm", "1.0", ("export timm:",)),
     Requirement("matplotlib", "3.8", ("bench --sweep-tokens",)),
+    Requirement("av", "12.0", OF_VIDEOS),
 )
 
 

@@ -20,6 +20,7 @@ from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import MOST, parse_image_size
 from svit_deploy.model.keys import Dims
 from svit_deploy.model.model import CUSTOM
+from svit_deploy.tasks import TASKS
 
 
 def _whole(value: Any) -> int:
@@ -72,7 +73,7 @@ def _count(most: int) -> tuple[Callable[[Any], int], str]:
     return parse_count, f"a whole number from 1 to {most}"
 
 
-_COUNTS = ("num_heads", "embed_dim", "depth", "patch_size", "num_classes")
+_COUNTS = ("num_heads", "embed_dim", "depth", "patch_size", "num_classes", "frames")
 _NUMBERS = (_list(_number), "numbers with commas between them")
 _FIELDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "family": (_family, f"one of {', '.join(FAMILIES)}"),
@@ -91,17 +92,19 @@ _KINDS: dict[Any, tuple[Callable[[Any], Any], str]] = {
     bool: (_boolean, "true or false"),
     int: (_whole, "a whole number"),
     float: (_number, "a number"),
+    str: (_word, "a word"),
 }
 
 
 def _settings_fields() -> dict[str, tuple[Callable[[Any], Any], str]]:
-    """How the settings of all families are parsed; equal names have equal types."""
+    """How the settings of all families and tasks are parsed; equal names have equal types."""
     found = {}
-    for family in FAMILIES.values():
-        if family.settings is None:
+    kinds = [family.settings for family in FAMILIES.values()]
+    for kind in (*kinds, *(task.numbers if task.settings else None for task in TASKS.values())):
+        if kind is None:
             continue
-        hints = get_type_hints(family.settings)
-        for name in (entry.name for entry in fields(family.settings)):
+        hints = get_type_hints(kind)
+        for name in (entry.name for entry in fields(kind)):
             hint = hints[name]
             if hint in _KINDS:
                 found[name] = _KINDS[hint]
@@ -112,6 +115,7 @@ def _settings_fields() -> dict[str, tuple[Callable[[Any], Any], str]]:
 
 
 _SETTINGS = _settings_fields()
+_OF_TASKS = frozenset(name for task in TASKS.values() for name in task.settings)
 
 
 def parse_overrides(overrides: Mapping[str, str]) -> dict[str, Any]:
@@ -161,20 +165,24 @@ def find_arch(name: str) -> tuple[str, Arch]:
 def _arch(values: Mapping[str, Any], base: Arch | None = None) -> Arch:
     """An architecture of fields and settings by name, over those of `base`."""
     plain = {key: value for key, value in values.items() if key in _FIELDS}
-    settings = {key: value for key, value in values.items() if key not in _FIELDS}
+    others = {key: value for key, value in values.items() if key not in _FIELDS}
+    task = {key: value for key, value in others.items() if key in _OF_TASKS}
+    settings = {key: value for key, value in others.items() if key not in _OF_TASKS}
     known = frozenset(values)
     if base is None:
-        return Arch(**plain, settings=settings, known=known)
+        return Arch(**plain, settings=settings, task=task, known=known)
     if plain.get("family", base.family) == base.family:
-        settings = {**base.settings, **settings}
+        settings, task = {**base.settings, **settings}, {**base.task, **task}
         known |= base.known
     known |= base.known & _FIELDS.keys()
-    return replace(base, **plain, settings=settings, known=known)
+    return replace(base, **plain, settings=settings, task=task, known=known)
 
 
 def _said(preset: Arch, *axes: Backbone | Method) -> Arch:
-    """A preset that says all that it has a value for, and the settings of some axes."""
+    """A preset that says all that it has a value for, and the settings of some axes and tasks."""
     said = {name for name in _FIELDS if getattr(preset, name) not in (None, ())}
+    served = FAMILIES[preset.family].backbone.tasks
+    said |= {name for task in served for name in TASKS[task].settings}
     said |= {entry.name for axis in axes if axis.settings for entry in fields(axis.settings)}
     return replace(preset, known=frozenset(said))
 

@@ -10,7 +10,7 @@ from svit_deploy.loading.presets import PRESETS
 from svit_deploy.loading.published import published_settings
 from svit_deploy.methods.families import family_of
 from svit_deploy.model.arch import Arch
-from svit_deploy.model.assumption import Assumption
+from svit_deploy.model.assumption import OF_PICTURES, Assumption
 from svit_deploy.model.config import ModelConfig
 from svit_deploy.model.model import CUSTOM, Model
 from svit_deploy.tasks import Task
@@ -27,13 +27,22 @@ def find_assumptions(
         for name in (*family.needed, *family.assumed)
     }
     values |= {"mean": preprocess.mean, "std": preprocess.std}
-    if not task.many_sizes:  # else nothing is cropped, and how it is scaled is the task's
+    if task.crops:  # else how it is scaled is the task's
         values |= {"crop_ratio": preprocess.crop_ratio, "interpolation": preprocess.interpolation}
+    sampled = {name: getattr(config.task, name) for name in task.settings}
+    sampled |= {"frames": config.frames} if config.frames else {}
+    values |= sampled
     method = fields(family.method.settings) if family.method.settings else ()
     selecting = {*(entry.name for entry in method), *gates}
     published = published_settings(family, dims, config.num_heads)
     return tuple(
-        Assumption(name, value, name in selecting, published.get(name) == value)
+        Assumption(
+            name,
+            value,
+            name in selecting,
+            published.get(name) == value,
+            name in OF_PICTURES or name in sampled,
+        )
         for name, value in values.items()
         if name not in arch.known and value is not None
     )

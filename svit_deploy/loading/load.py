@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,8 @@ def _check_family(settings: Arch, dims: Any, name: str) -> None:
 def _check_used(settings: Arch) -> None:
     """Raises InputError for a setting that would be dropped."""
     family = FAMILIES[settings.family]
+    if settings.frames and not family.backbone.frames:
+        raise InputError(f"frames is no setting of {family.name}", "leave it out")
     used = {"gate_blocks": True, "gate_class_token": family.class_token}
     for name, is_used in used.items():
         if getattr(settings, name) and not (is_used and family.method.trained_gates):
@@ -221,6 +224,11 @@ def _configure(
     args: Mapping[str, Any],
 ) -> tuple[ModelConfig, tuple[str, ...]]:
     family, patch = FAMILIES[settings.family], dims.patch_size
+    if foreign := settings.task.keys() - set(task.settings):
+        raise InputError(
+            f"{min(foreign)} is no setting of --task {task.name}",
+            f"use {', '.join(task.settings)}" if task.settings else "leave it out",
+        )
     native_grid = _native_grid(settings, dims, image_size)
     native_size = (native_grid[0] * patch, native_grid[1] * patch)
     size = image_size or task.typical_size or native_size
@@ -258,10 +266,16 @@ def _configure(
         settings=chosen,
         class_token=family.class_token,
         backbone=family.backbone.config_sizes(dims, chosen),
-        task=task.config_numbers(dims, args),
+        task=_numbers(task.config_numbers(dims, args), settings),
         gate_stage=family.method.gate_stage if gates.blocks else 0,
+        frames=settings.frames or family.backbone.frames,
     )
     return config, tuple(notes)
+
+
+def _numbers(numbers: Any, settings: Arch) -> Any:
+    """A task's numbers with those that somebody told."""
+    return replace(numbers, **settings.task) if settings.task else numbers
 
 
 def _native_grid(settings: Arch, dims: Any, image_size: Size | None) -> Size:

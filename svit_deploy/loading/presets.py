@@ -35,6 +35,19 @@ def _swin(family: str, embed_dim: int, third_stage: int) -> Arch:
     )
 
 
+def _video_swin(embed_dim: int, third_stage: int, frames: int = 8, **sampling: Any) -> Arch:
+    """Video Swin's sizes differ as Swin's, and by the time that a window spans."""
+    found = _swin("video_swin", embed_dim, third_stage)
+    return replace(
+        found,
+        settings={**found.settings, "window_size": (frames, 7, 7)},
+        task=sampling,
+        frames=32,
+        crop_ratio=1.0,
+        interpolation="bilinear",
+    )
+
+
 def _convnext(family: str, embed_dim: int, third_stage: int) -> Arch:
     """ConvNeXt's sizes differ by the width and the depth of the third stage."""
     depths = (3, 3, third_stage, 3)
@@ -168,6 +181,10 @@ PRESETS: dict[str, Arch] = {
     "swin_pyramid_b": _pyramid("swin_pyramid", 128, 18),
     "stvitr_pyramid_s": _pyramid("stvitr_pyramid", 96, 18),
     "stvitr_pyramid_b": _pyramid("stvitr_pyramid", 128, 18),
+    "video_swin_t": _video_swin(96, 6),
+    "video_swin_s": _video_swin(96, 18),
+    "video_swin_b": _video_swin(128, 18),
+    "video_swin_b_ssv2": _video_swin(128, 18, 16, clips=1, uniform=True),
     "stvitr_s": _swin("stvitr", 96, 18),
     "stvitr_b": _swin("stvitr", 128, 18),
     "lvvit_t": _lvvit(4, 240, 12, 1, crop=0.9),

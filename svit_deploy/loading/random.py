@@ -163,8 +163,9 @@ def random_weights(dims: Any, task: Task, rng: np.random.Generator) -> dict[str,
             array = rng.standard_normal(shape) / np.sqrt(fan_in)
         if "blocks." in name and name.endswith(("attn.proj.weight", "mlp.fc2.weight")):
             array = array / np.sqrt(2 * dims.depth)
-        if name.startswith("patch_embed.") and array.ndim == 4:
-            array = 3 * (array - array.mean(axis=(2, 3), keepdims=True))
+        if name.startswith("patch_embed.") and array.ndim > 2:
+            places = tuple(range(2, array.ndim))
+            array = 3 * (array - array.mean(axis=places, keepdims=True))
         weights[name] = array.astype(np.float32)
     return weights
 

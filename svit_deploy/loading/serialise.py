@@ -18,7 +18,7 @@ from svit_deploy.model.config import (
 from svit_deploy.tasks.task import Task
 
 AGAIN = "export the model again"
-USUAL = {"class_token": True, "gate_stage": 0}
+USUAL = {"class_token": True, "gate_stage": 0, "frames": 0}
 """Fields of a configuration that are left out where most families have these values."""
 
 
@@ -58,6 +58,10 @@ def check_config(config: ModelConfig, size_asked: bool = False) -> None:
             f"image size {config.image_size[0]}x{config.image_size[1]} is beyond {MAX_IMAGE_SIZE}",
             "give a smaller one",
         )
+    most = MOST["frames"] if family.backbone.frames else 0
+    if not min(most, 1) <= config.frames <= most:
+        fix = f"give 1 to {most}: --set frames={family.backbone.frames}" if most else AGAIN
+        raise InputError(f"frames is {config.frames}", fix)
     if config.gate_stage != (family.method.gate_stage if config.gate_blocks else 0):
         raise InputError(f"gate_stage is {config.gate_stage}", AGAIN)
     if misfit := family.misfit(config):

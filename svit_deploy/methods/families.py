@@ -18,6 +18,7 @@ from svit_deploy.backbones.heads import MEAN, PATCH_MEAN, Head
 from svit_deploy.backbones.lvvit import LvVit
 from svit_deploy.backbones.swin import Swin
 from svit_deploy.backbones.swin.pyramid import SwinPyramid
+from svit_deploy.backbones.videoswin import VideoSwin
 from svit_deploy.backbones.vit import Vit
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.methods.ats import Ats, AtsInAdapter
@@ -209,6 +210,7 @@ def _rows() -> Sequence[Family]:
         Family("dynamicvit", "DynamicViT", vit, DynamicVit(196), eps=dynamicvit_eps),
         Family("evovit", "Evo-ViT", vit, evovit, head=PATCH_MEAN),
         Family("stvitr", "STViT-R", StvitRSwin(), StvitR()),
+        Family("video_swin", "Video Swin", VideoSwin(), dense),
         Family("swin", "Swin", swin, dense),
         Family("multiscale", "Multi-scale Token Mergence", vit, MultiScale()),
         Family("stvit", "STViT", vit, Stvit(), head=MEAN, class_token=False),

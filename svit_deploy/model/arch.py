@@ -15,7 +15,8 @@ class Arch:
 
     Gates stand in front of the last blocks by default, and only the last gate may prune the class
     token. `image_size` is (height, width), `settings` are values of the settings that the family's
-    backbone and method have. `known` names what somebody said: the user, a file, or a preset.
+    backbone and method have, `task` of those that its task has. `known` names what somebody said:
+    the user, a file, or a preset.
     """
 
     family: str
@@ -33,5 +34,7 @@ class Arch:
     std: tuple[float, ...] = IMAGENET_STD
     crop_ratio: float = 0.875
     interpolation: str = "bicubic"
+    frames: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    task: Mapping[str, Any] = field(default_factory=dict)
     known: frozenset[str] = field(default=frozenset(), compare=False)

@@ -19,12 +19,14 @@ class Assumption:
         value: what was taken for it.
         selects: whether it says which tokens are computed, and means nothing to the dense twin.
         published: whether the published model of this shape has the same.
+        of_inputs: whether it says how a picture or a video becomes an input.
     """
 
     name: str
     value: Any
     selects: bool = False
     published: bool = False
+    of_inputs: bool = False
 
     def is_guess(self, pictures_decide: bool = False) -> bool:
         """Whether the graph depends on it, and nothing speaks for it but that it is usual.
@@ -32,7 +34,7 @@ class Assumption:
         Args:
             pictures_decide: whether thresholds or budgets are chosen on pictures.
         """
-        return not self.published and (pictures_decide or self.name not in OF_PICTURES)
+        return not self.published and (pictures_decide or not self.of_inputs)
 
     @property
     def option(self) -> str:

@@ -19,6 +19,7 @@ MOST = {
     "mlp_dim": 2**18,
     "patch_size": MAX_IMAGE_SIZE,
     "num_classes": 2**20,
+    "frames": 1024,
 }
 """Far beyond any model: a file that says more would only take time and memory."""
 
@@ -86,7 +87,7 @@ class ModelConfig:
     `task` the numbers of a task.
 
     Of a backbone in stages, each of which halves the map, `gate_stage` is the one whose tokens the
-    gates decide on.
+    gates decide on. Of a backbone of videos, `frames` is how many a clip has; of others 0.
     """
 
     family: str
@@ -112,6 +113,12 @@ class ModelConfig:
     backbone: Any = None
     task: Any = None
     gate_stage: int = 0
+    frames: int = 0
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one image in the graph's input: `(3, H, W)`, or `(3, T, H, W)` of a clip."""
+        return input_shape(self.image_size, self.frames)
 
     @property
     def token_size(self) -> int:
@@ -157,6 +164,11 @@ class ModelConfig:
     def gated_tokens(self, gate: int) -> int:
         """How many tokens gate `gate` decides on: the keep ratio's denominator."""
         return self.num_tokens - self.first_gated(gate)
+
+
+def input_shape(size: tuple[int, int], frames: int) -> tuple[int, ...]:
+    """The shape of an image of a (height, width), or of a clip of so many frames."""
+    return (3, frames, *size) if frames else (3, *size)
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from svit_deploy.errors import UsageError
-from svit_deploy.model.config import MAX_BATCH, MAX_IMAGE_SIZE, BatchRange
+from svit_deploy.model.config import MAX_BATCH, MAX_IMAGE_SIZE, MOST, BatchRange
 from svit_deploy.names import INPUT
 
-Shape = tuple[int, int, int, int]
+Shape = tuple[int, ...]
+"""`(B, 3, H, W)` of pictures, `(B, 3, T, H, W)` of clips."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """Smallest, typical and largest shape `(B, 3, H, W)` of the image input."""
+    """Smallest, typical and largest shape of the image input."""
 
     min: Shape
     opt: Shape
@@ -23,8 +24,10 @@ class Profile:
 
     def covers(self, shape: Sequence[int]) -> bool:
         """Whether the profile serves this shape."""
-        sizes = zip(self.min, shape, self.max, strict=False)
-        return len(shape) == 4 and all(low <= size <= high for low, size, high in sizes)
+        if len(shape) != len(self.opt):
+            return False
+        sizes = zip(self.min, shape, self.max, strict=True)
+        return all(low <= size <= high for low, size, high in sizes)
 
     def __str__(self) -> str:
         return " to ".join("x".join(map(str, shape)) for shape in (self.min, self.max))
@@ -76,8 +79,9 @@ def shape_profiles(
         profile = Profile(
             *(parse_shape(text, name) for text, name in zip(texts, options, strict=True))
         )
-        sizes = zip(profile.min, profile.opt, profile.max, strict=True)
-        if not all(a <= b <= c for a, b, c in sizes):
+        sizes = zip(profile.min, profile.opt, profile.max, strict=False)
+        ranks = {len(profile.min), len(profile.opt), len(profile.max)}
+        if len(ranks) > 1 or not all(a <= b <= c for a, b, c in sizes):
             raise UsageError(
                 f"the shapes {', '.join(texts)} are out of order",
                 "give sizes with MIN <= OPT <= MAX in every dimension",
@@ -87,26 +91,29 @@ def shape_profiles(
 
 
 def parse_shape(text: str, option: str) -> Shape:
-    """Reads `images:1x3x224x224`.
+    """Reads `images:1x3x224x224`, or `images:1x3x32x224x224` of clips.
 
     Raises:
-        UsageError: another input, not four sizes, three channels missing, or a size out of range.
+        UsageError: another input, not four sizes or five, three channels missing, or a size out
+            of range.
     """
     fix = f"write, e.g., {option} {INPUT}:1x3x224x224"
     name, colon, sizes = text.strip().rpartition(":")
     if colon and name != INPUT:
         raise UsageError(f"{option} names an input {name!r}, the model's is {INPUT!r}", fix)
-    if not re.fullmatch(r"[0-9]{1,9}(x[0-9]{1,9}){3}", sizes):
+    if not re.fullmatch(r"[0-9]{1,9}(x[0-9]{1,9}){3,4}", sizes):
         raise UsageError(f"{option} {text!r} is not a shape of four sizes", fix)
-    batch, channels, height, width = (int(size) for size in sizes.split("x"))
+    batch, channels, *frames, height, width = (int(size) for size in sizes.split("x"))
     if channels != 3:
         raise UsageError(f"{option} {text!r} has {channels} channels, the model takes 3", fix)
     if not (
-        1 <= batch <= MAX_BATCH and 1 <= min(height, width) <= max(height, width) <= MAX_IMAGE_SIZE
+        1 <= batch <= MAX_BATCH
+        and 1 <= min(*frames, height, width) <= max(height, width) <= MAX_IMAGE_SIZE
+        and max(frames, default=0) <= MOST["frames"]
     ):
         raise UsageError(
             f"{option} {text!r} is out of range: a batch goes from 1 to {MAX_BATCH}, an image "
             f"from 1 to {MAX_IMAGE_SIZE} pixels",
             fix,
         )
-    return batch, channels, height, width
+    return batch, channels, *frames, height, width

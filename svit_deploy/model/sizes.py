@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from svit_deploy.errors import InputError, UsageError
-from svit_deploy.model.config import BatchRange, parse_image_size
+from svit_deploy.model.config import BatchRange, input_shape, parse_image_size
 from svit_deploy.model.profiles import Profile
 
 Size = tuple[int, int]
@@ -33,16 +33,18 @@ class SizeRange:
 
     Attributes:
         step: what both sides must be multiples of.
+        frames: of a clip; 0 of a picture.
     """
 
     min: Size
     opt: Size
     max: Size
     step: int = 1
+    frames: int = 0
 
     @classmethod
-    def single(cls, size: Size, step: int = 1) -> SizeRange:
-        return cls(size, size, size, step)
+    def single(cls, size: Size, step: int = 1, frames: int = 0) -> SizeRange:
+        return cls(size, size, size, step, frames)
 
     @classmethod
     def parse(cls, text: str, step: int = 1) -> SizeRange:
@@ -109,25 +111,30 @@ class SizeRange:
                     "export it with a wider --image-size MIN:OPT:MAX, or pad or scale the image",
                 )
 
+    def shape(self, size: Size) -> tuple[int, ...]:
+        """Of an image of a size in the graph's input, without the batch."""
+        return input_shape(size, self.frames)
+
     def profile(self, batch: BatchRange) -> Profile:
         """The shapes of these sizes and batch sizes."""
         sizes = zip((batch.min, batch.opt, batch.max), (self.min, self.opt, self.max), strict=True)
-        return Profile(*((images, 3, *size) for images, size in sizes))
+        return Profile(*((images, *self.shape(size)) for images, size in sizes))
 
     def check_profiles(self, profiles: Sequence[Profile]) -> None:
         """Raises UsageError for a shape whose image size the graph does not run."""
         for profile in profiles:
             for shape in (profile.min, profile.opt, profile.max):
-                if self.fixed and shape[2:] != self.opt:
+                wanted = self.shape((shape[-2], shape[-1]))
+                if (self.fixed and shape[-2:] != self.opt) or shape[1:] != wanted:
                     height, width = self.opt
+                    sides = "x".join(map(str, self.shape(self.opt)))
                     raise UsageError(
                         f"the profile {profile} has another image size than the model's "
                         f"{height}x{width}, for which its positions are computed",
-                        f"give 3x{height}x{width} in all shapes, or export with another "
-                        "--image-size",
+                        f"give {sides} in all shapes, or export with another --image-size",
                     )
                 try:
-                    self.check(shape[2:])
+                    self.check((shape[-2], shape[-1]))
                 except InputError as error:
                     raise UsageError(f"the profile {profile}: {error.message}", error.fix) from None
 

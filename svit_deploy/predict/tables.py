@@ -26,7 +26,7 @@ def write_csv(rows: Rows, file: Path) -> None:
 
 
 def flat(row: dict[str, Any]) -> dict[str, Any]:
-    """A row without lists: what is ranked counts from 1, gates from 0."""
+    """A row without lists: what is ranked counts from 1, gates and views from 0."""
     values: dict[str, Any] = {}
     for key, value in row.items():
         if not isinstance(value, list):
@@ -34,6 +34,10 @@ def flat(row: dict[str, Any]) -> dict[str, Any]:
         for number, item in enumerate(value if isinstance(value, list) else ()):
             if isinstance(item, dict):
                 values |= {f"{name}_{number + 1}": part for name, part in item.items()}
+            elif isinstance(item, list):
+                values |= {
+                    f"{key}_{number}_{name}": part for name, part in flat({"": item}).items()
+                }
             else:
                 values[f"{key}_{number}"] = item
     return values

@@ -66,7 +66,8 @@ def draw_token_maps(
     runtime, _ = runtime_for([bundle.model_path], settings)
     settings = replace(settings, engine=runtime.name)  # even where the bundle brings an engine
     plan.needs(require_run, bundle, settings)
-    images = images_of(settings.images, settings.max_images, progress)
+    medium = task.reader(config)
+    images = images_of(settings.images, settings.max_images, progress, medium=medium)
     tell_run(plan, bundle, settings)
     plan.tell("images", f"{len(images)} ({images.source})")
     plan.writes(*map_files(output, images.names))

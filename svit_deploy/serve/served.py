@@ -38,7 +38,7 @@ class ServedBundle(Model):
 
     def load(self) -> bool:
         bundle = open_bundle(self.path)
-        self.answers = self.open(self.name, bundle)
+        self.answers, self.takes_pictures = self.open(self.name, bundle), not bundle.config.frames
         self.metrics = ModelMetrics(
             self.name, bundle, self.settings.drift_warning, lambda: self.room.held
         )
@@ -60,7 +60,8 @@ class ServedBundle(Model):
 
     def get_input_types(self) -> list[dict[str, Any]]:
         pictures = {"name": PICTURES, "datatype": BYTES, "shape": [-1]}
-        return [pictures, *map(_metadata, self.answers.inputs)]
+        taken = [pictures] if self.takes_pictures else []
+        return [*taken, *map(_metadata, self.answers.inputs)]
 
     def get_output_types(self) -> list[dict[str, Any]]:
         extra = [{"name": n, "datatype": BYTES, "shape": [-1]} for n in EXTRA]

@@ -129,6 +129,8 @@ def read_images(
     if PICTURES in arrays:
         if len(arrays) > 1:
             raise InputError("pictures and tensors cannot be mixed", f"send {PICTURES!r} alone")
+        if bundle.config.frames:
+            raise InputError("the model takes videos, not pictures", f"send views as {INPUT!r}")
         images = [
             _read_picture(number, one, bundle, max_pixels)
             for number, one in enumerate(arrays[PICTURES].ravel())
@@ -139,7 +141,7 @@ def read_images(
             raise InputError("the tensors hold values that are no numbers", "send finite values")
         if len({len(array) for array in arrays.values()}) > 1:
             raise InputError("the tensors are of different numbers of images", "send as many each")
-        bundle.sizes.check(arrays[INPUT].shape[2:])
+        bundle.sizes.check(arrays[INPUT].shape[-2:])
         images = [
             Read(number, image.pixels, image)
             for number, image in enumerate(bundle.task.fed(arrays))

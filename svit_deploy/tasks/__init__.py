@@ -9,10 +9,13 @@ from svit_deploy.tasks.detect import Detect
 from svit_deploy.tasks.features import Features
 from svit_deploy.tasks.runs import Part, Runs
 from svit_deploy.tasks.task import Task
+from svit_deploy.tasks.video import Video
 
 __all__ = ["TASKS", "Part", "Runs", "Task", "task_named"]
 
-TASKS: dict[str, Task] = {task.name: task for task in (Classify(), Features(), Detect(), Cascade())}
+TASKS: dict[str, Task] = {
+    task.name: task for task in (Classify(), Features(), Detect(), Cascade(), Video())
+}
 
 
 def task_named(name: str) -> Task:

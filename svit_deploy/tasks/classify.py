@@ -45,7 +45,14 @@ LABELS, PROBABILITIES = "labels", "probabilities"
 
 
 class Classify(Task):
+    """Logits of an image.
+
+    Attributes:
+        compared: the output by which two runs are compared.
+    """
+
     name, noun = "classify", "logits"
+    compared: ClassVar[str] = names.LOGITS
     staged = "logits"
     many_sizes = False
     samples = painted = 16
@@ -99,11 +106,17 @@ class Classify(Task):
 
     # Results.
 
-    def read(self, outputs: Mapping[str, np.ndarray], images: Sequence[Prepared]) -> list[Outputs]:
+    def read(
+        self, outputs: Mapping[str, np.ndarray], images: Sequence[Prepared], config: ModelConfig
+    ) -> list[Outputs]:
         return [{names.LOGITS: logits} for logits in outputs[names.LOGITS]]
 
     def label(self, outputs: Outputs) -> int:
         return int(np.argmax(outputs[names.LOGITS]))
+
+    def sample_shape(self, config: ModelConfig) -> tuple[int, ...]:
+        """Of an image as it is recorded; -1 is any length."""
+        return config.input_shape
 
     def wanted(self, config: ModelConfig) -> Wanted:
         """Type and shape of each output of an image."""
@@ -133,7 +146,7 @@ class Classify(Task):
         config: ModelConfig,
         sizes: SizeRange,
     ) -> list[Part]:
-        images = {"images": (np.float32, (3, *config.image_size))}
+        images = {"images": (np.float32, self.sample_shape(config))}
         labels: Wanted = {"labels": (np.int64, ())}
         result = self.wanted(config) | wanted_selection(config)
         rounded = {prefix: named(prefix, result) for prefix in (ROUNDED, COMPUTED)}
@@ -175,30 +188,42 @@ class Classify(Task):
         return [StageLimit("head", names.LOGITS, limits.head if alone else limits.logits)]
 
     def stage_errors(self, runs: Runs) -> dict[str, float]:
-        return {names.LOGITS: _error(runs)}
+        return {names.LOGITS: self.error(runs)}
+
+    def error(self, runs: Runs) -> float:
+        """The largest of what is compared, of all images."""
+        if not runs.expected:
+            return 0.0
+        pairs = zip(runs.actual, runs.expected, strict=True)
+        mine, theirs = zip(*((a[self.compared], b[self.compared]) for a, b in pairs), strict=True)
+        return logits_error(np.stack(mine), np.stack(theirs))
 
     def compare(self, runs: Runs) -> tuple[bool, str]:
-        error = _error(runs)
+        error = self.error(runs)
         if error > runs.limits.logits:
             return False, f"logits differ by {error:.2g} (limit {runs.limits.logits:.2g})"
         return True, f"logits within {error:.2g}, limit {runs.limits.logits:.2g}"
 
     def finite(self, outputs: Outputs) -> bool:
-        return bool(np.isfinite(outputs[names.LOGITS]).all())
+        return bool(np.isfinite(outputs[self.compared]).all())
 
     def judge(self, shown: Sequence[Outputs], runs: Runs) -> Judgement:
         """Logits and classes of the whole model."""
         broken = np.array([not self.finite(outputs) for outputs in shown])
-        error = _error(runs)
-        wanted = stack(runs.expected, names.LOGITS)
+        error = self.error(runs)
+        classes = runs.config.num_classes
+        wanted, actual, seen = (
+            stack(run, names.LOGITS).reshape(-1, classes)
+            for run in (runs.expected, runs.actual, shown)
+        )
         result = Judgement(results={"logits_error": error})
         detail = f"error {error:.2g}, limit {runs.limits.logits:.2g}"
         if broken.any():
             detail = f"NaN or infinity in {broken.sum()} of {len(broken)} images"
         result.checks.append(("logits", error <= runs.limits.logits and not broken.any(), detail))
         top1 = wanted.argmax(1)
-        agree = stack(runs.actual, names.LOGITS).argmax(1) == top1
-        shown_agree = stack(shown, names.LOGITS).argmax(1) == top1
+        agree = actual.argmax(1) == top1
+        shown_agree = seen.argmax(1) == top1
         # Two classes within rounding of each other are a near tie too.
         ranked = np.sort(wanted, axis=1)
         lead = ranked[:, -1] - ranked[:, -2] if ranked.shape[1] > 1 else np.inf
@@ -229,9 +254,10 @@ class Classify(Task):
     def shown(self, outputs: Outputs, show: Show) -> Outputs:
         """The first classes, most probable first, and their probabilities."""
         logits = outputs[names.LOGITS].astype(np.float64)
-        first = np.argsort(-logits, kind="stable")[: show.top_k]
-        powers = np.exp(logits - logits.max())
-        return {LABELS: first, PROBABILITIES: powers[first] / powers.sum()}
+        first = np.argsort(-logits, axis=-1, kind="stable")[..., : show.top_k]
+        powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        shares = powers / powers.sum(axis=-1, keepdims=True)
+        return {LABELS: first, PROBABILITIES: np.take_along_axis(shares, first, axis=-1)}
 
     def describe(self, shown: Outputs, classes: ClassNames) -> dict[str, Any]:
         return {
@@ -242,9 +268,3 @@ class Classify(Task):
                 )
             ]
         }
-
-
-def _error(runs: Runs) -> float:
-    if not runs.expected:
-        return 0.0
-    return logits_error(stack(runs.actual, names.LOGITS), stack(runs.expected, names.LOGITS))

@@ -87,6 +87,7 @@ class Features(Task):
     limits: ClassVar[Mapping[str, Limits]] = FEATURE_LIMITS
     numbers: ClassVar[type | None] = FeatureNumbers
     foreign_fields: ClassVar[tuple[str, ...]] = HEADS_ALONE
+    crops = False
     formats: ClassVar[tuple[str, ...]] = ("pictures",)
     no_results: ClassVar[Mapping[str, Any]] = {
         "features": {},
@@ -146,11 +147,13 @@ class Features(Task):
     ) -> list[Outputs]:
         maps = {name: feature.numpy() for name, feature in zip(FEATURES, output, strict=True)}
         output[:] = [see(name, feature) for name, feature in zip(FEATURES, output, strict=True)]
-        return self.read(maps, images)
+        return self.read(maps, images, backbone.config)
 
     # Results.
 
-    def read(self, outputs: Mapping[str, np.ndarray], images: Sequence[Prepared]) -> list[Outputs]:
+    def read(
+        self, outputs: Mapping[str, np.ndarray], images: Sequence[Prepared], config: ModelConfig
+    ) -> list[Outputs]:
         """Of each feature map the places that are recorded, `[C, cells]`."""
         return [
             {

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from svit_deploy.backbones.rules import Decide, drive, keep_above, keep_forced
-from svit_deploy.images.prepared import Prepared, stacked
+from svit_deploy.images.prepared import Prepared
 from svit_deploy.methods.families import family_of
 from svit_deploy.model.model import Model
 from svit_deploy.model.precision import INT8
 from svit_deploy.model.result import Result
+from svit_deploy.names import INPUT
 from svit_deploy.tasks.runs import Part, Rounded
 from svit_deploy.tasks.task import Task
 
@@ -141,13 +142,13 @@ class Reference:
         draw = torch.Generator().manual_seed(0)
 
         def see(name: str, value: Tensor) -> Tensor:
-            if stages:
-                seen[name] = value.numpy()
+            if stages:  # of a video, the tokens of all its views
+                seen[name] = value.numpy().reshape(len(images), -1, *value.shape[2:])
             if name in moved:
                 size = value.square().mean(dim=1, keepdim=True).sqrt()
                 noise = torch.randn(value.shape, generator=draw)
                 return value + shake * size * noise
-            return torch.from_numpy(given[name]) if name in given else value
+            return torch.from_numpy(given[name]).reshape(value.shape) if name in given else value
 
         config = self.config.at(images[0].size)
         backbone = copy(self.backbone)
@@ -160,7 +161,8 @@ class Reference:
                 if kind is not np.float32
             }
         output: Any
-        output, tokens = yield from backbone.forward(torch.from_numpy(stacked(images)), see)
+        rows = torch.from_numpy(self.task.feeds(images)[INPUT])
+        output, tokens = yield from backbone.forward(rows, see)
         values = {name: value.numpy() for name, value in tokens.values.items()}
         selected = self.family.method.decode_selection(config, values, len(images))
         outputs = self.task.reference_outputs(backbone, output, images, see)

@@ -8,7 +8,7 @@ kind.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MappingProxyType
@@ -20,14 +20,17 @@ from svit_deploy import names
 from svit_deploy.backbones.writer import GraphWriter
 from svit_deploy.engines.base import Engine
 from svit_deploy.errors import InputError
+from svit_deploy.images import ImageSet
+from svit_deploy.images.medium import PICTURES, Medium
 from svit_deploy.images.prepared import Prepared
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.class_names import ClassNames
 from svit_deploy.model.config import ModelConfig, Preprocess
 from svit_deploy.model.keys import Shape, Tensors
 from svit_deploy.model.result import Outputs
-from svit_deploy.model.sizes import SizeRange
+from svit_deploy.model.sizes import Size, SizeRange
 from svit_deploy.tasks.limits import Limits
+from svit_deploy.tasks.painted import paint
 from svit_deploy.tasks.runs import Judgement, Part, Runs, Show, StageLimit
 from svit_deploy.tasks.scores import Scores, Truth
 
@@ -53,6 +56,11 @@ class Task:
         engine_batch: batch sizes of an engine, if nobody says.
         limits: by precision; a precision that is missing cannot be exported.
         numbers: frozen dataclass of `ModelConfig.task`; None without numbers of its own.
+        settings: names among the numbers that say how images become inputs, given after `--set`.
+        crops: whether a configuration's crop ratio and interpolation say how pictures are scaled.
+        medium: what images are read from, pictures by default; see `reader`.
+        many_rows: whether an image is several rows of the graph's input, so that its batch counts
+            those.
         foreign_fields: names in a manifest's configuration that mean nothing to the task.
         prefixes: what the official keys of its heads' weights begin with; empty without heads.
         heads: frozen dataclass of `Dims.heads`; None without heads.
@@ -81,6 +89,10 @@ class Task:
     engine_batch: ClassVar[str]
     limits: ClassVar[Mapping[str, Limits]]
     numbers: ClassVar[type | None] = None
+    settings: ClassVar[tuple[str, ...]] = ()
+    crops: ClassVar[bool] = True
+    medium: ClassVar[Medium] = PICTURES
+    many_rows: ClassVar[bool] = False
     foreign_fields: ClassVar[tuple[str, ...]] = ()
     prefixes: ClassVar[tuple[str, ...]] = ()
     heads: ClassVar[type | None] = None
@@ -138,8 +150,22 @@ class Task:
         """
         raise NotImplementedError
 
+    def reader(self, config: ModelConfig) -> Medium:
+        """The medium, as it is read for a model."""
+        return self.medium
+
+    def paint(
+        self, config: ModelConfig, sizes: SizeRange, typical: int, seen: Collection[Size] = ()
+    ) -> tuple[list[Prepared], ImageSet]:
+        """Painted images, of which those of the typical size are so many."""
+        return paint(config, sizes, typical, seen)
+
+    def excerpt(self, image: Prepared) -> Prepared:
+        """What of an image an export records, and `verify` compares."""
+        return image
+
     def prepare(self, picture: np.ndarray, config: ModelConfig, sizes: SizeRange) -> Prepared:
-        """An RGB picture, uint8 `[h, w, 3]`, as the graph gets it.
+        """An RGB picture, uint8 `[h, w, 3]`, or what the reader gives, as the graph gets it.
 
         Raises:
             InputError: it cannot be given a size that the graph runs.
@@ -201,7 +227,9 @@ class Task:
         """The class that outputs tell, of a task that takes labels."""
         raise NotImplementedError
 
-    def read(self, outputs: Mapping[str, np.ndarray], images: Sequence[Prepared]) -> list[Outputs]:
+    def read(
+        self, outputs: Mapping[str, np.ndarray], images: Sequence[Prepared], config: ModelConfig
+    ) -> list[Outputs]:
         """A run's outputs, image by image, as far as the graph shows them."""
         raise NotImplementedError
 

@@ -71,7 +71,7 @@ def tune_checkpoint(
     plan.needs(require_provider, CPU)
     plan.needs(check_output, output, force=force)
     for images in (settings.images, settings.calibration):
-        plan.needs(check_images, images)
+        plan.needs(check_images, images, task.medium)
     progress.update(f"reading {source.name}", 0)
     model = load_model(source, task=task.name, **vars(part_of(settings, LoadSettings)))
     check_truth(model, task, settings)
@@ -107,7 +107,7 @@ def check_truth(model: Model, task: Task, settings: TuneSettings) -> None:
     ):
         if given is not None and not taken:
             raise UsageError(f"{flag} has no meaning with --task {task.name}", "leave it out")
-    names = source_of(settings.images).names
+    names = source_of(settings.images, task.medium).names
     if settings.labels is not None:
         read_labels(settings.labels, names)
     if settings.annotations is not None:
@@ -126,12 +126,13 @@ def run_of(model: Model, settings: TuneSettings) -> dict[str, Any]:
         for name in options_of(TuneSettings)
         if name not in others
     }
+    medium = task_named(settings.task).medium
     return {
         "version": __version__,
         "checkpoint": model.checkpoint.sha256,
         "model": config_to_dict(model.config),
         "settings": plain,
-        "files": {name: fingerprint(getattr(settings, name)) for name in paths},
+        "files": {name: fingerprint(getattr(settings, name), medium) for name in paths},
         "environment": environment,
     }
 

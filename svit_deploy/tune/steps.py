@@ -151,7 +151,7 @@ class Tuner:
             self._once(ANSWERS, base.name, partial(self._save_answers, bundle, settings))
 
     def _save_answers(self, bundle: Bundle, settings: EvaluateSettings, progress: Progress) -> None:
-        source = source_of(settings.images)
+        source = source_of(settings.images, self.task.reader(bundle.config))
         chosen = evenly_spread(len(source), settings.max_images)
         answers = np.zeros(len(source), np.int64)
 

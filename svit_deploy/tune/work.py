@@ -15,6 +15,7 @@ from typing import Any
 from svit_deploy.bench.schedule import in_words
 from svit_deploy.errors import ExportError
 from svit_deploy.images import source_of
+from svit_deploy.images.medium import PICTURES, Medium
 from svit_deploy.io.files import reading
 from svit_deploy.io.journal import AnotherRun, Journal
 from svit_deploy.io.partial import remove
@@ -178,15 +179,15 @@ class _OfStep(Progress):
         self._work.progress.update(str(self._step), share, left)
 
 
-def fingerprint(path: Path | None) -> str | None:
+def fingerprint(path: Path | None, medium: Medium = PICTURES) -> str | None:
     """Changes when a file does, or a picture in a folder: names, sizes and times."""
     if path is None:
         return None
     with reading(path):
-        files = [path]
+        files = {".": path}
         if path.is_dir():
-            source = source_of(path)
-            files = [path / name for name in source.names]
-        about = ((str(file.relative_to(path)), file.stat()) for file in files)
+            source = source_of(path, medium)
+            files = {name: (source.folder or path) / name for name in source.names}
+        about = ((name, file.stat()) for name, file in files.items())
         told = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in about])
     return hashlib.sha256(told.encode()).hexdigest()

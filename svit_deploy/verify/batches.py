@@ -28,10 +28,10 @@ def check_batches(model: ModelUnderTest, images: Sequence[Prepared]) -> None:
     to check where the graph takes one image at a time.
     """
     images = list(images[: model.settings.companions])
-    given, (height, width) = len(images), images[0].size
+    given, pixels = len(images), images[0].pixels.size // 3
     if given < 2:
         images.insert(0, _mirrored(images[0]))
-    largest = min(model.bundle.manifest["batch"]["max"], max(2, BATCH_PIXELS // (height * width)))
+    largest = min(model.bundle.manifest["batch"]["max"], max(2, BATCH_PIXELS // pixels))
     counts = sorted({(given + largest) // 2, largest} - {given}) if largest > given else []
     with model.shipped() as engine:
         if engine.inputs()[0].shape[0] == 1:
@@ -100,8 +100,11 @@ def _where(model: ModelUnderTest, images: Sequence[Prepared], numbers: np.ndarra
                 error = difference(together[name], expected)
             if not error <= limit:
                 return f"; {label} is the first to differ"
-    shown = [model.task.read(one, [image])[0] for one, image in zip(alone, images, strict=True)]
-    company = model.task.read(together, [images[number] for number in numbers])
+    shown = [
+        model.task.read(one, [image], model.config)[0]
+        for one, image in zip(alone, images, strict=True)
+    ]
+    company = model.task.read(together, [images[number] for number in numbers], model.config)
     errors = model.task.stage_errors(model.runs(company, [shown[number] for number in numbers]))
     for behind in model.task.stages(model.limits, False):
         if not errors.get(behind.name, 0.0) <= behind.limit:
@@ -110,4 +113,4 @@ def _where(model: ModelUnderTest, images: Sequence[Prepared], numbers: np.ndarra
 
 
 def _mirrored(image: Prepared) -> Prepared:
-    return dataclasses.replace(image, pixels=np.ascontiguousarray(image.pixels[:, :, ::-1]))
+    return dataclasses.replace(image, pixels=np.ascontiguousarray(image.pixels[..., ::-1]))

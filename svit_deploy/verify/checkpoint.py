@@ -13,6 +13,7 @@ from svit_deploy.methods.families import family_of
 from svit_deploy.model.assumption import typed
 from svit_deploy.model.config import ModelConfig
 from svit_deploy.model.model import Model
+from svit_deploy.tasks import Task
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def load_reference_model(
     bundle's manifest is trusted for it, and a wrong head count there goes unnoticed.
     """
     if not arch and not overrides:
-        overrides = settings_from_manifest(bundle.config)
+        overrides = settings_from_manifest(bundle.config, bundle.task)
     model = load_model(
         checkpoint,
         task=bundle.task.name,
@@ -49,7 +50,7 @@ def load_reference_model(
     return model
 
 
-def settings_from_manifest(config: ModelConfig) -> dict[str, str]:
+def settings_from_manifest(config: ModelConfig, task: Task) -> dict[str, str]:
     """The manifest's word on what weights cannot tell, in the form of `--set`."""
     preprocess, patch = config.preprocess, config.patch_size
     told = {
@@ -62,6 +63,9 @@ def settings_from_manifest(config: ModelConfig) -> dict[str, str]:
         "crop_ratio": str(preprocess.crop_ratio),
         "interpolation": preprocess.interpolation,
     }
+    if config.frames:
+        told["frames"] = str(config.frames)
+    told |= {name: typed(getattr(config.task, name)) for name in task.settings}
     if config.settings is not None:
         told |= {name: typed(value) for name, value in asdict(config.settings).items()}
     family = family_of(config)

@@ -21,7 +21,7 @@ from svit_deploy.model.model import Model, without_gates
 from svit_deploy.model.precision import INT8
 from svit_deploy.model.result import Result
 from svit_deploy.tasks import Part, Task
-from svit_deploy.tasks.samples import paint, prepare_all
+from svit_deploy.tasks.samples import prepare_all
 from svit_deploy.verify.words import number_of
 
 CHOSEN = frozenset({"image_size", "thresholds", "target_keep"})
@@ -152,7 +152,8 @@ class LiveReference(ExpectedResults):
         if self.pictures is None:
             return iter(self.samples)
         bundle = self.bundle
-        return prepare_all(self.pictures, bundle.task, bundle.config, bundle.sizes)
+        images = prepare_all(self.pictures, bundle.task, bundle.config, bundle.sizes)
+        return map(bundle.task.excerpt, images)
 
     def given(self) -> Iterator[Given]:
         images, bundle, seen = self.images(), self.bundle, set[tuple[int, int]]()
@@ -162,7 +163,7 @@ class LiveReference(ExpectedResults):
                 yield Given(group)
         if self.pictures is None or seen.issuperset(bundle.sizes.corners()):
             return
-        for image in paint(bundle.config, bundle.sizes, 0, seen)[0]:
+        for image in bundle.task.paint(bundle.config, bundle.sizes, 0, seen)[0]:
             yield Given([image], corner=True)
 
     def part(self, given: Given) -> Part:

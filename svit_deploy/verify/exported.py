@@ -182,7 +182,7 @@ class ModelUnderTest:
             given: what the engine's graph takes beside the task's inputs.
         """
         outputs = engine.run({**self.task.feeds(images), **given})
-        found = self.task.read(outputs, images)
+        found = self.task.read(outputs, images, self.config)
         if names.MARGIN in outputs:
             seen = Selected(
                 outputs[names.KEEP_MASK],
@@ -198,7 +198,7 @@ class ModelUnderTest:
 
     def outputs(self, engine: Engine, images: Sequence[Prepared]) -> list[Outputs]:
         """The same without the gates."""
-        return self.task.read(engine.run(self.task.feeds(images)), images)
+        return self.task.read(engine.run(self.task.feeds(images)), images, self.config)
 
     # How it compares.
 

@@ -111,7 +111,8 @@ class ForcedDecisions:
         task = self.model.task
         feeds = {name: np.ascontiguousarray(value) for name, value in values.items()}
         wanted = list(dict.fromkeys([*task.outputs(), *task.inner()]))
-        return task.read(self._engine.run(task.feeds(images) | feeds, wanted), images)
+        found = self._engine.run(task.feeds(images) | feeds, wanted)
+        return task.read(found, images, self.model.config)
 
     def judge(self) -> None:
         """Notes how many images there were, and how an engine compares with its graph."""

@@ -59,7 +59,7 @@ def verify_bundle(
     runtime, _ = choose(bundle, settings)
     if not (runtime.runs_graphs and bundle.precision == "fp32"):  # edited graphs run there
         plan.needs(ONNXRUNTIME.require, bundle.model_path, EngineChoice())
-    plan.needs(check_images, settings.images)
+    plan.needs(check_images, settings.images, task.medium)
     tell_run(plan, bundle, settings)
     if bundle.assumed:
         plan.tell("assumed", in_words(bundle.assumed))
@@ -71,7 +71,13 @@ def verify_bundle(
     truth = None
     if settings.annotations is not None:
         truth = task.truth(settings.annotations, bundle.config)
-    images = images_of(settings.images, settings.max_images, progress, settings.labels)
+    images = images_of(
+        settings.images,
+        settings.max_images,
+        progress,
+        settings.labels,
+        task.reader(bundle.config),
+    )
     if truth is not None and images is not None:
         truth.check(images.names)
     model = load_reference_model(

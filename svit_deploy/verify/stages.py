@@ -127,7 +127,7 @@ class Stages:
             name: np.asarray(actual[name] if self.packs else actual[name][mask.ravel()])
             for name, mask in there.items()
         }
-        outputs = self.model.task.read(actual, part.images)
+        outputs = self.model.task.read(actual, part.images, self.model.config)
         return Seen({name: actual[name] for name in self.ranked}, tokens, outputs)
 
     def _of_reference(self, result: Result, there: Arrays) -> Seen:

@@ -54,7 +54,10 @@ def complete(
         ("svit-deploy export a.pth --tokens ", [mode.value for mode in TokenMode]),
         ("svit-deploy export a.pth --precision ", ["fp32", "fp16", "bf16", "int8"]),
         ("svit-deploy export a.pth --target tens", ["tensorrt", "tensorrt-rtx"]),
-        ("svit-deploy export a.pth --task ", ["classify", "backbone", "detect", "cascade"]),
+        (
+            "svit-deploy export a.pth --task ",
+            ["classify", "backbone", "detect", "cascade", "video"],
+        ),
         ("svit-deploy export a.pth --arch svit_a", [n for n in PRESETS if n.startswith("svit_a")]),
         ("svit-deploy export a.pth --arch my.y", []),
         ("svit-deploy init ", list(PRESETS)),

@@ -43,9 +43,10 @@ CASES = [
 VERIFY = VerifySettings(threads=1, repeats=2)
 
 
-def noise(size: tuple[int, int]) -> ImageSet:
-    """Two images without flat parts, of which convolutions would make exact zeros."""
-    pixels = np.random.default_rng(1).standard_normal((2, 3, *size), np.float32)
+def noise(size: tuple[int, int], frames: int = 0) -> ImageSet:
+    """Two images, or videos of two views, without flat parts: convolutions make zeros of these."""
+    shape = (2, 2, 3, frames, *size) if frames else (2, 3, *size)
+    pixels = np.random.default_rng(1).standard_normal(shape, np.float32)
     return ImageSet(pixels, ("noise-0", "noise-1"), None, "0" * 64, "npz")
 
 
@@ -55,8 +56,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Any:
     def make(family: str, task: str, mode: TokenMode) -> Bundle:
         many = TASKS[task].many_sizes
         budget = "0.6" if mode is TokenMode.BUDGET else None
-        size = (64, 96) if many else small_model(family, task).config.image_size
-        settings = ExportSettings(task=task, tokens=mode, budget=budget, calibration=noise(size))
+        config = small_model(family, task).config
+        images = noise((64, 96) if many else config.image_size, config.frames)
+        settings = ExportSettings(task=task, tokens=mode, budget=budget, calibration=images)
         sizes = TASKS[task].parse_sizes("64x64:64x96:128x128") if many else None
         folder = tmp_path_factory.mktemp(f"{family}-{task}-{mode.value}")
         return export_model(small_model(family, task), folder / "out", settings, sizes=sizes)
@@ -152,7 +154,7 @@ def test_an_image_does_not_depend_on_its_batch(family):
     model = small_model(family, task)
     reference = Reference(model, TASKS[task])
     size = (64, 96) if TASKS[task].many_sizes else model.config.image_size
-    images = [Prepared.whole(one) for one in noise(size).arrays]
+    images = [Prepared.whole(one) for one in noise(size, model.config.frames).arrays]
     together = reference.run(images)
     for i, image in enumerate(images):
         alone = reference.run([image])

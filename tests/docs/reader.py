@@ -39,6 +39,7 @@ from tests.docs.project import EXTRAS
 from tests.told import checkpoint_of
 
 CHECKPOINTS = {"svit_s": "svit_cls", "svit_adapter_s": "svit_mask_rcnn", "deit_s": "deit"}
+CHECKPOINTS |= {"video_swin_t": "video_swin"}
 SMALLER = {"64x64:800x1216:1344x1344": "64x64:96x128:128x160", "800x1216": "96x128"}
 QUICK = {
     "bench": {"warmup_s": 0, "duration_s": 0, "min_samples": 1, "threads": 1},
@@ -67,6 +68,9 @@ def lay_out(folder: Path) -> None:
         (folder / name).mkdir()
         for i, picture in enumerate(synthetic_images(count, (60, 80), seed=count).arrays):
             Image.fromarray(picture).save(folder / name / f"{i:012d}.jpg")
+    for name in ("clips/a", "clips/b"):
+        shutil.copytree(folder / "val", folder / name)
+    (folder / "clips.txt").write_text("a,3\nb,3\n")
     shutil.copy(folder / "val2017" / f"{0:012d}.jpg", folder / "street.jpg")
     (folder / "val.txt").write_text("3\n" * 8)
     images = [{"id": i, "file_name": f"{i:012d}.jpg", "height": 60, "width": 80} for i in range(2)]

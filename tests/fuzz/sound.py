@@ -50,7 +50,7 @@ class Sound:
 
     def told(self, family: str = "svit", task: str = "classify") -> dict[str, str]:
         """All that a checkpoint's weights do not tell."""
-        return settings_from_manifest(small_model(family, task).config)
+        return settings_from_manifest(small_model(family, task).config, TASKS[task])
 
     def options(self, family: str = "svit", task: str = "classify") -> list[str]:
         return as_options(self.told(family, task))
@@ -75,7 +75,8 @@ class Sound:
 
     def bundle(self, family: str = "svit", task: str = "classify", mode: str | None = None) -> Path:
         """An export, in the method's own token mode by default."""
-        many = TASKS[task].many_sizes
+        many, frames = TASKS[task].many_sizes, small_model(family, task).config.frames
+        images = self.videos if frames else self.photos if many else self.images
         return self._once(
             f"{family}-{task}-{mode or 'own'}",
             lambda path: api.export(
@@ -84,7 +85,7 @@ class Sound:
                 task=task,
                 tokens=mode,
                 budget="0.6" if mode == "budget" else None,
-                calibration=self.photos() if many else self.images(),
+                calibration=images(),
                 image_size=SIZE if many else None,
                 overrides=self.told(family, task),
             ),
@@ -116,6 +117,15 @@ class Sound:
                 np.savez(file, images=pixels, labels=labels)
 
         return self._once(f"{count}/images.npz", save)
+
+    def videos(self) -> Path:
+        pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 28, 30, 3), np.uint8)
+
+        def save(path: Path) -> None:
+            with path.open("wb") as file:
+                np.savez(file, videos=pixels)
+
+        return self._once("videos.npz", save)
 
     def photos(self) -> Path:
         """A folder of two painted pictures."""

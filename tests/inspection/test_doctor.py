@@ -29,7 +29,7 @@ GOOD = {
     "torchvision": "0.28.0+cpu", "pycocotools": "2.0.11", "pyarrow": "20.0.0",
     "huggingface-hub": "1.0.0", "timm": "1.0.20", "openvino": "2026.4.1",
     "polygraphy": "0.53.6",
-    "kserve": "0.21.0", "ray": "2.60.0", "tritonclient": "2.73.0",
+    "kserve": "0.21.0", "ray": "2.60.0", "tritonclient": "2.73.0", "av": "18.1.0",
 }  # fmt: skip
 DEVICES = "svit_deploy.engines.openvino.library.describe_devices"
 Machine = Callable[..., Diagnosis]
@@ -86,8 +86,8 @@ def test_complete_machine(machine: Machine) -> None:
         "export --task detect", "verify --against, detect", "debug", "evaluate",
         "verify --annotations", "evaluate --annotations", "predict --format coco", "bench",
         "bench --sweep-tokens", "tune", "predict", "predict --format parquet", "visualize",
-        "serve", "--ray: verify, evaluate, predict, serve", "package",
-        "package --format triton", "inspect", "init", "quickstart",
+        "serve", "--ray: verify, evaluate, predict, serve", "--images: files of videos",
+        "package", "package --format triton", "inspect", "init", "quickstart",
         "--engine openvino", "export --target tensorrt", "export --target tensorrt-rtx",
         "export --target tensorrt --plugins", "engines: verify, bench", "plugins build",
     ]  # fmt: skip
@@ -111,6 +111,7 @@ def test_complete_machine(machine: Machine) -> None:
         ({"ray": None}, "missing", set(doctor.ON_RAY)),
         ({"tritonclient": None}, "missing", {"package --format triton"}),
         ({"timm": "0.9.16"}, "too old", {"export timm:"}),
+        ({"av": None}, "missing", set(doctor.OF_VIDEOS)),
         ({"huggingface_hub": None}, "missing", {"export hf://", "export timm:"}),
         ({"onnx": "1.20.9"}, "too old", set(doctor.EVERY)),
         ({"onnxruntime": "1.9.0"}, "too old", set(doctor.RUNNING)),

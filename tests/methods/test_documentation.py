@@ -25,6 +25,7 @@ pytest.importorskip("torch")
 SCRIPT = Path(__file__).parents[2] / "docs" / "families_table.py"
 DETECTION = {"svit_adapter", "vit_adapter", "evovit_adapter", "vit_window_adapter"}
 DETECTION |= {"swin_pyramid", "stvitr_pyramid"}
+GOLDENS = {*DETECTION, "video_swin"}
 WHOLE = {"swin_pyramid": "swin_cascade", "stvitr_pyramid": "stvitr_cascade"}
 SMALL = {"dynamicvit_adapter", "vit_adapter_class", "evit_adapter", "ats_adapter"}
 SMALL |= {"svit_adapter_variant"}
@@ -55,8 +56,9 @@ def test_an_export_asks_for_what_the_table_says(page, family):
         "classify",
         {"vit_adapter": "vit_adapter_dense", **WHOLE}.get(family, family),
     )
-    if family in DETECTION:
-        task, weights = "backbone", read_checkpoint(checkpoint_of(name)).tensors
+    if family in GOLDENS:
+        task = FAMILIES[family].backbone.tasks[0]
+        weights = read_checkpoint(checkpoint_of(name)).tensors
     elif family in SMALL:
         task = "backbone"
         dims = FAMILIES[family].dims_from_arch(Arch(family, 3, 24, 12, 16))

@@ -156,8 +156,8 @@ CODE: dict[str, tuple[str, ModuleType | type, str, object, str]] = {
     "windows that wrap around": (
         "swin",
         swin,
-        "hidden_pairs",
-        lambda stage, shift: np.zeros((stage.tokens // 49, 49, 49), np.float32),
+        "regions",
+        lambda stage, shifts: np.zeros((stage.tokens // 49, 49), np.int64),
         "block 1 is",
     ),
 }

@@ -35,7 +35,11 @@ def test_every_family_in_each_of_its_modes(tmp_path, family, task, mode):
     size = (64, 96) if many else model.config.image_size
     budget = "0.6" if mode is TokenMode.BUDGET else None
     settings = ExportSettings(
-        task=task, tokens=mode, budget=budget, precision="int8", calibration=noise(size)
+        task=task,
+        tokens=mode,
+        budget=budget,
+        precision="int8",
+        calibration=noise(size, model.config.frames),
     )
     sizes = TASKS[task].parse_sizes("64x64:64x96:128x128") if many else None
     bundle = export_model(model, tmp_path / "out", settings, sizes=sizes)

@@ -15,7 +15,7 @@ from svit_deploy.backbones.backbone import Backbone, Named
 from svit_deploy.backbones.heads import MEAN, Head
 from svit_deploy.backbones.stages import STAGES, told_depths
 from svit_deploy.backbones.swin.graph import SwinGraph
-from svit_deploy.backbones.swin.settings import SwinSettings, stages
+from svit_deploy.backbones.swin.settings import SwinSettings
 from svit_deploy.errors import InputError
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import ModelConfig
@@ -39,9 +39,9 @@ class Swin(Backbone):
     title = "Swin"
     graph = SwinGraph
     head: ClassVar[Head | None] = MEAN
-    settings = SwinSettings
-    told_by_weights = ("depths", "stage_heads", "window")
-    required = ("depths",)
+    settings: ClassVar[type | None] = SwinSettings
+    told_by_weights: ClassVar[tuple[str, ...]] = ("depths", "stage_heads", "window")
+    required: ClassVar[tuple[str, ...]] = ("depths",)
     eps = (1e-5, 1e-5, 1e-5)
     class_token = False
     has_positions = False
@@ -148,6 +148,14 @@ class Swin(Backbone):
         return Misfit(f"{windows} do not tile an image of {height}x{width}", nearest)
 
     def check(self, config: ModelConfig) -> None:
+        self.check_stages(config)
+        if config.settings.window < 1:
+            raise InputError(
+                f"window is {config.settings.window}", "give a complete Swin checkpoint"
+            )
+
+    def check_stages(self, config: ModelConfig) -> None:
+        """Raises InputError for blocks and heads that no model has."""
         settings = config.settings
         heads, depths = settings.stage_heads, settings.depths
         if len(heads) != STAGES or len(depths) != STAGES or min(*heads, *depths) < 1:
@@ -155,12 +163,9 @@ class Swin(Backbone):
                 f"depths {list(depths)} and heads {list(heads)} are not of {STAGES} stages",
                 "give a complete Swin checkpoint",
             )
-        if settings.window < 1:
-            raise InputError(f"window is {settings.window}", "give a complete Swin checkpoint")
-        for stage in stages(config):
-            if stage.width % stage.heads:
+        for stage, count in enumerate(heads):
+            if (width := config.embed_dim << stage) % count:
                 raise InputError(
-                    f"{stage.heads} heads do not divide the width {stage.width} of stage "
-                    f"{stage.index}",
+                    f"{count} heads do not divide the width {width} of stage {stage}",
                     "give a complete Swin checkpoint",
                 )

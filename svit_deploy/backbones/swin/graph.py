@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from svit_deploy.backbones.staged import StagedGraph
-from svit_deploy.backbones.swin.settings import CORNERS, HIDDEN, SwinStage, places
+from svit_deploy.backbones.swin.settings import CORNERS, HIDDEN, WindowStage, stages
 from svit_deploy.graph.builder import BFLOAT16
 from svit_deploy.graph.layers import attend_heads
 from svit_deploy.graph.maps import Dim
@@ -16,8 +16,11 @@ from svit_deploy.names import EMBEDDING
 
 
 class SwinGraph(StagedGraph):
-    def places(self) -> list[tuple[SwinStage, int]]:
-        return places(self.config)
+    def stages(self) -> Sequence[WindowStage]:
+        return stages(self.config)
+
+    def places(self) -> list[tuple[Any, int]]:
+        return [(stage, block) for stage in self.stages() for block in range(stage.depth)]
 
     def embed(self, images: str) -> str:
         graph, width, exact = self.graph, self.config.embed_dim, self.exact_convolutions
@@ -40,9 +43,9 @@ class SwinGraph(StagedGraph):
 
     def stem(self, images: str, exact: bool) -> str:
         """`[B, 3, H, W]` -> `[B, C, rows, columns]`, in float32 if `exact`."""
-        patch, weights = self.config.patch_size, self.layers.weights
+        weights = self.layers.weights
         weight, bias = weights["patch_embed.proj.weight"], weights["patch_embed.proj.bias"]
-        size = (patch, patch)
+        size = weight.shape[2:]
         return self.convolve(
             images, "patch_embed.proj", weight, bias, exact, kernel_shape=size, strides=size
         )
@@ -74,39 +77,54 @@ class SwinGraph(StagedGraph):
     def feed(self, x: str, block: int) -> str:
         return self.layers.feed(x, self.name_of(block), self.eps)
 
-    def attend(self, x: str, stage: SwinStage, block: int) -> str:
+    def attend(self, x: str, stage: Any, block: int) -> str:
         """Attention inside windows of rows `[B * tokens, C]`, added to them."""
         graph, layers, name = self.graph, self.layers, stage.block(block)
-        order = window_order(stage, stage.shift(block))
+        order = window_order(stage, stage.shifts(block))
         with graph.scope("attention"):
             normed = graph.to_precision(layers.layer_norm(x, f"{name}.norm1", self.eps))
             windows = self.reorder(normed, order, stage.tokens, stage.width)
             mixed = self.window_attention(
-                layers.qkv(windows, f"{name}.attn"), stage, self.bias(stage, block)
+                layers.qkv(windows, f"{name}.attn"),
+                stage,
+                self.bias(stage, block),
+                len(order) // stage.inside,
+                self.apart(stage, block),
             )
             mixed = layers.linear(mixed, f"{name}.attn.proj")
-            back = self.reorder(mixed, np.argsort(order), stage.tokens, stage.width)
-            return graph.op("Add", x, back)
+            back = np.argsort(order, kind="stable")[: stage.tokens]
+            return graph.op("Add", x, self.reorder(mixed, back, len(order), stage.width))
 
     def reorder(self, x: str, order: np.ndarray, tokens: int, width: int) -> str:
-        """Rows of each image in another order, some of them twice if need be."""
+        """Rows of each image in another order, some of them twice if need be.
+
+        Args:
+            order: numbers of rows; `tokens` is one of zeros.
+        """
         graph = self.graph
         if np.array_equal(order, np.arange(tokens)):
             return x
         split = graph.reshape(x, -1, tokens, width)
+        if order.max() == tokens:
+            pads = graph.constant([0, 0, 0, 0, 1, 0])
+            split = graph.to_precision(graph.op("Pad", graph.to_float32(split), pads))
         return graph.reshape(graph.op("Gather", split, graph.constant(order), axis=1), -1, width)
 
     def window_attention(
-        self, qkv: Sequence[str], stage: SwinStage, bias: str | None, windows: Dim = 0
+        self,
+        qkv: Sequence[str],
+        stage: WindowStage,
+        bias: str | None,
+        windows: Dim,
+        apart: str | None = None,
     ) -> str:
-        """Softmax attention in each window, rows `[B * tokens, C]` window by window.
+        """Softmax attention in each window, rows `[B * windows * K, C]` window by window.
 
         Args:
-            windows: of an image; by default those that tile the stage's map.
-            bias: `[windows or 1, H, K, K]`, added to the scores.
+            windows: of an image.
+            bias, apart: `[windows or 1, H or 1, K, K]`, added to the scores one after the other.
         """
-        graph, inside = self.graph, stage.window**2
-        windows, dim = windows or stage.tokens // inside, stage.width // stage.heads
+        graph, inside, dim = self.graph, stage.inside, stage.width // stage.heads
 
         def heads(rows: str, *order: int) -> str:
             split = graph.reshape(rows, -1, windows, inside, stage.heads, dim)
@@ -114,25 +132,34 @@ class SwinGraph(StagedGraph):
 
         query, key, value = qkv
         query, key, value = heads(query, 3, 2, 4), heads(key, 3, 4, 2), heads(value, 3, 2, 4)
-        mixed = attend_heads(graph, query, key, value, dim, bias)
+        mixed = attend_heads(graph, query, key, value, dim, bias, apart)
         mixed = graph.op("Transpose", mixed, perm=(0, 1, 3, 2, 4))
         return graph.reshape(mixed, -1, stage.width)
 
-    def bias(self, stage: SwinStage, block: int) -> str:
+    def bias(self, stage: Any, block: int) -> str:
         """Relative positions, and with shifted windows what is hidden `[windows or 1, H, K, K]`."""
         table = self.layers.weights[f"{stage.block(block)}.attn.relative_position_bias_table"]
         bias = position_bias(table, stage.window)
-        if shift := stage.shift(block):
-            bias = bias + hidden_pairs(stage, shift)[:, None]
+        shifts = stage.shifts(block)
+        if any(shifts):
+            label = regions(stage, shifts)
+            apart = label[:, :, None] != label[:, None]
+            bias = bias + np.where(apart, np.float32(HIDDEN), np.float32(0))[:, None]
         return self.graph.number(bias)
 
-    def shrink(self, x: str, stage: SwinStage) -> str:
+    def apart(self, stage: Any, block: int) -> str | None:
+        """What a shift hides `[windows, 1, K, K]`, where that is not part of the bias."""
+        return None
+
+    def shrink(self, x: str, stage: Any) -> str:
         """Each two by two tokens of the stage before become one of twice the width."""
-        graph, layers, width = self.graph, self.layers, stage.width // 2
-        raster = np.arange(4 * stage.tokens).reshape(2 * stage.rows, 2 * stage.columns)
-        corners = [raster[row::2, column::2] for row, column in CORNERS]
+        graph, layers, before = self.graph, self.layers, self.stages()[stage.index - 1]
+        width, beyond = before.width, [(0, n % 2) for n in before.sides[-2:]]
+        still = [(0, 0)] * (len(before.sides) - 2)
+        raster = np.pad(places_of(before), still + beyond, constant_values=before.tokens)
+        corners = [raster[..., row::2, column::2] for row, column in CORNERS]
         order = np.stack(corners, axis=-1).reshape(-1)
-        x = graph.reshape(self.reorder(x, order, 4 * stage.tokens, width), -1, 4 * width)
+        x = graph.reshape(self.reorder(x, order, before.tokens, width), -1, 4 * width)
         name = f"layers.{stage.index - 1}.downsample"
         with graph.scope("merge"):
             normed = graph.to_precision(layers.layer_norm(x, f"{name}.norm", self.eps))
@@ -140,31 +167,55 @@ class SwinGraph(StagedGraph):
             return graph.op("Gemm", normed, weight, transB=1)
 
 
-def window_order(stage: SwinStage, shift: int) -> np.ndarray:
-    """Positions in the raster of all tokens `[tokens]`, window by window."""
-    rows = (np.arange(stage.rows) + shift) % stage.rows
-    columns = (np.arange(stage.columns) + shift) % stage.columns
-    raster = rows[:, None] * stage.columns + columns
-    side = stage.window
-    split = raster.reshape(stage.rows // side, side, stage.columns // side, side)
-    return split.transpose(0, 2, 1, 3).reshape(-1)
+def places_of(stage: WindowStage) -> np.ndarray:
+    """The number of each token, in the shape of the stage's map."""
+    return np.arange(stage.tokens).reshape(stage.sides)
+
+
+def window_order(stage: WindowStage, shifts: Sequence[int]) -> np.ndarray:
+    """Numbers of tokens, window by window; `stage.tokens` where windows reach beyond the map."""
+    sides = zip(stage.sides, stage.windows, strict=True)
+    raster = np.pad(
+        places_of(stage), [(0, -n % side) for n, side in sides], constant_values=stage.tokens
+    )
+    rolled = np.roll(raster, [-shift for shift in shifts], tuple(range(raster.ndim)))
+    return in_windows(rolled, stage).reshape(-1)
+
+
+def in_windows(raster: np.ndarray, stage: WindowStage) -> np.ndarray:
+    """What windows hold of a map that they tile, `[windows, K]`."""
+    axes, sides = raster.ndim, zip(raster.shape, stage.windows, strict=True)
+    split = raster.reshape([n for whole, side in sides for n in (whole // side, side)])
+    order = (*range(0, 2 * axes, 2), *range(1, 2 * axes, 2))
+    return split.transpose(order).reshape(-1, stage.inside)
+
+
+def regions(stage: WindowStage, shifts: Sequence[int]) -> np.ndarray:
+    """The part of a shifted map that each place of a window is in `[windows, K]`.
+
+    Those of a window in another part were not neighbours.
+    """
+    label = np.zeros([1] * len(shifts), np.int64)
+    for axis, (whole, side, shift) in enumerate(
+        zip(stage.sides, stage.windows, shifts, strict=True)
+    ):
+        length = whole + -whole % side
+        place = np.arange(length)
+        part = (place >= length - side).astype(int) + (place >= length - shift)
+        rest = len(shifts) - axis - 1
+        label = 3 * label + (part if shift else 0 * part).reshape(-1, *[1] * rest)
+    return in_windows(label, stage)
+
+
+def position_index(windows: Sequence[int]) -> np.ndarray:
+    """The row of a table of relative positions for each query and key of a window `[K, K]`."""
+    sides = np.array(windows)[:, None, None]
+    place = np.stack(np.unravel_index(np.arange(np.prod(windows)), windows))
+    apart = place[:, :, None] - place[:, None] + sides - 1
+    index: np.ndarray = np.ravel_multi_index(tuple(apart), tuple(2 * side - 1 for side in windows))
+    return index
 
 
 def position_bias(table: np.ndarray, window: int) -> np.ndarray:
     """Of a table of relative positions, what each query and key of a window has `[1, H, K, K]`."""
-    row, column = np.divmod(np.arange(window**2), window)
-    rows = row[:, None] - row + window - 1
-    columns = column[:, None] - column + window - 1
-    return table[rows * (2 * window - 1) + columns].transpose(2, 0, 1)[None]
-
-
-def hidden_pairs(stage: SwinStage, shift: int) -> np.ndarray:
-    """`HIDDEN` where query and key of a shifted window were not neighbours `[windows, K, K]`."""
-
-    def part(length: int) -> np.ndarray:
-        place = np.arange(length)
-        return (place >= length - stage.window).astype(int) + (place >= length - shift)
-
-    label = part(stage.rows)[:, None] * 3 + part(stage.columns)
-    label = label.reshape(-1)[window_order(stage, 0)].reshape(-1, stage.window**2)
-    return np.where(label[:, :, None] == label[:, None], 0, HIDDEN).astype(np.float32)
+    return table[position_index((window, window))].transpose(2, 0, 1)[None]

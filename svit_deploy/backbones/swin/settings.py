@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from svit_deploy.backbones.stages import STAGES, Stage
@@ -23,20 +24,52 @@ class SwinSettings:
 
 
 @dataclass(frozen=True)
-class SwinStage(Stage):
-    """With its heads, the side of its windows, and how many blocks it has."""
+class WindowStage(Stage):
+    """With its heads, how many blocks it has, and its windows: of two axes, or of three."""
 
     heads: int
-    window: int
     depth: int
 
-    def shift(self, block: int) -> int:
-        """How far windows are moved in a block of the stage."""
-        odd = block % 2 and min(self.rows, self.columns) > self.window
-        return self.window // 2 if odd else 0
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Of the map, in the order of its raster."""
+        return self.rows, self.columns
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Sides of a window, along the same axes."""
+        raise NotImplementedError
+
+    def shifts(self, block: int) -> tuple[int, ...]:
+        """How far windows are moved along each axis in a block of the stage."""
+        raise NotImplementedError
+
+    @property
+    def inside(self) -> int:
+        """Tokens of a window."""
+        return math.prod(self.windows)
 
     def block(self, block: int) -> str:
         return f"layers.{self.index}.blocks.{block}"
+
+
+@dataclass(frozen=True)
+class SwinStage(WindowStage):
+    """With the side of its windows."""
+
+    window: int
+
+    @property
+    def windows(self) -> tuple[int, int]:
+        return self.window, self.window
+
+    def shifts(self, block: int) -> tuple[int, int]:
+        return self.shift(block), self.shift(block)
+
+    def shift(self, block: int) -> int:
+        """The same along both axes."""
+        odd = block % 2 and min(self.rows, self.columns) > self.window
+        return self.window // 2 if odd else 0
 
 
 def stages(config: ModelConfig) -> list[SwinStage]:

@@ -118,7 +118,7 @@ def _check_input(network: Any, settings: BuildSettings) -> None:
     wanted = tuple(inputs[0].shape)
     for profile in settings.profiles:
         for shape in (profile.min, profile.opt, profile.max):
-            if len(wanted) != 4 or any(
+            if len(wanted) != len(shape) or any(
                 size not in (-1, given) for size, given in zip(wanted, shape, strict=True)
             ):
                 free = "x".join("N" if size == -1 else str(size) for size in wanted)

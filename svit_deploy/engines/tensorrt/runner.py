@@ -216,7 +216,7 @@ def _tensors(loaded: Loaded) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, 
         shape = tuple(size if size >= 0 else "?" for size in engine.get_tensor_shape(name))
         is_output = engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT
         (outputs if is_output else inputs).append(TensorSpec(name, dtype, shape))
-    if len(inputs) != 1 or len(inputs[0].shape) != 4:
+    if len(inputs) != 1 or len(inputs[0].shape) not in (4, 5):
         listed = ", ".join(f"{spec.name} {list(spec.shape)}" for spec in inputs)
         raise InputError(
             f"{loaded.path.name} takes {listed}, not one batch of images",

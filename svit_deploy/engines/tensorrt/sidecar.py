@@ -17,7 +17,7 @@ from svit_deploy.engines.device.cuda import Gpu
 from svit_deploy.errors import InputError
 from svit_deploy.io.files import hash_file
 from svit_deploy.io.strict_json import read_json, write_json
-from svit_deploy.model.profiles import Profile
+from svit_deploy.model.profiles import Profile, Shape
 
 SCHEMA_VERSION = 1
 BUILD_AGAIN = "build the engine again on this machine: svit-deploy export BUNDLE --target"
@@ -164,8 +164,7 @@ def _profile(shapes: Mapping[str, Sequence[int]]) -> Profile:
     return profile
 
 
-def _shape(sizes: Sequence[int]) -> tuple[int, int, int, int]:
-    if len(sizes) != 4 or min(sizes) < 1:
+def _shape(sizes: Sequence[int]) -> Shape:
+    if len(sizes) not in (4, 5) or min(sizes) < 1:
         raise ValueError(f"a profile has the shape {list(sizes)!r:.60}")
-    batch, channels, height, width = sizes
-    return batch, channels, height, width
+    return tuple(sizes)

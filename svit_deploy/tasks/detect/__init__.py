@@ -173,8 +173,10 @@ class Detect(Features):
 
     # Results.
 
-    def read(self, outputs: Mapping[str, np.ndarray], images: Sequence[Prepared]) -> list[Outputs]:
-        results = super().read(outputs, images)
+    def read(
+        self, outputs: Mapping[str, np.ndarray], images: Sequence[Prepared], config: ModelConfig
+    ) -> list[Outputs]:
+        results = super().read(outputs, images, config)
         if set(OUTPUTS) <= set(outputs):
             for result, found in zip(results, split_images(outputs, len(images)), strict=True):
                 result |= found.arrays()

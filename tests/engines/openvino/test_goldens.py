@@ -53,6 +53,7 @@ TASK = {
     "stvitr_cascade": "backbone",
     "evovit_mask_rcnn": "detect",
     "svit_mask_rcnn": "detect",
+    "video_swin": "video",
 }
 FAMILY = {
     "evit_fuse": "evit",
@@ -98,8 +99,10 @@ def model_of(name: str) -> Model:
 
 
 def noise(model: Model, size: tuple[int, int]) -> ImageSet:
-    """Two images without flat parts."""
-    pixels = np.random.default_rng(1).standard_normal((2, 3, *size), np.float32)
+    """Two images without flat parts, or videos of one view."""
+    row = model.config.at(size).input_shape
+    shape = (2, 1, *row) if model.config.frames else (2, *row)
+    pixels = np.random.default_rng(1).standard_normal(shape, np.float32)
     return ImageSet(pixels, ("noise-0", "noise-1"), None, "0" * 64, "npz")
 
 

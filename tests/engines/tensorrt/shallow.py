@@ -57,6 +57,7 @@ SHALLOW: dict[str, tuple[int, dict[str, Any]]] = {
     "swin_pyramid": (5, {"depths": (2, 1, 1, 1)}),
     "stvitr_pyramid": (9, {"depths": (1, 1, 6, 1)}),
     "stvitr": (12, {"depths": (2, 2, 6, 2)}),
+    "video_swin": (5, {"depths": (2, 1, 1, 1), "window_size": (8, 7, 7)}),
     "dynamicvit_adapter": (3, {**TWO, "base_rate": (0.8, 0.5), "prune_blocks": (1, 2)}),
     "evit_adapter": (3, {**TWO, "keep_rate": 0.7, "fuse": True, "prune_blocks": (0, 1)}),
     "ats_adapter": (3, {**TWO, "ats_blocks": (0, 1)}),
@@ -105,6 +106,8 @@ def _make(family: str, sizes: tuple[tuple[str, Any], ...]) -> Model:
     dims = found.dims_from_arch(Arch(family, settings=settings, **known))
     weights = random_weights(dims, task, np.random.default_rng(3))
     told = {"family": family, "num_heads": known["num_heads"], **settings}
+    if found.backbone.frames:
+        told |= {"frames": known["frames"], "image_size": "x".join(map(str, known["image_size"]))}
     if known["gate_blocks"]:
         told["gate_blocks"] = known["gate_blocks"]
     overrides = {name: _typed(value) for name, value in told.items()}

@@ -67,7 +67,7 @@ def check_build(model: Model, folder: Path, profile: Profile, **settings: Any) -
 
 
 def batches(model: Model) -> Profile:
-    return Profile(*((batch, 3, *model.config.image_size) for batch in (1, 2, 4)))
+    return Profile(*((batch, *model.config.input_shape) for batch in (1, 2, 4)))
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,12 @@ def test_backbones_build(tmp_path: Path, family: str, precision: str) -> None:
     """Those that no other test builds; `test_rtx_build.py` has DeiT, `test_detectors.py` more."""
     model = shallow_model(family)
     check_build(model, tmp_path, batches(model), tokens=TokenMode.DENSE, precision="fp16")
+
+
+def test_videos_build(tmp_path: Path) -> None:
+    """Convolutions, paddings and windows of three axes."""
+    model = shallow_model("video_swin", frames=20, image_size=(48, 48))
+    check_build(model, tmp_path, batches(model), task="video", precision="fp16")
 
 
 def test_ats_masked_builds(tmp_path: Path) -> None:

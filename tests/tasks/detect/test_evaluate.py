@@ -32,7 +32,9 @@ def detect(bundle: Bundle, photos: Path) -> list[Detections]:
     with OnnxRuntimeEngine(bundle.model_path, threads=1) as engine:
         for picture in load_images(photos).arrays:
             image = bundle.task.prepare(picture, bundle.config, bundle.sizes)
-            (outputs,) = bundle.task.read(engine.run(bundle.task.feeds([image])), [image])
+            (outputs,) = bundle.task.read(
+                engine.run(bundle.task.feeds([image])), [image], bundle.config
+            )
             found.append(Detections.of(outputs))
     return found
 
