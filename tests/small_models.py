@@ -51,6 +51,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "mean_of_normed": False,
     },
     "stvit": {"semantic": 16, "generate_at": 1},
+    "stvit_lvvit": {"skip_lam": 2.0, "semantic": 16, "generate_at": 1},
+    "stvit_swin": {"depths": (1, 1, 5, 1), "semantic": 36, "generate_at": 3},
     "swin": {"depths": (2, 1, 1, 1)},
     "dynamicvit_swin": {"depths": (1, 1, 4, 1), "base_rate": (0.7,)},
     "convnext": {"depths": (1, 2, 1, 1)},
@@ -79,7 +81,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 SIZES = {"swin": (224, 4), "stvitr": (224, 4), "dynamicvit_swin": (64, 2)}
 SIZES |= {"convnext": (64, 4), "dynamicvit_convnext": (128, 4)}
 GATES = {"svit_variant": (1, 3), "svit_adapter_variant": (1, 3)}
-SIZES |= {"swin_pyramid": (224, 4), "stvitr_pyramid": (224, 4), "video_swin": (24, 4)}
+SIZES |= {"stvit_swin": (224, 4), "swin_pyramid": (224, 4), "stvitr_pyramid": (224, 4)}
+SIZES |= {"video_swin": (24, 4)}
 FRAMES = {"video_swin": "6"}
 
 

@@ -139,7 +139,7 @@ CASES: dict[str, Case] = {
         _detection("swin_cascade", "dense", task="cascade"),
         _detection("stvitr_cascade", "static", task="cascade"),
         _video("video_swin"),
-        *map(_preset, ("mergence_t", "stvit_t", "swin_t")),
+        *map(_preset, ("mergence_t", "stvit_t", "swin_t", "stvit_swin_t", "stvit_lvvit_t")),
     )
 }
 """By name."""

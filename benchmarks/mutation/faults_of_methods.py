@@ -134,6 +134,7 @@ def reversed_places(graph: Graph) -> None:
 
 EVIT, TOME, EVO = "evit_fuse/static", "tome/static", "evovit/static"
 ATS, LV, STVITR = "ats/dynamic", "lvvit/dense", "stvitr/static"
+STVIT = "init/stvit_swin_t", "init/stvit_lvvit_t", "init/stvit_t"
 FAULTS = (
     Fault("attention by 0.9 of the size", times("Add", "block_5/attention", 1, 0.9), (TOME,)),
     Fault("attention not by size", times("Add", "block_7/attention", 1, 0.0), (TOME,)),
@@ -178,5 +179,7 @@ FAULTS = (
         operator("ReduceMax", "block_5/attention", "ReduceMean"),
         (STVITR,),
     ),
+    Fault("learnt tokens left out", times("Add", "block_7", 1, 0.0), STVIT[:1]),
+    Fault("learnt tokens by half", times("Add", "block_5", 1, 0.5), STVIT[1:]),
     Fault("mean of tokens 1 % off", times("ReduceMean", "head", 0, 1.01), (STVITR, EVO)),
 )

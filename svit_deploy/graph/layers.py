@@ -126,19 +126,13 @@ class Layers:
         return self.part(x, name, "q"), self.part(x, name, "k"), self.part(x, name, "v")
 
     def part(self, x: str, name: str, part: str) -> str:
-        """Queries ("q"), keys or values of rows; the weights are kept in one tensor or in two."""
-        index = "qkv".index(part)
-        arrays: dict[str, np.ndarray] = {}
-        for kind in ("weight", "bias"):
-            if f"{name}.qkv.{kind}" in self.weights:
-                array = np.split(self.weights[f"{name}.qkv.{kind}"], 3)[index]
-            elif f"{name}.v.{kind}" not in self.weights:
-                continue  # without a bias
-            elif part == "v":
-                array = self.weights[f"{name}.v.{kind}"]
-            else:
-                array = np.split(self.weights[f"{name}.qk.{kind}"], 2)[index]
-            arrays[kind] = array
+        """Queries ("q"), keys or values of rows, whatever shares a tensor with their weights."""
+        arrays = {}
+        for kind in ("weight", "bias"):  # some are without a bias
+            for parts in ("qkv", "qk", "kv", "q", "k", "v"):
+                joined = self.weights.get(f"{name}.{parts}.{kind}")
+                if joined is not None and part in parts:
+                    arrays[kind] = np.split(joined, len(parts))[parts.index(part)]
         return self.product(x, f"{name}.{part}", arrays["weight"], arrays.get("bias"))
 
     def layer_norm(self, x: str, name: str, eps: float) -> str:

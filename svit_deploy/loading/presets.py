@@ -48,6 +48,13 @@ def _video_swin(embed_dim: int, third_stage: int, frames: int = 8, **sampling: A
     )
 
 
+def _stvit_swin(embed_dim: int, third_stage: int, generate_at: int, semantic: int = 36) -> Arch:
+    """STViT on Swin; 16, 36 or 64 semantic tokens are 4, 9 or 16 of each window."""
+    arch = _swin("stvit_swin", embed_dim, third_stage)
+    told = {"semantic": semantic, "generate_at": generate_at}
+    return replace(arch, settings={**arch.settings, **told})
+
+
 def _convnext(family: str, embed_dim: int, third_stage: int) -> Arch:
     """ConvNeXt's sizes differ by the width and the depth of the third stage."""
     depths = (3, 3, third_stage, 3)
@@ -101,6 +108,12 @@ def _on_lvvit_s(family: str, **settings: Any) -> Arch:
     """A method on LV-ViT-S, as arXiv 2306.04897 evaluates it: 3.9 G multiply-adds."""
     arch = _lvvit(6, 384, 16, 2, crop=0.9)
     return replace(arch, family=family, settings={**arch.settings, **settings})
+
+
+def _stvit_lvvit(arch: Arch, generate_at: int) -> Arch:
+    """STViT on an LV-ViT, a third of whose blocks come first, as on DeiT; nobody published one."""
+    settings = {**arch.settings, "semantic": 16, "generate_at": generate_at}
+    return replace(arch, family="stvit_lvvit", settings=settings)
 
 
 def _adapter(
@@ -164,6 +177,18 @@ PRESETS: dict[str, Arch] = {
     "stvit_t": _on_deit("stvit", 3, semantic=16),
     "stvit_s": _on_deit("stvit", 6, semantic=16),
     "stvit_b": _on_deit("stvit", 12, semantic=16),
+    "stvit_swin_t": _stvit_swin(96, 6, 6),
+    "stvit_swin_t_4": _stvit_swin(96, 6, 6, semantic=16),
+    "stvit_swin_t_16": _stvit_swin(96, 6, 6, semantic=64),
+    "stvit_swin_t_moved": _stvit_swin(96, 6, 5),
+    "stvit_swin_s": _stvit_swin(96, 18, 14),
+    "stvit_swin_s_4": _stvit_swin(96, 18, 14, semantic=16),
+    "stvit_swin_s_16": _stvit_swin(96, 18, 14, semantic=64),
+    "stvit_swin_s_moved": _stvit_swin(96, 18, 12),
+    "stvit_swin_b": _stvit_swin(128, 18, 14),
+    "stvit_swin_b_4": _stvit_swin(128, 18, 14, semantic=16),
+    "stvit_swin_b_16": _stvit_swin(128, 18, 14, semantic=64),
+    "stvit_swin_b_moved": _stvit_swin(128, 18, 12),
     "swin_t": _swin("swin", 96, 6),
     "swin_s": _swin("swin", 96, 18),
     "swin_b": _swin("swin", 128, 18),
@@ -196,6 +221,9 @@ PRESETS: dict[str, Arch] = {
     "evit_lvvit_s": _on_lvvit_s("evit_lvvit", keep_rate=0.5, fuse=True),
     "multiscale_lvvit_s": _on_lvvit_s("multiscale_lvvit", keep_rate=0.5),
     "mergence_lvvit_s": _on_lvvit_s("mergence_lvvit", keep_rate=0.5),
+    "stvit_lvvit_t": _stvit_lvvit(_lvvit(4, 240, 12, 1, crop=0.9), generate_at=4),
+    "stvit_lvvit_s": _stvit_lvvit(_lvvit(6, 384, 16, 2, crop=0.9), generate_at=5),
+    "stvit_lvvit_m": _stvit_lvvit(_lvvit(8, 512, 20, 2), generate_at=6),
     "svit_adapter_t": _adapter(3, "svit_adapter", GATED),
     "svit_adapter_s": _adapter(6, "svit_adapter", GATED),
     "svit_adapter_variant_t": _adapter(3, "svit_adapter_variant", (3, 6, 9), **MERGED),

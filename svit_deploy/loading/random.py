@@ -157,7 +157,7 @@ def random_weights(dims: Any, task: Task, rng: np.random.Generator) -> dict[str,
             array = np.full(shape, float(name.endswith(("weight", "running_var"))))
         elif name.endswith("bias"):
             array = 0.02 * rng.standard_normal(shape)
-        elif name in ("cls_token", "dist_token", "pos_embed"):
+        elif name in ("cls_token", "dist_token", "pos_embed", "semantic_tokens"):
             array = 0.2 * rng.standard_normal(shape)
         else:
             array = rng.standard_normal(shape) / np.sqrt(fan_in)

@@ -30,7 +30,8 @@ from svit_deploy.methods.evovit import EvoVit, EvoVitPerBlock
 from svit_deploy.methods.mergence import Mergence, MergenceOnLvVit
 from svit_deploy.methods.method import Dense, Method
 from svit_deploy.methods.multiscale import MultiScale, MultiScaleOnLvVit
-from svit_deploy.methods.stvit import Stvit
+from svit_deploy.methods.stvit import Stvit, StvitOnLvVit
+from svit_deploy.methods.stvit.swin import StvitOnSwin, StvitSwin
 from svit_deploy.methods.stvitr import StvitR, StvitRSwin
 from svit_deploy.methods.stvitr.pyramid import StvitRPyramid, StvitRPyramidSwin
 from svit_deploy.methods.svit import Svit
@@ -188,6 +189,14 @@ def _rows() -> Sequence[Family]:
         Family(
             "multiscale_lvvit", "Multi-scale Token Mergence on LV-ViT", lvvit, MultiScaleOnLvVit()
         ),
+        Family(
+            "stvit_lvvit",
+            "STViT on LV-ViT",
+            lvvit,
+            StvitOnLvVit(),
+            head=MEAN,
+            class_token=False,
+        ),
         Family("lvvit", "LV-ViT", lvvit, dense),
         Family("dynamicvit_swin", "DynamicViT on Swin", swin, DynamicSpatial(SWIN)),
         Family("dynamicvit_convnext", "DynamicViT on ConvNeXt", convnext, DynamicSpatial(CONVNEXT)),
@@ -202,6 +211,7 @@ def _rows() -> Sequence[Family]:
             eps=dynamicvit_eps,
         ),
         Family("vit_adapter_class", "ViT-Adapter with a class token", class_adapter, dense),
+        Family("stvit_swin", "STViT on Swin", StvitSwin(), StvitOnSwin()),
         Family("stvitr_pyramid", "STViT-R in detectors", StvitRPyramidSwin(), StvitRPyramid()),
         Family("swin_pyramid", "Swin in detectors", SwinPyramid(), dense),
         Family("vit_window_adapter", "ViT-Adapter with windows", WindowedAdapter(), dense),

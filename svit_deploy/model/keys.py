@@ -27,8 +27,9 @@ class Dims:
     `family` is that whose keys they are. `num_patches` is the number of rows of the position
     embedding without its prefix tokens, `gate_dim` the hidden width of a gate (0 without gates),
     `num_heads` 0 where the weights do not tell, `semantic` the semantic tokens that a method
-    learns, `fast_from` the first block of the third stage that has a fast way, `heads` what the
-    weights tell of a task's heads. Backbones have subclasses.
+    learns, `pool_places` the tokens of a cell that it learns to pool, `fast_from` the first block
+    of the third stage that has a fast way, `heads` what the weights tell of a task's heads.
+    Backbones have subclasses.
     """
 
     family: str
@@ -43,6 +44,7 @@ class Dims:
     gate_dim: int = 0
     num_heads: int = 0
     semantic: int = 0
+    pool_places: int = 0
     fast_from: int = 0
     heads: Any = None
 

@@ -471,7 +471,7 @@ def test_arch_file_that_nests(refused, tmp_path):
 def test_unknown_family(refused, tmp_path):
     arch = tmp_path / "arch.yaml"
     arch.write_text(ARCH.read_text().replace("family: svit", "family: vit"))
-    words = "family=vit has a bad value; give one of dynamicvit_lvvit, multiscale_lvvit, lvvit,"
+    words = "family=vit has a bad value; give one of dynamicvit_lvvit, multiscale_lvvit,"
     assert words in refused(3, "init", arch, "-o", tmp_path / "x.pth")
     assert words in refused(3, "export", CHECKPOINT, "--arch", arch, "-o", tmp_path / "out")
     assert words in refused(2, *EXPORT, "--set", "family=vit", "-o", tmp_path / "out")

@@ -38,6 +38,8 @@ MADE: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "multiscale_lvvit": ({"keep_rate": "0.7", "skip_lam": "2"}, {}),
     "tome_lvvit": ({"r": "13", "skip_lam": "2"}, {}),
     "stvit": ({}, {"semantic": 16}),
+    "stvit_lvvit": ({"skip_lam": "2"}, {"semantic": 16}),
+    "stvit_swin": ({}, {"depths": (1, 1, 5, 1), "semantic": 36, "generate_at": 3}),
     "swin": ({}, {"depths": (2, 2, 2, 2)}),
     "convnext": ({}, {"depths": (1, 1, 2, 1)}),
 }

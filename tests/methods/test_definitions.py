@@ -186,21 +186,27 @@ class Plain:
             y += kernel[:, i, j, None, None] * x[:, a : a + side, b : b + side]
         return y + self.w[f"{name}.bias"][:, None, None]
 
-    def stvit(self, image: np.ndarray, start: int) -> np.ndarray:
+    def stvit(
+        self, image: np.ndarray, start: int, shortcut: bool, pooled_keys: bool, keep_learnt: bool
+    ) -> np.ndarray:
+        def added(s: np.ndarray, query: np.ndarray, keys: np.ndarray, block: int) -> np.ndarray:
+            name = f"blocks.{block}"
+            return self.mlp(s + self.share * self.attention(query, keys, name)[0], name)
+
         x = self.patches(image) + self.w["pos_embed"][0]
         for block in range(start):
-            x = self.mlp(x + self.attention(x, x, f"blocks.{block}")[0], f"blocks.{block}")
+            x = added(x, x, x, block)
         learnt = self.w["semantic_tokens"][0]
         side, grid = math.isqrt(len(learnt)), SIZE // PATCH
         raster = x.reshape(grid, grid, -1)
         spans = [(i * grid // side, math.ceil((i + 1) * grid / side)) for i in range(side)]
         pooled = np.stack([raster[a:b, c:d].max((0, 1)) for a, b in spans for c, d in spans])
-        names = f"blocks.{start}", f"blocks.{start + 1}"
-        s = self.mlp(self.attention(pooled, np.concatenate([pooled, x]), names[0])[0], names[0])
+        keys = np.concatenate([pooled, x]) if pooled_keys else x
+        s = added(pooled if shortcut else 0 * pooled, pooled, keys, start)
         t = s + learnt
-        s = self.mlp(t + self.attention(t, np.concatenate([s, x]), names[1])[0], names[1])
+        s = added(t if keep_learnt else s, t, np.concatenate([s, x]), start + 1)
         for block in range(start + 2, DEPTH):
-            s = self.mlp(s + self.attention(s, s, f"blocks.{block}")[0], f"blocks.{block}")
+            s = added(s, s, s, block)
         return self.linear(self.norm(s, "norm").mean(0, keepdims=True), "head")[0]
 
 
@@ -249,7 +255,7 @@ def check(model: Model, tmp_path, compute) -> None:
     with OnnxRuntimeEngine(bundle.model_path, threads=1) as engine:
         logits = engine.run({"images": inputs})["logits"]
     for image, actual in zip(inputs, logits, strict=True):
-        plain = (PlainLvVit if "aux_head.bias" in model.weights else Plain)(model)
+        plain = (PlainLvVit if "patch_embed.bn1.bias" in model.weights else Plain)(model)
         np.testing.assert_allclose(actual, compute(plain, image), rtol=0, atol=2e-5)
 
 
@@ -290,7 +296,20 @@ def test_evit_on_lvvit(tmp_path, inside, fused):
     check(model, tmp_path, lambda plain, image: plain.evit(image, 0.7, blocks, inside, fused))
 
 
-@pytest.mark.parametrize(("semantic", "start"), [(16, 3), (9, 0), (25, 5), (64, 2)])
-def test_stvit(tmp_path, semantic, start):
-    model = small("stvit", {"generate_at": str(start)}, semantic=semantic)
-    check(model, tmp_path, lambda plain, image: plain.stvit(image, start))
+@pytest.mark.parametrize("family", ["stvit", "stvit_lvvit"])
+@pytest.mark.parametrize(
+    ("semantic", "start", "choices"),
+    [
+        (16, 3, (True, False, False)),
+        (9, 0, (False, False, False)),
+        (25, 5, (True, True, False)),
+        (64, 2, (True, False, True)),
+    ],
+)
+def test_stvit(tmp_path, family, semantic, start, choices):
+    """What is open of it, one way and another."""
+    names = "shortcut", "pooled_keys", "keep_learnt"
+    given = {"generate_at": str(start)} | dict(zip(names, map(str, choices), strict=True))
+    given |= {"skip_lam": "2"} if family == "stvit_lvvit" else {}
+    model = small(family, given, semantic=semantic)
+    check(model, tmp_path, lambda plain, image: plain.stvit(image, start, *choices))

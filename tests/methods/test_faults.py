@@ -83,6 +83,8 @@ CHANGED_MODELS = {
     "the weight of a ranking": ("evovit", with_settings(tradeoff=0.4), "gate 1 is"),
     "attention by size": ("tome", with_settings(prop_attn=False), "block 1 is"),
     "a shortcut": ("stvitr", with_settings(shortcut=True), "block 5 is"),
+    "learnt tokens that stay": ("stvit_swin", with_settings(keep_learnt=True), "block 4 is"),
+    "all before windows": ("stvit_swin", with_settings(local_first=False), "block 5 is"),
     "a key in a sampling block": ("ats", with_bias("blocks.5.attn.qkv.bias", 1e-2), "gate 2 is"),
     "a fast way": (
         "dynamicvit_swin",

@@ -127,6 +127,7 @@ def test_predicted_flips():
         ("tome", "classify", "static"),
         ("mergence", "classify", "static"),
         ("stvit", "classify", "static"),
+        ("stvit_swin", "classify", "static"),
         ("stvitr", "classify", "static"),
         ("evovit_adapter", "backbone", "static"),
     ],

@@ -25,6 +25,9 @@ from svit_deploy.model.sizes import Misfit, nearest_multiple
 if TYPE_CHECKING:
     from svit_deploy.backbones.reference import BackboneReference
 
+TABLE = "layers.{}.blocks.0.attn.relative_position_bias_table"
+"""What tells the side of windows and the heads of a stage."""
+
 
 @dataclass(frozen=True)
 class SwinDims(Dims):
@@ -52,19 +55,15 @@ class Swin(Backbone):
         return SwinReference
 
     def matches(self, keys: Collection[str]) -> bool:
-        return "layers.0.blocks.0.attn.relative_position_bias_table" in keys
+        return TABLE.format(0) in keys
 
     def is_unused(self, key: str) -> bool:
         return key.endswith((".relative_position_index", ".attn_mask", ".num_batches_tracked"))
 
     def infer(self, family: str, tensors: Tensors, named: Named) -> SwinDims:
-        depths, heads, side = [], [], 0
-        for stage in range(STAGES):
-            name = f"layers.{stage}.blocks.0.attn.relative_position_bias_table"
-            table = tensors.shape(name, 2)
-            depths.append(tensors.count(rf"layers\.{stage}\.blocks"))
-            heads.append(table[1])
-            side = side or (math.isqrt(table[0]) + 1) // 2
+        depths = [tensors.count(rf"layers\.{stage}\.blocks") for stage in range(STAGES)]
+        heads = [self.heads(tensors, stage) for stage in range(STAGES)]
+        side = (math.isqrt(tensors.shape(TABLE.format(0), 2)[0]) + 1) // 2
         return SwinDims(
             family=family,
             embed_dim=tensors.shape("layers.0.blocks.0.norm1.weight", 1)[0],
@@ -78,6 +77,10 @@ class Swin(Backbone):
             stage_heads=tuple(heads),
             window=side,
         )
+
+    def heads(self, tensors: Tensors, stage: int) -> int:
+        """Attention heads of a stage."""
+        return tensors.shape(TABLE.format(stage), 2)[1]
 
     def patch_size(self, tensors: Tensors) -> int:
         """Pixels along the side of a patch."""

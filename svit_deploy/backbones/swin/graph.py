@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -207,15 +208,24 @@ def regions(stage: WindowStage, shifts: Sequence[int]) -> np.ndarray:
     return in_windows(label, stage)
 
 
-def position_index(windows: Sequence[int]) -> np.ndarray:
-    """The row of a table of relative positions for each query and key of a window `[K, K]`."""
-    sides = np.array(windows)[:, None, None]
+def position_index(windows: Sequence[int], largest: Sequence[int] = ()) -> np.ndarray:
+    """The row of a table of relative positions for each query and key of a window `[K, K]`.
+
+    Args:
+        largest: the windows that the table is of, if those are larger.
+    """
+    largest = largest or windows
     place = np.stack(np.unravel_index(np.arange(np.prod(windows)), windows))
-    apart = place[:, :, None] - place[:, None] + sides - 1
-    index: np.ndarray = np.ravel_multi_index(tuple(apart), tuple(2 * side - 1 for side in windows))
+    apart = place[:, :, None] - place[:, None] + np.array(largest)[:, None, None] - 1
+    index: np.ndarray = np.ravel_multi_index(tuple(apart), tuple(2 * side - 1 for side in largest))
     return index
 
 
 def position_bias(table: np.ndarray, window: int) -> np.ndarray:
-    """Of a table of relative positions, what each query and key of a window has `[1, H, K, K]`."""
-    return table[position_index((window, window))].transpose(2, 0, 1)[None]
+    """Of a table of relative positions, what each query and key of a window has `[1, H, K, K]`.
+
+    Args:
+        table: `[side², H]`, of windows as large or larger.
+    """
+    largest = (math.isqrt(len(table)) + 1) // 2
+    return table[position_index((window, window), (largest, largest))].transpose(2, 0, 1)[None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -64,9 +65,10 @@ class SwinReference(StagedReference):
     def bias(self, name: str, side: int) -> Tensor:
         """Added to the scores of a window's tokens by their positions `[H, K, K]`."""
         places = torch.cartesian_prod(torch.arange(side), torch.arange(side))
-        apart = places[:, None] - places[None] + side - 1
         table = self.weights[f"{name}.attn.relative_position_bias_table"]
-        return table[apart[..., 0] * (2 * side - 1) + apart[..., 1]].permute(2, 0, 1)
+        span = math.isqrt(len(table))  # of windows as large or larger
+        apart = places[:, None] - places[None] + (span - 1) // 2
+        return table[apart[..., 0] * span + apart[..., 1]].permute(2, 0, 1)
 
     def shrink(self, x: Tensor, stage: SwinStage) -> Tensor:
         """From the tokens of the stage before to those of this one."""

@@ -10,6 +10,8 @@ from svit_deploy.model.config import ModelConfig
 
 CORNERS = ((0, 0), (1, 0), (0, 1), (1, 1))
 """Row and column of the four patches that merge into one, in the order of their channels."""
+BN_EPS = 1e-5
+"""Of the batch norms of a stem of convolutions."""
 HIDDEN = -100.0
 """Added to the scores of keys that a shift brings into a window from the other side."""
 

@@ -15,30 +15,21 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
-from svit_deploy.backbones.swin import Swin, SwinDims
+from svit_deploy.backbones.swin import SwinDims
 from svit_deploy.backbones.tokens import GraphTokens, ReferenceTokens
 from svit_deploy.errors import InputError
 from svit_deploy.methods.method import Method
-from svit_deploy.methods.stvitr.graph import ConvStemGraph, StvitRGraph
-from svit_deploy.methods.stvitr.settings import (
-    SEMANTIC,
-    SIDE,
-    UNIT,
-    WINDOWS,
-    StvitRSettings,
-    side_of,
-)
+from svit_deploy.methods.semantic.backbone import SemanticSwin
+from svit_deploy.methods.semantic.sampling import check_windows, size_misfit
+from svit_deploy.methods.stvitr.graph import StvitRGraph
+from svit_deploy.methods.stvitr.settings import SAMPLING, UNIT, StvitRSettings, side_of
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import ModelConfig, TokenMode
-from svit_deploy.model.keys import Shape, Tensors, linear, norm
+from svit_deploy.model.keys import Shape, Tensors
 from svit_deploy.model.sizes import Misfit
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from svit_deploy.backbones.reference import BackboneReference
 
 
 @dataclass(frozen=True)
@@ -50,47 +41,11 @@ class StvitRDims(SwinDims):
     use_conv_pos: bool = False
 
 
-class StvitRSwin(Swin):
-    """Swin, but that convolutions make the patches, and the third stage has other blocks."""
+class StvitRSwin(SemanticSwin):
+    """The third stage runs in units, and what is not the first block of one has other blocks."""
 
-    graph = ConvStemGraph
-    folds_norms = True
-
-    def reference(self) -> type[BackboneReference]:
-        from svit_deploy.methods.stvitr.reference import ConvStemReference
-
-        return ConvStemReference
-
-    def patch_size(self, tensors: Tensors) -> int:
-        return 4
-
-    def stem_shapes(self, dims: Any) -> dict[str, Shape]:
-        shapes: dict[str, Shape] = {}
-        sizes = {0: (dims.embed_dim // 2, 3), 2: (dims.embed_dim, dims.embed_dim // 2)}
-        for part, (outputs, inputs) in sizes.items():
-            name = f"patch_embed.proj.{part}"
-            shapes[f"{name}.c.weight"] = (outputs, inputs, 3, 3)
-            shapes |= norm(f"{name}.bn", outputs)
-            shapes |= {f"{name}.bn.running_mean": (outputs,), f"{name}.bn.running_var": (outputs,)}
-        return shapes
-
-    def random(self, name: str, shape: Shape, rng: np.random.Generator) -> np.ndarray | None:
-        """A flat part of an image is not 0 behind the stem, where nothing else tells its tokens."""
-        if name.startswith("patch_embed.") and name.endswith(".bn.bias"):
-            return 0.2 * rng.standard_normal(shape)
-        return None
-
-    def block_shapes(self, dims: Any, stage: int, block: int) -> dict[str, Shape]:
-        """A block inside a unit has queries of its own, and layer scales."""
-        shapes = super().block_shapes(dims, stage, block)
-        if stage != 2 or block % UNIT == 0:
-            return shapes
-        name, width = f"layers.{stage}.blocks.{block}", dims.embed_dim << stage
-        for gone in ("qkv.weight", "qkv.bias", "relative_position_bias_table"):
-            del shapes[f"{name}.attn.{gone}"]
-        shapes |= linear(f"{name}.attn.q", width, width)
-        shapes |= linear(f"{name}.attn.kv", 2 * width, width)
-        return shapes | {f"{name}.layer_scale_1": (width,), f"{name}.layer_scale_2": (width,)}
+    def is_semantic(self, dims: Any, stage: int, block: int) -> bool:
+        return stage == 2 and block % UNIT > 0
 
 
 class StvitR(Method):
@@ -124,7 +79,7 @@ class StvitR(Method):
     def shapes(self, shapes: dict[str, Shape], dims: Any) -> dict[str, Shape]:
         width = 4 * dims.embed_dim
         if dims.use_global:
-            shapes["layers.2.semantic_token2"] = (1, SEMANTIC, width)
+            shapes["layers.2.semantic_token2"] = (1, SAMPLING.count, width)
         for block in range(dims.depths[2]):
             name = f"layers.2.blocks.{block}"
             if dims.relative_pos and (side := side_of(block)):
@@ -136,18 +91,10 @@ class StvitR(Method):
         return shapes
 
     def misfit(self, config: ModelConfig) -> Misfit | None:
-        side, (height, width) = SIDE * 16, config.image_size
-        if (height, width) == (side, side):
-            return None
-        reason = f"STViT-R is defined for images of {side}x{side}, not {height}x{width}"
-        return Misfit(reason, (side, side))
+        return size_misfit(config, "STViT-R")
 
     def check(self, config: ModelConfig) -> None:
-        if config.settings.window != SIDE // WINDOWS:
-            raise InputError(
-                f"STViT-R is defined for windows of 7x7, not {config.settings.window}",
-                "give a complete STViT-R checkpoint",
-            )
+        check_windows(config, "STViT-R")
         if config.settings.depths[2] not in (UNIT, 2 * UNIT, 3 * UNIT):
             raise InputError(
                 f"the third stage has {config.settings.depths[2]} blocks, not 6, 12 or 18",

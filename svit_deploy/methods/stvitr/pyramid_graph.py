@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from svit_deploy.backbones.swin.conv_stem_graph import ConvStemGraph
 from svit_deploy.backbones.swin.pyramid_graph import SwinPyramidGraph
 from svit_deploy.backbones.swin.settings import SwinStage
 from svit_deploy.graph.maps import Dim, product, total, vector
-from svit_deploy.methods.stvitr.graph import ConvStemGraph, StvitRGraph
+from svit_deploy.methods.stvitr.graph import StvitRGraph
 from svit_deploy.methods.stvitr.settings import HIDDEN, NEAR, SAMPLE
 
 
@@ -24,7 +25,7 @@ class StvitRPyramidGraph(StvitRGraph):
         super().__init__(writer, rows)
         self.biases: dict[int, str] = {}
 
-    def begin(self, x: str, stage: SwinStage, block: int) -> str:
+    def first(self, x: str, stage: SwinStage, block: int) -> str:
         graph, width, (down, across) = self.graph, stage.width, self.writer.windows(stage)
         bins = graph.constant([range(2 * i, 2 * i + 3) for i in range(SAMPLE)])
         with graph.scope("pool"):
@@ -35,7 +36,7 @@ class StvitRPyramidGraph(StvitRGraph):
                 cells = graph.op("ReduceMax", cells, graph.constant([axis + 1]), keepdims=0)
         return self.look_near(graph.reshape(cells, -1, width), x, stage, block, NEAR[1])
 
-    def look_around(self, semantic: str, x: str, stage: SwinStage, block: int) -> str:
+    def second(self, semantic: str, x: str, stage: SwinStage, block: int) -> str:
         return self.look_near(semantic, x, stage, block, NEAR[2])
 
     def look_near(
@@ -72,25 +73,19 @@ class StvitRPyramidGraph(StvitRGraph):
             x = graph.op("Add", x, self.writer.from_windows(found, stage, 0))
         return self.feed(x, name)
 
-    def look_inside(self, semantic: str, stage: SwinStage, block: int, local: bool) -> str:
+    def look_inside(self, semantic: str, stage: SwinStage, block: int, *, local: bool) -> str:
         graph, layers, name = self.graph, self.writer.layers, stage.block(block)
         windows = product(graph, *self.writer.windows(stage))
         with graph.scope("attention"):
             normed = self.normed(semantic, name)
             normed = self.by_window(normed, stage) if local else normed
-            query = layers.linear(normed, f"{name}.attn.q")
-            groups: Dim = windows if local else 1
             tokens: Dim = SAMPLE**2 if local else product(graph, windows, SAMPLE**2)
-            key, value = self.keys_values(normed, name)
-            mixed = self.cross(query, key, value, stage, groups, tokens, tokens)
+            query, key, value = (layers.part(normed, f"{name}.attn", part) for part in "qkv")
+            mixed = self.cross(query, key, value, stage, tokens, tokens)
             found = layers.scaled_linear(mixed, f"{name}.attn.proj", f"{name}.layer_scale_1")
             found = self.by_window(found, stage, back=True) if local else found
             semantic = graph.op("Add", semantic, found)
         return self.feed(semantic, name)
-
-    def normed(self, rows: str, name: str) -> str:
-        graph, writer = self.graph, self.writer
-        return graph.to_precision(writer.layers.layer_norm(rows, f"{name}.norm1", writer.eps))
 
     def semantic_size(self, stage: SwinStage) -> tuple[Dim, Dim]:
         """Rows and columns of the semantic tokens."""
@@ -127,7 +122,8 @@ class StvitRPyramidGraph(StvitRGraph):
         seen = []
         lengths = [graph.shape(cells, axis) for axis in (1, 2)]
         flat = self.normed(graph.reshape(cells, -1, stage.width), name)
-        for rows in self.keys_values(flat, name):
+        for part in "kv":
+            rows = self.writer.layers.part(flat, f"{name}.attn", part)
             split = graph.reshape(rows, -1, *lengths, stage.width)
             split = self.around(split, 1, stage, near)
             seen.append(graph.reshape(split, -1, stage.width))
@@ -136,7 +132,7 @@ class StvitRPyramidGraph(StvitRGraph):
             self.biases[side] = self.hidden(size, lengths, stage, near)
         key, value = seen
         bias = self.biases[side]
-        return self.cross(query, key, value, stage, windows, tokens, side**2, bias)
+        return self.cross(query, key, value, stage, tokens, side**2, bias, windows)
 
     def apart(self, near: tuple[int, int], stage: SwinStage) -> int:
         """From one window to the next: in image tokens, or in semantic ones."""

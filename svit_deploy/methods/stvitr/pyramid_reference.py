@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from svit_deploy.backbones.swin.conv_stem_reference import ConvStemReference
 from svit_deploy.backbones.swin.pyramid_reference import SwinPyramidReference
 from svit_deploy.backbones.swin.settings import SwinStage
-from svit_deploy.methods.stvitr.reference import ConvStemReference, StvitRReference, feed
+from svit_deploy.methods.semantic.reference import feed
+from svit_deploy.methods.stvitr.reference import StvitRReference
 
 
 class ConvStemPyramidReference(SwinPyramidReference, ConvStemReference):

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from svit_deploy.methods.semantic.sampling import in_windows
+
 UNIT = 6
 """Blocks of a unit."""
 SAMPLE = 3
 """Semantic tokens along the side of a window."""
-AROUND, STRIDE = 10, 4
-"""Side and distance of the larger windows that semantic tokens are made from."""
-SIDE, WINDOWS = 14, 2
-"""Image tokens and windows along the side of the third stage."""
-SEMANTIC = (SAMPLE * WINDOWS) ** 2
-BN_EPS = 1e-5
+SAMPLING = in_windows(SAMPLE)
 NEAR = {1: (14, 3), 2: (21, 7), 5: (27, 12)}
 """In detectors, by a block's place in its unit: the side of what a window's tokens look at, and how
 much of it is in front of the window; of image tokens, but for block 5 of semantic ones."""
@@ -43,4 +40,4 @@ class StvitRSettings:
 
 def side_of(block: int) -> int:
     """Semantic tokens along the side that relative positions of a block are in; 0 for none."""
-    return {IN_WINDOW: SAMPLE, IN_MAP: WINDOWS * SAMPLE}.get(block % UNIT, 0)
+    return {IN_WINDOW: SAMPLE, IN_MAP: SAMPLING.windows * SAMPLE}.get(block % UNIT, 0)

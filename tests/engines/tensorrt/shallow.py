@@ -50,6 +50,8 @@ SHALLOW: dict[str, tuple[int, dict[str, Any]]] = {
         {"skip_lam": 2.0, "keep_rate": 0.7, "prune_blocks": (2,), "cheap_blocks": 1},
     ),
     "stvit": (3, {"semantic": 16, "generate_at": 0}),
+    "stvit_lvvit": (3, {"skip_lam": 2.0, "semantic": 16, "generate_at": 0}),
+    "stvit_swin": (8, {"depths": (1, 1, 5, 1), "semantic": 36, "generate_at": 3}),
     "swin": (4, {"depths": (1, 1, 1, 1)}),
     "dynamicvit_swin": (7, {"depths": (1, 1, 4, 1), "base_rate": (0.7,)}),
     "convnext": (4, {"depths": (1, 1, 1, 1)}),

@@ -45,6 +45,8 @@ STATIC = (
     "multiscale",
     "multiscale_lvvit",
     "stvit",
+    "stvit_lvvit",
+    "stvit_swin",
     "stvitr",
 )
 
