@@ -12,7 +12,8 @@ from svit_deploy.backbones.tokens import Decided, GraphTokens
 from svit_deploy.graph.builder import BOOL, FLOAT, INT64, INT64_MAX, GraphBuilder
 from svit_deploy.graph.layers import QKV, Layers, attention, class_attention
 from svit_deploy.graph.maps import total
-from svit_deploy.graph.tokens import TokenGrid, attend_to_all
+from svit_deploy.graph.packed import TokenGrid
+from svit_deploy.graph.tokens import attend_to_all
 from svit_deploy.model.budget import Budget
 from svit_deploy.model.config import ModelConfig, TokenMode
 from svit_deploy.model.model import Model
@@ -43,7 +44,7 @@ class GraphOptions:
         steps: of int8, the step of each linear layer's inputs; others multiply float32.
         plugins: write row moves as nodes that the TensorRT plugins implement.
         sizes: image sizes to run; by default the configuration's alone.
-        single: one image at a time only.
+        single: one image at a time only, which spares `dynamic` the slots of attention.
     """
 
     mode: TokenMode
@@ -98,7 +99,7 @@ class GraphWriter:
     @property
     def batch(self) -> int | str:
         """The batch dimension of inputs and outputs."""
-        return "batch"
+        return 1 if self.options.single else "batch"
 
     @property
     def num_tokens(self) -> int | str:
@@ -122,7 +123,8 @@ class GraphWriter:
     def grid_of(self, tokens: int | str) -> TokenGrid:
         """The layout of attention among `tokens` of each image."""
         config = self.config
-        return TokenGrid(tokens, config.num_heads, config.embed_dim // config.num_heads)
+        head_dim = config.embed_dim // config.num_heads
+        return TokenGrid(tokens, config.num_heads, head_dim, self.options.single)
 
     def image_input(self) -> str:
         frames = (self.config.frames,) if self.config.frames else ()

@@ -138,6 +138,11 @@ class Bundle:
         """Lends the graph to build an engine of, for a copy of the bundle in `folder`."""
         return self.task.engine_graph(folder, MODEL)
 
+    @property
+    def together(self) -> int:
+        """Images that run at once, if nobody says: as many as its task says and its graph takes."""
+        return min(self.task.together, self.manifest["batch"]["max"])
+
     def profile(self, batch: BatchRange) -> Profile:
         """Shapes of these batch sizes, of every image size that the graph runs."""
         return self.sizes.profile(batch)
@@ -181,7 +186,7 @@ class Bundle:
 
         count = self.manifest["reference"]["images"]
         try:
-            return self.task.restore(load, count, self.config, self.sizes)
+            return self.task.restore(load, count, self.config, self.sizes, self.together)
         except ValueError as error:
             raise InputError(f"{path} is damaged: {error}", EXPORT_AGAIN) from None
 

@@ -266,7 +266,7 @@ def build_graph(
         steps=steps,
         plugins=settings.plugins,
         sizes=sizes,
-        single=whole_batch(settings, task).max == 1,
+        single=whole_batch(settings, task).max == 1 and not task.many_rows,
     )
     writer = family.backbone.graph(model, family.method, options)
     task.write(writer)

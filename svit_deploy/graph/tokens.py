@@ -15,9 +15,10 @@ import numpy as np
 from onnx import TensorProto
 
 from svit_deploy.graph.builder import FLOAT, INT64, GraphBuilder
-from svit_deploy.graph.layers import MASKED, QKV, Attend, attend_heads, attention
+from svit_deploy.graph.layers import Attend, attention
+from svit_deploy.graph.packed import TokenGrid, key_bias, pack
 from svit_deploy.graph.ranking import top_k
-from svit_deploy.graph.rows import compact_rows, flat_rows, gather_rows, scatter_rows
+from svit_deploy.graph.rows import flat_rows, gather_rows, scatter_rows
 from svit_deploy.model.budget import UNIT, Budget
 
 TINY = 1e-30
@@ -35,7 +36,8 @@ class Selection:
         put: feature map, rows taken, rows computed -> new feature map.
         keep: `[B, S]` bool, the tokens whose values the block replaces.
         overflow: `[B, 1]` int64, kept tokens beyond the budget, or None without a budget.
-        lengths: `[B + 1]` int32, the kept tokens of all images before each, in dynamic mode.
+        lengths: `[B + 1]` int32, the kept tokens of all images before each, in dynamic mode
+            for more than one image.
     """
 
     take: Callable[[str], str]
@@ -46,28 +48,9 @@ class Selection:
     lengths: str | None = None
 
 
-@dataclass(frozen=True)
-class TokenGrid:
-    """Tokens per image S, a number or an int64 vector, and the head layout of attention.
-
-    With `single` there is never more than one image, so packed slots are all filled.
-    """
-
-    num_tokens: int | str
-    num_heads: int
-    head_dim: int
-    single: bool = False
-
-
 def attend_to_all(graph: GraphBuilder, grid: TokenGrid, bias: str | None = None) -> Attend:
     """Attention among all S rows of each image, with an optional key bias `[B, 1, 1, S]`."""
     return lambda qkv: attention(graph, qkv, grid.num_tokens, grid.num_heads, grid.head_dim, bias)
-
-
-def key_bias(graph: GraphBuilder, visible: str) -> str:
-    """`[B, K]` bool -> `[B, 1, 1, K]`: 0 for a visible key, `MASKED` for any other."""
-    zero, masked = graph.number(0), graph.number(MASKED)
-    return graph.op("Unsqueeze", graph.op("Where", visible, zero, masked), graph.constant([1, 2]))
 
 
 def select_masked(graph: GraphBuilder, grid: TokenGrid, decision: str) -> Selection:
@@ -83,74 +66,6 @@ def select_masked(graph: GraphBuilder, grid: TokenGrid, decision: str) -> Select
         put=lambda x, taken, y: graph.op("Where", kept_rows, y, taken),
         keep=decision,
     )
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Where the tokens of a mask `[B, S]` are when all images' are packed into T rows.
-
-    Linear layers see exactly T rows. For attention the rows are laid out as `[B, Kmax]` slots,
-    the empty ones hidden as keys, and the real ones gathered back. T and Kmax may be 0.
-
-    Attributes:
-        rows: `[T]`, flat positions in the mask.
-        places: `[T]`, flat slots.
-        lengths: `[B + 1]` int32, tokens of all images before each.
-        bias: `[B, 1, 1, Kmax]`, for the scores of keys; None if all slots are filled.
-        head_table: `[B, H, Kmax]`, the head's row of each slot among `[T * H, D]`.
-    """
-
-    graph: GraphBuilder
-    grid: TokenGrid
-    rows: str
-    places: str
-    lengths: str
-    bias: str | None
-    head_table: str
-
-    def split_heads(self, rows: str) -> str:
-        """`[T, C]` -> `[B, H, Kmax, D]`; an empty slot repeats row 0, which the bias hides."""
-        split = self.graph.reshape(rows, -1, self.grid.head_dim)
-        return gather_rows(self.graph, split, self.head_table)
-
-    def join_heads(self, mixed: str) -> str:
-        """`[B, H, Kmax, D]` -> `[T, C]`."""
-        mixed = self.graph.op("Transpose", mixed, perm=(0, 2, 1, 3))
-        width = self.grid.num_heads * self.grid.head_dim
-        return gather_rows(self.graph, self.graph.reshape(mixed, -1, width), self.places)
-
-    def attend(self, qkv: QKV, keys: Packed | None = None) -> str:
-        """Attention of these tokens, to each other or to those packed in `keys`."""
-        graph, keys = self.graph, keys or self
-        query, key, value = qkv
-        query, key, value = (
-            self.split_heads(query),
-            keys.split_heads(key),
-            keys.split_heads(value),
-        )
-        key = graph.op("Transpose", key, perm=(0, 1, 3, 2))
-        return self.join_heads(
-            attend_heads(graph, query, key, value, self.grid.head_dim, keys.bias)
-        )
-
-
-def pack(graph: GraphBuilder, grid: TokenGrid, mask: str) -> Packed:
-    """Packs the tokens of a mask `[B, S]`."""
-    rows, slots, places, lengths, *_ = graph.function(
-        "SvitCompact", compact_rows, mask, outputs=7, index_bits=64
-    )
-    filled = graph.op("GreaterOrEqual", slots, graph.constant(0))  # [B, Kmax]
-    bias = None if grid.single else key_bias(graph, filled)
-    # The row in each slot; an empty slot repeats row 0, which the bias hides.
-    table = graph.op("Max", slots, graph.constant(0))
-    heads = grid.num_heads
-    # Rows of D values, one per row and head: moving those splits the heads in the same pass.
-    head_numbers = graph.constant([[[head] for head in range(heads)]])  # [1, H, 1]
-    first = graph.op(
-        "Mul", graph.op("Unsqueeze", table, graph.constant([1])), graph.constant(heads)
-    )
-    head_table = graph.op("Add", first, head_numbers)
-    return Packed(graph, grid, rows, places, lengths, bias, head_table)
 
 
 def select_dynamic(graph: GraphBuilder, grid: TokenGrid, decision: str) -> Selection:

@@ -263,9 +263,8 @@ def choose_batch(bundle: Bundle, engine: Engine, settings: InferenceSettings) ->
     """How many images to run at once; raises UsageError for a batch that the graph lacks."""
     fixed = engine.inputs()[0].shape[0]
     if not isinstance(fixed, int):
-        taken, task = bundle.manifest["batch"], bundle.task
-        usual = taken["opt"] if task.many_rows else task.together
-        return settings.batch or min(usual, taken["max"])
+        usual = bundle.manifest["batch"]["opt"] if bundle.task.many_rows else bundle.together
+        return settings.batch or usual
     if settings.batch not in (None, fixed):
         raise UsageError(
             f"{bundle.name} was exported for batches of {fixed} and cannot run {settings.batch}",

@@ -128,9 +128,8 @@ def describe_model(bundle: Bundle, name: str, settings: PackageSettings) -> Any:
     for output in config.output:
         if output.name == LOGITS and len(bundle.class_names):
             output.label_filename = LABELS
-    together = min(bundle.task.together, largest)
-    if batched and together > 1:
-        config.dynamic_batching.preferred_batch_size.append(together)
+    if batched and bundle.together > 1:
+        config.dynamic_batching.preferred_batch_size.append(bundle.together)
         config.dynamic_batching.max_queue_delay_microseconds = round(1000 * settings.max_delay)
     if settings.threads and not is_engine:
         config.parameters["intra_op_thread_count"].string_value = str(settings.threads)

@@ -75,7 +75,7 @@ def draw_token_maps(
     prepared = list(prepare_all(images, task, config, bundle.sizes))
     masks: list[np.ndarray] = []
     with open_bundle_engine(bundle, settings) as engine:
-        for group in groups(prepared, task.together):
+        for group in groups(prepared, bundle.together):
             progress.update("running the model", sum(map(len, masks)) / len(prepared))
             masks.append(engine.run(task.feeds(group), [KEEP_MASK])[KEEP_MASK])
     return write_token_maps(

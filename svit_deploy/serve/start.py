@@ -59,7 +59,7 @@ def choose_batch(bundle: Bundle, settings: ServeSettings) -> int:
             f"{bundle.name} was exported for batches of up to {largest}, not {settings.max_batch}",
             "lower --max-batch, or export it with a wider --batch",
         )
-    return settings.max_batch or min(bundle.task.together, largest)
+    return settings.max_batch or bundle.together
 
 
 def address(settings: ServeSettings) -> str:

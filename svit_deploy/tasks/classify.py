@@ -145,6 +145,7 @@ class Classify(Task):
         count: int,
         config: ModelConfig,
         sizes: SizeRange,
+        together: int,
     ) -> list[Part]:
         images = {"images": (np.float32, self.sample_shape(config))}
         labels: Wanted = {"labels": (np.int64, ())}
@@ -167,7 +168,7 @@ class Classify(Task):
             prefix: self._restore({name: arrays[prefix + name] for name in result}, config, count)
             for prefix in there
         }
-        places = [slice(i, i + self.together) for i in range(0, count, self.together)]
+        places = [slice(i, i + together) for i in range(0, count, together)]
         return [
             with_rounded(
                 Part(tuple(prepared[at]), exact[at]), {name: run[at] for name, run in runs.items()}

@@ -197,7 +197,9 @@ class Features(Task):
         count: int,
         config: ModelConfig,
         sizes: SizeRange,
+        together: int,
     ) -> list[Part]:
+        """Each by itself, whatever `together` says: they may differ in size."""
         if not 1 <= count <= MAX_SAMPLES:
             raise ValueError(f"it cannot hold {count} images")
         selection = wanted_selection(config)

@@ -260,12 +260,14 @@ class Task:
         count: int,
         config: ModelConfig,
         sizes: SizeRange,
+        together: int,
     ) -> list[Part]:
         """The inverse of `record`, of arrays that may come from anywhere.
 
         Args:
             load: reads those of some names that the file has.
             count: images that the manifest tells of.
+            together: images of a part.
 
         Raises:
             ValueError: an array is missing, or has another type or shape; in words.

@@ -178,8 +178,9 @@ class Video(Classify):
         count: int,
         config: ModelConfig,
         sizes: SizeRange,
+        together: int,
     ) -> list[Part]:
-        parts = super().restore(load, count, config, sizes)
+        parts = super().restore(load, count, config, sizes, together)
         for part in parts:
             for image, outputs in zip(part.images, part.result.outputs, strict=True):
                 views = {len(image.pixels), len(outputs[VIEW_LOGITS])}

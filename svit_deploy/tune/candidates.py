@@ -239,6 +239,8 @@ def _variant(
     if target != GRAPH_ONLY:
         name.append(target)
         options["batch"] = ",".join(map(str, sorted(set(settings.batches))))
+    elif set(settings.batches) == {1}:
+        options["batch"] = "1"  # spares dynamic graphs the slots of attention
     elif max(settings.batches) > whole_range(parse_batches(GRAPH_BATCH)).max:
         options["batch"] = f"1:1:{max(settings.batches)}"
     options["calibration"] = settings.calibration or settings.images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import takewhile
 from typing import Any
 
 from svit_deploy.forms import Part, Printed
@@ -27,7 +28,7 @@ def _sentences(report: Mapping[str, Any]) -> Iterator[str]:
     for one in report["candidates"]:
         if one["failed"] is not None:
             yield f"dropped: {one['name']}: {one['failed']}"
-    for one in by_speed(report):
+    for one in takewhile(lambda one: not one["chosen"], by_speed(report)):
         if one["refused"] is not None:
             yield f"not chosen: {one['label']}, batch {one['batch']}: {one['refused']}"
     for one in report["left_out"]:

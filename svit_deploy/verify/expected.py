@@ -116,7 +116,7 @@ class LiveReference(ExpectedResults):
     Args:
         model: the checkpoint, loaded independently.
         images: what to run, or the bundle's own samples if None.
-        together: images that the graph and the reference get at once; as many as the task says by
+        together: images that the graph and the reference get at once; as many as the bundle says by
             default.
     """
 
@@ -142,7 +142,7 @@ class LiveReference(ExpectedResults):
         self.bundle, self.pictures = bundle, images
         self.model, self.reference = model, Reference(model, bundle.task, bundle.steps)
         self.has_rounded = bundle.precision != "fp32"
-        self.together = together or bundle.task.together
+        self.together = together or bundle.together
         self.samples = [i for part in bundle.load_samples() for i in part.images]
         self.count = _at_least_one(len(self.samples if images is None else images))
         self.description = f"PyTorch reference ({number_of(self.count, 'image')})"

@@ -269,7 +269,7 @@ class ModelUnderTest:
 
         As many images at a time as run together: errors are relative to what those show.
         """
-        most, said = self.task.together, []
+        most, said = self.bundle.together, []
         for start in range(0, max(len(expected), 1), most):
             part = slice(start, start + most)
             ok, words = self.task.compare(self.runs(actual[part], expected[part]))

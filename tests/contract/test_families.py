@@ -26,6 +26,7 @@ from svit_deploy.loading.load import build_model
 from svit_deploy.methods.families import FAMILIES
 from svit_deploy.model.config import TokenMode
 from svit_deploy.model.model import without_gates
+from svit_deploy.model.profiles import BatchRange, parse_batches
 from svit_deploy.model.sizes import SizeRange
 from svit_deploy.tasks import TASKS
 from svit_deploy.tasks.reference import Reference
@@ -40,6 +41,7 @@ CASES = [
     for task in family.backbone.tasks
     for mode in family.modes
 ]
+ONE_BY_ONE = ("classify", TokenMode.DYNAMIC)
 VERIFY = VerifySettings(threads=1, repeats=2)
 
 
@@ -53,12 +55,16 @@ def noise(size: tuple[int, int], frames: int = 0) -> ImageSet:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Any:
     @cache
-    def make(family: str, task: str, mode: TokenMode) -> Bundle:
+    def make(
+        family: str, task: str, mode: TokenMode, batch: tuple[BatchRange, ...] | None = None
+    ) -> Bundle:
         many = TASKS[task].many_sizes
         budget = "0.6" if mode is TokenMode.BUDGET else None
         config = small_model(family, task).config
         images = noise((64, 96) if many else config.image_size, config.frames)
-        settings = ExportSettings(task=task, tokens=mode, budget=budget, calibration=images)
+        settings = ExportSettings(
+            task=task, tokens=mode, budget=budget, calibration=images, batch=batch
+        )
         sizes = TASKS[task].parse_sizes("64x64:64x96:128x128") if many else None
         folder = tmp_path_factory.mktemp(f"{family}-{task}-{mode.value}")
         return export_model(small_model(family, task), folder / "out", settings, sizes=sizes)
@@ -79,6 +85,17 @@ def test_it_exports_verifies_and_equals_its_reference(exported, family, task, mo
         report = verify_against(bundle, reference, VERIFY)
         assert report.passed, report.verdict
         assert len(report.gates) == bundle.config.num_gates
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [case[0] for case in CASES if case[1:] == ONE_BY_ONE])
+def test_a_graph_for_one_image_at_a_time_equals_it_too(exported, family):
+    bundle = exported(family, *ONE_BY_ONE, parse_batches("1"))
+    report = verify_against(bundle, LiveReference(bundle, small_model(family, "classify")), VERIFY)
+    assert report.passed, report.verdict
+    graphs = bundle.load_model().graph, exported(family, *ONE_BY_ONE).load_model().graph
+    assert graphs[0].input[0].type.tensor_type.shape.dim[0].dim_value == 1
+    assert len(graphs[0].node) < len(graphs[1].node) - 10 * bundle.config.num_gates
 
 
 @pytest.mark.slow

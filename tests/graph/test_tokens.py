@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.graph.builder import BOOL, FLOAT, GraphBuilder
+from svit_deploy.graph.packed import TokenGrid
 from svit_deploy.graph.tokens import (
     Selection,
-    TokenGrid,
     select_budget,
     select_dynamic,
     select_masked,
@@ -21,18 +21,19 @@ from svit_deploy.graph.tokens import (
 TOKENS, HEADS, DIM = 5, 2, 4
 WIDTH = HEADS * DIM
 MODES = ["masked", "dynamic", "budget"]
+MASK = st.lists(st.booleans(), min_size=TOKENS, max_size=TOKENS)
 
 
 def build(mode: str, budget: int = TOKENS) -> bytes:
     """A block that is attention alone, `y = attention(x, x, x)`, on the selected tokens."""
-    graph, grid = GraphBuilder(mode, 20), TokenGrid(TOKENS, HEADS, DIM)
+    graph, grid = GraphBuilder(mode, 20), TokenGrid(TOKENS, HEADS, DIM, single=mode == "single")
     x = graph.input("x", FLOAT, ("rows", WIDTH))
     decision = graph.input("decision", BOOL, ("batch", TOKENS))
     margin = graph.input("margin", FLOAT, ("batch", TOKENS))
     selection: Selection
     if mode == "masked":
         selection = select_masked(graph, grid, decision)
-    elif mode == "dynamic":
+    elif mode in ("dynamic", "single"):
         selection = select_dynamic(graph, grid, decision)
     else:
         selection = select_budget(graph, grid, decision, margin, budget, most=budget)
@@ -62,7 +63,7 @@ def expected(x: np.ndarray, keep: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def engines():
-    opened = {mode: OnnxRuntimeEngine(build(mode)) for mode in MODES}
+    opened = {mode: OnnxRuntimeEngine(build(mode)) for mode in (*MODES, "single")}
     yield opened
     for engine in opened.values():
         engine.close()
@@ -76,30 +77,46 @@ def run(engine: OnnxRuntimeEngine, x: np.ndarray, decision: np.ndarray, margin: 
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    masks=st.lists(
-        st.lists(st.booleans(), min_size=TOKENS, max_size=TOKENS), min_size=1, max_size=4
-    ),
-    seed=st.integers(0, 2**16),
-)
+@given(masks=st.lists(MASK, min_size=1, max_size=4), seed=st.integers(0, 2**16))
 @pytest.mark.parametrize("mode", MODES)
 def test_only_kept_tokens_attend_and_change(engines, mode, masks, seed):
+    check(engines[mode], masks, seed)
+
+
+@settings(deadline=None, max_examples=60)
+@given(mask=MASK, seed=st.integers(0, 2**16))
+def test_so_do_those_of_a_graph_of_one_image(engines, mask, seed):
+    check(engines["single"], [mask], seed)
+
+
+def test_slots_are_what_a_graph_of_one_image_is_spared():
+    operators = {
+        mode: [node.op_type for node in onnx.load_from_string(build(mode)).graph.node]
+        for mode in ("dynamic", "single")
+    }
+    assert "CumSum" in operators["dynamic"]
+    assert "CumSum" not in operators["single"]
+    assert len(operators["single"]) < len(operators["dynamic"]) - 15
+
+
+def check(engine: OnnxRuntimeEngine, masks: list[list[bool]], seed: int) -> None:
+    """Runs random rows, and compares them with what NumPy makes of them."""
     decision = np.array(masks)
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((decision.size, WIDTH)).astype(np.float32)
     margin = np.where(decision, 1, -1) * rng.random(decision.shape).astype(np.float32)
-    y, keep = run(engines[mode], x, decision, margin.astype(np.float32))
+    y, keep = run(engine, x, decision, margin.astype(np.float32))
     assert np.array_equal(keep, decision)
     np.testing.assert_allclose(y, expected(x, decision), atol=2e-6)
     pruned = ~decision.reshape(-1)
     assert np.array_equal(y[pruned], x[pruned])  # to the last bit
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_nothing_kept_is_the_identity(engines, mode):
-    x = np.arange(2 * TOKENS * WIDTH, dtype=np.float32).reshape(-1, WIDTH)
-    nothing = np.zeros((2, TOKENS), bool)
-    y, keep = run(engines[mode], x, nothing, np.full((2, TOKENS), -1, np.float32))
+@pytest.mark.parametrize(("mode", "images"), [*((mode, 2) for mode in MODES), ("single", 1)])
+def test_nothing_kept_is_the_identity(engines, mode, images):
+    x = np.arange(images * TOKENS * WIDTH, dtype=np.float32).reshape(-1, WIDTH)
+    nothing = np.zeros((images, TOKENS), bool)
+    y, keep = run(engines[mode], x, nothing, np.full((images, TOKENS), -1, np.float32))
     assert np.array_equal(y, x)
     assert not keep.any()
 

@@ -23,24 +23,16 @@ from svit_deploy.graph.maps import (
     quotient,
     total,
 )
-from svit_deploy.graph.tokens import TokenGrid
 from svit_deploy.model.positions import interpolate_positions
 from svit_deploy.names import EMBEDDING
 
 
 class AdapterGraph(GraphWriter):
-    """Writes one backbone. One image size is baked in, a range leaves height and width free.
-
-    With `options.single`, `dynamic` is spared the hiding of empty slots.
-    """
+    """Writes one backbone. One image size is baked in, a range leaves height and width free."""
 
     _maps: tuple[MapSize, ...]
     _tokens: Dim
     _pyramid: Pyramid
-
-    @property
-    def batch(self) -> int | str:
-        return 1 if self.options.single else "batch"
 
     @property
     def num_tokens(self) -> Dim:
@@ -51,11 +43,6 @@ class AdapterGraph(GraphWriter):
         """With the tokens that the method adds."""
         added = self.method.mask_width(self.config) - self.config.num_tokens
         return total(self.graph, self.num_tokens, added)
-
-    def grid_of(self, tokens: Dim) -> TokenGrid:
-        config = self.config
-        head_dim = config.embed_dim // config.num_heads
-        return TokenGrid(tokens, config.num_heads, head_dim, self.options.single)
 
     def run(self, images: str) -> tuple[list[str], GraphTokens]:
         """The four feature maps `[B, C, h, w]`, finest first, and the tokens behind the blocks."""

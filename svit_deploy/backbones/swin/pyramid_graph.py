@@ -21,10 +21,6 @@ class SwinPyramidGraph(SwinGraph):
     def embedded_tokens(self) -> Dim:
         return self.num_tokens
 
-    @property
-    def batch(self) -> int | str:
-        return 1 if self.options.single else "batch"
-
     def run(self, images: str) -> Any:
         """The feature maps `[B, C << stage, h, w]` of the stages, finest first, and the tokens."""
         self.measure(images)

@@ -10,17 +10,10 @@ from numpy.typing import ArrayLike
 from svit_deploy.backbones.tokens import Decided
 from svit_deploy.graph.builder import FLOAT, INT64_MAX, GraphBuilder
 from svit_deploy.graph.layers import attention
+from svit_deploy.graph.packed import Packed, TokenGrid, key_bias, pack
 from svit_deploy.graph.ranking import top_k
 from svit_deploy.graph.rows import gather_rows, scatter_rows, true_positions
-from svit_deploy.graph.tokens import (
-    TINY,
-    Packed,
-    TokenGrid,
-    attend_to_all,
-    key_bias,
-    pack,
-    share_of,
-)
+from svit_deploy.graph.tokens import TINY, attend_to_all, share_of
 from svit_deploy.methods.ats.settings import FAR
 from svit_deploy.methods.removal import RemovingGraph
 from svit_deploy.model.config import TokenMode
@@ -56,7 +49,7 @@ class AtsGraph(RemovingGraph):
     def for_head(self) -> tuple[str, int | str]:
         if self.packed is None:
             return super().for_head()
-        return gather_rows(self.graph, self.rows, first_rows(self.graph, self.packed)), 1
+        return gather_rows(self.graph, self.rows, self.packed.firsts), 1
 
     def put(self, whole: str, rows: str) -> str:
         if self.packed is not None:
@@ -92,7 +85,7 @@ class AtsGraph(RemovingGraph):
                     split = graph.reshape(normed, -1, grid.num_tokens, self.config.embed_dim)
                     first = graph.op("Gather", split, graph.constant(0), axis=1)
                 else:
-                    first = gather_rows(graph, normed, first_rows(graph, packed))
+                    first = gather_rows(graph, normed, packed.firsts)
                 first = layers.part(first, f"{name}.attn", "q")
                 scores = self.significance(first, key, value, alive, packed)
                 samples = share_of(graph, self.sample_share, grid.num_tokens, 1)
@@ -158,16 +151,11 @@ class AtsGraph(RemovingGraph):
         total = graph.op("ReduceSum", weights, graph.constant([1, 2]), keepdims=0)  # [B, K]
         if packed is None:
             return graph.op("Mul", total, graph.reshape(length, -1, grid.num_tokens))
-        total = graph.op("Gather", graph.reshape(total, -1), packed.places)
+        total = packed.of_rows(total)
         flat = graph.op("Cast", graph.reshape(alive, -1), to=FLOAT)
         rows = graph.op("Unsqueeze", packed.rows, graph.constant([1]))
         flat = graph.op("ScatterND", flat, rows, graph.op("Mul", total, length))
         return graph.reshape(flat, -1, grid.num_tokens)
-
-
-def first_rows(graph: GraphBuilder, packed: Packed) -> str:
-    """The rows of the class tokens `[B]`: each is the first of its image."""
-    return graph.slice(packed.lengths, 0, -1, axis=0)
 
 
 def sampling_margin(graph: GraphBuilder, scores: str, alive: str, samples: str, most: int) -> str:
