@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--page", type=Path, help="where the table goes between its marks")
     parser.add_argument("--arch", default="svit_s")
-    parser.add_argument("--precisions", default="fp32,fp16")
+    parser.add_argument("--precisions", default="fp32,fp16,int8,fp8")
     parser.add_argument("--batches", default="1,8,32")
     parser.add_argument("--seconds", type=float, default=3.0, help="per graph and batch size")
     parser.add_argument("--device", type=int, default=0)

@@ -16,13 +16,15 @@ from svit_deploy.bundle.bundle import Bundle, open_bundle
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine, require_provider
 from svit_deploy.engines.providers import CUDA, full_provider_name
 from svit_deploy.engines.settings import EngineChoice
-from svit_deploy.engines.tensorrt.gpu import find_gpu
+from svit_deploy.engines.tensorrt.gpu import check_products, find_gpu
 from svit_deploy.engines.tensorrt.runner import TensorRTEngine
 from svit_deploy.engines.tensorrt.sidecar import read_sidecar
 from svit_deploy.errors import CapabilityError
 from svit_deploy.inference.engine import open_bundle_engine
 from svit_deploy.machine.tensorrt import TARGETS, load_library
+from svit_deploy.model.precision import FORMATS
 from svit_deploy.plugins import library_path
+from svit_deploy.tasks import task_named
 from svit_deploy.tasks.detect import split
 from tests.told import SETTINGS, checkpoint_of
 
@@ -33,21 +35,36 @@ pytestmark = [
 ]
 MODES = ("dynamic", "budget", "masked", "dense")
 STATIC = MODES[1:]
+PRECISIONS = ("fp32", "fp16", "bf16", *FORMATS)
 DETECTION = {"backbone": "svit_adapter", "detect": "svit_mask_rcnn"}
 TASKS = ("classify", *DETECTION)
 
 
 @pytest.fixture
 def export(tmp_path: Path) -> Callable[..., Bundle]:
-    """Exports a golden of a task."""
+    """Exports a golden of a task; skips what the task or the GPU does without."""
+    calibration = tmp_path / "calibration.npz"
+    pictures = np.random.default_rng(0).integers(0, 256, (8, 96, 128, 3), np.uint8)
+    np.savez(calibration, images=pictures)
+    gpu = find_gpu()
 
     def make(task: str, mode: str, **options: Any) -> Bundle:
+        precision = options.get("precision", "fp32")
+        if precision not in task_named(task).limits:
+            pytest.skip(f"--task {task} is not exported in {precision}")
+        if gpu is not None and "target" in options:
+            try:
+                check_products(gpu, precision)
+            except CapabilityError as error:
+                pytest.skip(error.message)
         name, sizes = "svit_cls", {}
         if task in DETECTION:
             pytest.importorskip("torchvision")
             name, sizes = DETECTION[task], {"image_size": "64x64:96x128:256x256"}
         if mode == "budget":
             options["budget"] = "1.0"
+        if precision in FORMATS:
+            options["calibration"] = calibration
         checkpoint = checkpoint_of(name)
         common = {"task": task, "tokens": mode, "overrides": SETTINGS[name], **sizes}
         return api.export(checkpoint, tmp_path / "bundle", **common, **options)
@@ -88,7 +105,7 @@ def plugins() -> Path:
         pytest.skip(error.message)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("mode", MODES)
 def test_provider(
@@ -127,17 +144,20 @@ def test_float32_stays_float32_on_cuda(export: Callable[..., Bundle], provider: 
 @pytest.mark.parametrize("cuda_graph", ["auto", "off"])
 @pytest.mark.parametrize("mode", MODES)
 def test_onnx_runtime_in_memory_of_ours(
-    export: Callable[..., Bundle], mode: str, cuda_graph: str
+    export: Callable[..., Bundle], provider: str, mode: str, cuda_graph: str
 ) -> None:
-    """The CUDA provider on our stream: as the CPU computes, with graphs where nothing waits."""
-    require_or_skip("cuda")
+    """On our stream: as the CPU computes, and on `cuda` with graphs where nothing waits."""
     bundle = export("classify", mode)
     with (
-        OnnxRuntimeEngine(bundle.model_path, provider="cuda", cuda_graph=cuda_graph) as engine,
+        OnnxRuntimeEngine(bundle.model_path, provider=provider, cuda_graph=cuda_graph) as engine,
         OnnxRuntimeEngine(bundle.model_path) as cpu,
     ):
-        told = engine._session.get_provider_options()[CUDA]  # what it made of our options
-        assert int(told["user_compute_stream"]) > 0 and told["use_tf32"] == "0"
+        told = engine._session.get_provider_options()  # what they made of our options
+        streams = {
+            name: one["user_compute_stream"] for name, one in told.items() if "CPU" not in name
+        }
+        assert len(set(streams.values())) == 1 and int(streams[full_provider_name(provider)]) > 0
+        assert told[CUDA]["use_tf32"] == "0"
         graphs = []
         for count in (2, 2, 2, 5, 1, 1, 1, 2, 2, 2, 5):
             x = np.random.default_rng(len(graphs)).standard_normal(
@@ -154,18 +174,19 @@ def test_onnx_runtime_in_memory_of_ours(
             graphs.append(times.graph)
         about = engine.description["cuda_graph"]
         print(about, graphs)
-    static = mode != "dynamic" and cuda_graph == "auto"
+    static = mode != "dynamic" and cuda_graph == "auto" and provider == "cuda"
     assert about["used"] == any(graphs) == (static and about["reason"] is None)
     if not static:
         assert about["reason"]
 
 
 @pytest.mark.parametrize("mode", ["budget", "dynamic"])
-def test_several_runs_of_onnx_runtime_in_flight(export: Callable[..., Bundle], mode: str) -> None:
-    require_or_skip("cuda")
+def test_several_runs_of_onnx_runtime_in_flight(
+    export: Callable[..., Bundle], provider: str, mode: str
+) -> None:
     bundle = export("classify", mode)
     x = np.zeros((4, 3, *bundle.config.image_size), np.float32)
-    with OnnxRuntimeEngine(bundle.model_path, provider="cuda") as engine:
+    with OnnxRuntimeEngine(bundle.model_path, provider=provider) as engine:
         alone = engine.run({names.INPUT: x})
         flight = engine.fly([{names.INPUT: x}], None, 64, 3)
         again = engine.run({names.INPUT: x})
@@ -235,7 +256,7 @@ def test_what_a_provider_builds_is_found_again(
     assert open_bundle(bundle.path).manifest == bundle.manifest
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("mode", STATIC)
 @pytest.mark.parametrize("task", TASKS)
 def test_engine(
@@ -245,9 +266,11 @@ def test_engine(
     report = api.verify(bundle.path)
     assert report.passed, report.verdict
     assert report.engine["runtime"] == target
+    assert bundle.engine_path is not None
+    print(read_sidecar(bundle.engine_path).settings["layers"])
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("mode", ["dynamic", "budget"])
 @pytest.mark.parametrize("task", TASKS)
 def test_engine_with_plugins(

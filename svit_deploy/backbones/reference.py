@@ -7,7 +7,7 @@ published code rather than from the export's configuration.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Mapping
 from copy import copy
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -20,9 +20,15 @@ from svit_deploy.backbones.stages import Staged
 from svit_deploy.backbones.tokens import ReferenceTokens, See
 from svit_deploy.model.config import ModelConfig
 from svit_deploy.model.model import Model
+from svit_deploy.model.precision import FORMATS, Format
 from svit_deploy.names import EMBEDDING, block_name
 
 HALVES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+ROUND: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "int8": lambda x: x.round().clamp(-128, 127),
+    "fp8": lambda x: x.clamp(-448, 448).to(torch.float8_e4m3fn).float(),
+}
+"""The nearest number that a format has, what is beyond its range cut off."""
 PARTS = {"qkv": ("q", "k", "v"), "qk": ("q", "k"), "kv": ("k", "v")}
 """Layers that checkpoints keep in one, by the last part of its name."""
 
@@ -46,13 +52,15 @@ class BackboneReference:
         weights: what products are made with.
         exact: the same in float32, for norms, gates and heads.
         forced: decisions to take instead of the method's own, by the graph's name for them.
-        steps: of int8, the step that each linear layer's inputs are rounded to multiples of.
+        form: of int8 and fp8, what the linear layers in `quantised` have for weights.
+        steps: of these, the step of the inputs of each; of others, inputs are not rounded.
     """
 
     forced: Mapping[str, Tensor] = MappingProxyType({})
     half: torch.dtype | None = None
+    form: Format | None = None
+    quantised: Collection[str] = ()
     steps: Mapping[str, float] = MappingProxyType({})
-    int8: Collection[str] = ()
 
     def __init__(self, model: Model, method: Selects, eps: tuple[float, float, float]) -> None:
         self.config: ModelConfig = model.config
@@ -68,38 +76,50 @@ class BackboneReference:
         rounded.weights = {name: rounded.rounded(value) for name, value in self.exact.items()}
         return rounded
 
-    def with_integers(self, steps: Mapping[str, float], *, inputs: bool) -> BackboneReference:
-        """The same forward pass in float32 with weights that int8 can hold.
+    def with_quantised(
+        self, precision: str, steps: Mapping[str, float], *, inputs: bool
+    ) -> BackboneReference:
+        """The same forward pass in float32 with weights that int8 or fp8 can hold.
 
         Args:
             steps: of the inputs, by layer; other layers stay as they are.
             inputs: whether the layers' inputs are rounded, too.
         """
         rounded = copy(self)
-        rounded.int8, rounded.steps = set(steps), steps if inputs else {}
+        rounded.form, rounded.quantised = FORMATS[precision], set(steps)
+        rounded.steps = steps if inputs else {}
         rounded.weights = {
-            name: rounded.integers(name.removesuffix(".weight"), value)
+            name: rounded.quantise(name.removesuffix(".weight"), value)
             for name, value in self.exact.items()
         }
         return rounded
 
-    def integers(self, name: str, weight: Tensor) -> Tensor:
-        """A layer's weights `[O, I]` where it is one of integers: each row has its own step."""
-        parts = _parts(name)
-        if not any(part in self.int8 for part in parts):
+    def quantise(self, name: str, weight: Tensor) -> Tensor:
+        """A layer's weights `[O, I]` where it is quantised: each row has its own step."""
+        parts, form = _parts(name), self.form
+        if form is None or not any(part in self.quantised for part in parts):
             return weight
-        rows = weight.chunk(len(parts))
-        return torch.cat(
-            [_integers(w) if p in self.int8 else w for p, w in zip(parts, rows, strict=True)]
-        )
+        found = []
+        for part, rows in zip(parts, weight.chunk(len(parts)), strict=True):
+            largest = rows.abs().amax(1, keepdim=True)
+            step = torch.where(largest > 0, largest, 1) / form.largest
+            found.append(ROUND[form.name](rows / step) * step if part in self.quantised else rows)
+        return torch.cat(found)
+
+    def multiplied(self, x: Tensor, layer: str) -> Tensor:
+        """What a layer multiplies for its inputs."""
+        if self.form is None or layer not in self.steps:
+            return x
+        step = self.steps[layer]
+        return ROUND[self.form.name](x / step) * step
 
     def product(self, x: Tensor, name: str, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """A linear layer, its inputs rounded where it is one of integers."""
+        """A linear layer, its inputs rounded where it is quantised."""
         parts = _parts(name)
         if not any(part in self.steps for part in parts):
             return F.linear(x, weight, bias)
         found = [
-            F.linear(_clipped(x, self.steps.get(part)), rows)
+            F.linear(self.multiplied(x, part), rows)
             for part, rows in zip(parts, weight.chunk(len(parts)), strict=True)
         ]
         return torch.cat(found, -1) + (0 if bias is None else bias)
@@ -125,11 +145,11 @@ class BackboneReference:
     def scaled_linear(self, x: Tensor, name: str, scale: str) -> Tensor:
         """`linear` times a layer scale `[O]`; where weights are rounded, both are one weight."""
         factor = self.exact[scale]
-        if self.half is None and name not in self.int8:
+        if self.half is None and name not in self.quantised:
             return factor * self.linear(x, name)
         weight = self.rounded(factor[:, None] * self.exact[f"{name}.weight"])
         bias = self.rounded(factor * self.exact[f"{name}.bias"])
-        return self.product(x, name, self.integers(name, weight), bias)
+        return self.product(x, name, self.quantise(name, weight), bias)
 
     def exact_linear(self, x: Tensor, name: str) -> Tensor:
         """`linear` with weights in float32."""
@@ -242,14 +262,3 @@ def _parts(name: str) -> list[str]:
     """The layers that a tensor of weights holds, by their names."""
     stem, _, last = name.rpartition(".")
     return [f"{stem}.{part}" for part in PARTS.get(last, (last,))]
-
-
-def _integers(weight: Tensor) -> Tensor:
-    largest = weight.abs().amax(1, keepdim=True)
-    step = torch.where(largest > 0, largest, 1) / 127
-    return (weight / step).round() * step
-
-
-def _clipped(x: Tensor, step: float | None) -> Tensor:
-    """`x` as a multiple of a step, from -128 to 127 of them; as it is without one."""
-    return x if step is None else (x / step).round().clamp(-128, 127) * step

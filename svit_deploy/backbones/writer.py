@@ -40,8 +40,8 @@ class GraphOptions:
         budgets: in `budget` mode, what each gate may keep.
         gate_outputs: add `keep_mask`, `margin` and, with a budget, `overflow`.
         opset: ONNX operator set version.
-        precision: fp32, fp16, bf16 or int8. Inputs, outputs and gates are float32 in any of them.
-        steps: of int8, the step of each linear layer's inputs; others multiply float32.
+        precision: one of `PRECISIONS`. Inputs, outputs and gates are float32 in any of them.
+        steps: of int8 and fp8, the step of a linear layer's inputs; others multiply float32.
         plugins: write row moves as nodes that the TensorRT plugins implement.
         sizes: image sizes to run; by default the configuration's alone.
         single: one image at a time only, which spares `dynamic` the slots of attention.

@@ -27,7 +27,7 @@ from svit_deploy.bundle.manifest import UNNAMED
 from svit_deploy.engines.base import Engine
 from svit_deploy.engines.runtimes import TENSORRT, Runtime, check_options, runtime_for
 from svit_deploy.errors import InputError, SvitDeployError, UsageError
-from svit_deploy.graph.builder import PRECISIONS
+from svit_deploy.graph.builder import ELEMENTS, PRECISIONS
 from svit_deploy.images import check_images
 from svit_deploy.images.medium import PICTURES, Medium
 from svit_deploy.inference.engine import require_among_others
@@ -279,8 +279,9 @@ def _told(model: onnx.ModelProto, path: Path) -> tuple[Task, ModelConfig | None]
 def _precision(model: onnx.ModelProto) -> str:
     """The precision of a graph's weights; gates may be finer."""
     kinds = {tensor.data_type for tensor in model.graph.initializer}
-    halves = (name for name, kind in PRECISIONS.items() if kind in kinds and name != "fp32")
-    return next(halves, "fp32")
+    quantised = [form.name for form, kind in ELEMENTS.items() if kind in kinds]
+    halves = [name for name, kind in PRECISIONS.items() if kind in kinds and name != "fp32"]
+    return [*quantised, *halves, "fp32"][0]
 
 
 def image_input(model: onnx.ModelProto, path: Path) -> tuple[str, Size]:

@@ -32,7 +32,7 @@ from svit_deploy.methods.families import Family, family_of
 from svit_deploy.model.budget import Budget, budgets_of, rows_within
 from svit_deploy.model.class_names import ClassNames, printable_names
 from svit_deploy.model.config import BatchRange, ModelConfig, TokenMode
-from svit_deploy.model.precision import INT8
+from svit_deploy.model.precision import FORMATS
 from svit_deploy.model.profiles import Profile
 from svit_deploy.model.sizes import SizeRange
 from svit_deploy.names import MANIFEST
@@ -158,13 +158,13 @@ class Bundle:
 
     @property
     def precision(self) -> str:
-        """fp32, fp16, bf16 or int8; gates compute in float32 in all of them."""
+        """One of `builder.PRECISIONS`; gates compute in float32 in all of them."""
         return str(self.manifest["precision"])
 
     @property
     def steps(self) -> Mapping[str, float]:
-        """Of an int8 graph, the step of the inputs of each layer that multiplies integers."""
-        return self.manifest["integers"]["steps"] if self.precision == INT8 else {}
+        """Of a quantised graph, the step of the inputs of each such layer."""
+        return self.manifest["quantised"]["steps"] if self.precision in FORMATS else {}
 
     @property
     def model_sha256(self) -> str:
@@ -263,7 +263,7 @@ def _check_contents(bundle: Bundle) -> None:
         raise ValueError(f"the batch range {batch} is out of order")
     if manifest["precision"] not in bundle.task.limits:
         raise ValueError(f"precision {manifest['precision']!r:.80} of --task {bundle.task.name}")
-    if (manifest["precision"] == INT8) != ("integers" in manifest):
+    if (manifest["precision"] in FORMATS) != ("quantised" in manifest):
         raise ValueError(f"precision {manifest['precision']}, and layers that say otherwise")
     if not all(0 < step < math.inf for step in bundle.steps.values()):
         raise ValueError("a layer's step is no positive number")

@@ -61,12 +61,12 @@ MANY_SIZES = {
 SOMETIMES: dict[str, Any] = {
     "assumed": {str: str},
     "class_names": [str],
-    "integers": {"method": str, "steps": {str: float}, "float32": [str]},
+    "quantised": {"method": str, "steps": {str: float}, "float32": [str]},
     "origin": {"id": str, "revision": str},
 }
-"""Keys that a manifest may lack: settings that nobody told, names of the classes, of an
-int8 graph the step of each layer's inputs, and where a checkpoint came from that was not on the
-disk."""
+"""Keys that a manifest may lack: settings that nobody told, names of the classes, of a
+quantised graph the step of each layer's inputs, and where a checkpoint came from that was not on
+the disk."""
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -34,10 +34,10 @@ def summary(bundle: Bundle) -> Iterator[tuple[str, str]]:
     size = f"{manifest['files'][bundle.model_path.name]['size_bytes'] / 2**20:.1f}"
     batch = BatchRange(**manifest["batch"])
     yield graph_line(size, bundle.precision, manifest["opset"], bundle.mode, batch)
-    if (integers := manifest.get("integers")) is not None:
-        count, method = len(integers["steps"]), integers["method"]
-        left = len(integers["float32"])
-        yield "int8", f"{count} linear layers, ranges by {method}; {left} of blocks stay float32"
+    if (quantised := manifest.get("quantised")) is not None:
+        count, method, left = (quantised[key] for key in ("steps", "method", "float32"))
+        text = f"{len(count)} linear layers, ranges by {method}; {len(left)} of blocks stay float32"
+        yield bundle.precision, text
     if bundle.engine_path is not None:
         yield "engine", _engine(bundle.engine_path)
     if bundle.split:
@@ -69,6 +69,8 @@ def _engine(path: Path) -> str:
             f", {layers['total']} layers, {layers['fused_attention']} of them fused attention, "
             f"{layers['host_copies']} waits for sizes"
         )
+        if quantised := layers.get("quantised"):
+            made += f", {quantised} linear layers in {sidecar.precision}"
     gpu = sidecar.gpu.name if sidecar.gpu else "any GPU it supports"
     return (
         f"{sidecar.engine}, {sidecar.engine_size / 2**20:.1f} MiB, {sidecar.target} "

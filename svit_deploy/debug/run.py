@@ -20,6 +20,7 @@ from svit_deploy.errors import ExportError, UsageError
 from svit_deploy.io.folder import check_folder, write_folder
 from svit_deploy.loading.settings import LoadSettings
 from svit_deploy.machine.packages import require
+from svit_deploy.model.precision import FP8
 from svit_deploy.plan import RUN, Plan
 from svit_deploy.progress import SILENT, Progress
 from svit_deploy.tasks import Part
@@ -50,12 +51,17 @@ def debug_bundle(
         plan: is asked for what is needed before anything is read.
 
     Raises:
-        UsageError: only a checkpoint tells what the wrong stage should give.
+        UsageError: only a checkpoint tells what the wrong stage should give, or the bundle is fp8.
         InputError: the report, the checkpoint or the bundle cannot be read.
         CapabilityError: Polygraphy is missing, ONNX Runtime, or what the reference needs.
         ExportError: `output` is in the way, or cannot be written.
     """
     settings = settings or DebugSettings()
+    if bundle.precision == FP8.name:
+        raise UsageError(
+            "Polygraphy cannot tell ONNX Runtime to leave an fp8 graph as it is",
+            "debug an export of the same model in fp32 or int8",
+        )
     plan.needs(require, "polygraphy", "debug", "files in its formats", extra="debug")
     if settings.report is None:
         plan.needs(require_provider, CPU)

@@ -62,6 +62,7 @@ class OnnxRuntimeEngine(Engine):
         provider_options: of the provider's own, instead of ours where both name one.
         device: number of the GPU of an NVIDIA provider.
         cuda_graph: `auto`, `on` or `off` on the CUDA provider, see `CudaGraphs`.
+        precision: of the model.
 
     Raises:
         InputError: the file is missing, broken, or no model that ONNX Runtime can run.
@@ -81,6 +82,7 @@ class OnnxRuntimeEngine(Engine):
         provider_options: Mapping[str, str] | None = None,
         device: int = 0,
         cuda_graph: str = "auto",
+        precision: str = "fp32",
     ) -> None:
         if graph_optimization not in OPTIMIZATIONS:
             raise UsageError(
@@ -100,7 +102,16 @@ class OnnxRuntimeEngine(Engine):
         self._kept = None if cuda is None else _open_kept(self._provider, model, given, cuda)
         kept = None if self._kept is None else self._kept.path
         self._sessions = sessions = Sessions(
-            ort, model, name, self._provider, given, threads, graph_optimization, device, kept
+            ort,
+            model,
+            name,
+            self._provider,
+            given,
+            threads,
+            graph_optimization,
+            device,
+            kept,
+            precision,
         )
         self._on_device: DeviceRuns[CudaSession] | None = None
         if cuda is not None and self._provider == CUDA:

@@ -17,6 +17,7 @@ from svit_deploy.engines.provider_choice import choose_providers
 from svit_deploy.engines.providers import PROVIDERS, install_fix
 from svit_deploy.errors import CapabilityError, InputError, SvitDeployError
 from svit_deploy.machine.packages import require_onnxruntime
+from svit_deploy.model.precision import FP8
 
 OPTIMIZATIONS = {
     "none": "ORT_DISABLE_ALL",
@@ -61,6 +62,7 @@ class Sessions:
         given: options of the provider that go before ours.
         device: number of the GPU of an NVIDIA provider.
         kept: folder for what the provider builds, if that is kept.
+        precision: of the model.
     """
 
     ort: ModuleType
@@ -72,12 +74,13 @@ class Sessions:
     optimization: str
     device: int
     kept: Path | None = None
+    precision: str = "fp32"
 
     def open(self, own: Mapping[str, str] | None = None, profile: Path | None = None) -> Any:
         """A session, or why the model or the provider cannot work.
 
         Args:
-            own: more options of an NVIDIA provider, and of those behind it.
+            own: more options of an NVIDIA provider.
             profile: where a trace of the runs goes, by what its name begins with.
 
         Raises:
@@ -150,6 +153,9 @@ class Sessions:
         # A session's threads spin on for a while after a run and would steal the cores from the
         # next engine of an interleaved comparison.
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        # It would rewrite products of fp8 as those of int8, which it has no kernels for.
+        if self.precision == FP8.name:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         return options
 
     def _failure(self, what: str, error: Exception, fix: str) -> SvitDeployError:

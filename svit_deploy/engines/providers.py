@@ -22,6 +22,8 @@ PROVIDERS = {
 }
 NVIDIA = (CUDA, TENSORRT_PROVIDER, RTX_PROVIDER)
 """Those that run on an NVIDIA GPU."""
+BUILD_ENGINES = (TENSORRT_PROVIDER, RTX_PROVIDER)
+"""Those of them that build an engine of what they take."""
 TF32_VARIABLE = "NVIDIA_TF32_OVERRIDE"
 """Set to 0, NVIDIA's libraries leave float32 as it is; TensorRT's providers have no option for it.
 

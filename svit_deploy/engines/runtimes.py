@@ -21,13 +21,21 @@ from svit_deploy.engines.openvino.library import (
 )
 from svit_deploy.engines.openvino.runner import OpenVinoEngine
 from svit_deploy.engines.provider_choice import check_given
-from svit_deploy.engines.providers import CPU, CUDA, NVIDIA, PROVIDERS, full_provider_name
+from svit_deploy.engines.providers import (
+    BUILD_ENGINES,
+    CPU,
+    CUDA,
+    NVIDIA,
+    PROVIDERS,
+    full_provider_name,
+)
 from svit_deploy.engines.settings import PRECISIONS, EngineChoice, floats_of
-from svit_deploy.engines.tensorrt.gpu import require_gpu
+from svit_deploy.engines.tensorrt.gpu import check_products, require_gpu
 from svit_deploy.engines.tensorrt.loading import check_engine
 from svit_deploy.engines.tensorrt.runner import TensorRTEngine
-from svit_deploy.errors import InputError, UsageError
+from svit_deploy.errors import InputError, SvitDeployError, UsageError
 from svit_deploy.machine.tensorrt import TARGETS
+from svit_deploy.model.precision import FP8
 from svit_deploy.options import options_of
 
 GRAPH = ".onnx"
@@ -73,7 +81,7 @@ class Runtime(abc.ABC):
 
         Args:
             model: a file, or the bytes of a graph.
-            precision: fp32, fp16 or bf16: the model's own.
+            precision: the model's own.
 
         Raises:
             SvitDeployError: see the engine's class.
@@ -134,7 +142,9 @@ class OnnxRuntime(Runtime):
         return given
 
     def load(self, model: Path | bytes, settings: EngineChoice, precision: str = "fp32") -> Engine:
-        return OnnxRuntimeEngine(model, threads=settings.threads, **self.given(settings))
+        return OnnxRuntimeEngine(
+            model, threads=settings.threads, precision=precision, **self.given(settings)
+        )
 
     def require(self, file: Path, settings: EngineChoice, precision: str = "fp32") -> None:
         given = self.given(settings)
@@ -152,6 +162,8 @@ class OnnxRuntime(Runtime):
                 yield EngineChoice(engine=self.name, provider=None if name == CPU else name)
 
     def widens(self, precision: str, settings: EngineChoice) -> bool:
+        if precision == FP8.name:  # only TensorRT makes products of it
+            return full_provider_name(settings.provider or CPU) not in BUILD_ENGINES
         return floats_of(precision) != "fp32" and settings.provider in (None, CPU)
 
     def lacks(self, precision: str, settings: EngineChoice) -> bool:
@@ -183,11 +195,18 @@ class OpenVino(Runtime):
     def passes_over(self, precision: str, settings: EngineChoice) -> str | None:
         if precision in PRECISIONS and precision != "fp32":
             return f"it makes {precision} of the fp32 graph, with --engine-precision"
+        if precision == FP8.name:
+            return "it rounds fp8 otherwise than ONNX says"
         if precision != "fp32" and settings.engine_precision != floats_of(precision):
             return f"nothing says what {precision} may be off by in {settings.engine_precision}"
         return super().passes_over(precision, settings)
 
     def _chosen(self, settings: EngineChoice, precision: str) -> dict[str, Any]:
+        if precision == FP8.name:
+            raise UsageError(
+                "OpenVINO rounds an fp8 graph otherwise than ONNX says, by 1 % of what comes out",
+                "use --engine onnxruntime, or export with --precision int8",
+            )
         return {
             "precision": settings.engine_precision or floats_of(precision),
             "device": settings.device or "CPU",
@@ -216,6 +235,14 @@ class TensorRT(Runtime):
     def ways(self) -> Iterator[EngineChoice]:
         require_gpu()
         yield EngineChoice(engine=self.name)
+
+    def passes_over(self, precision: str, settings: EngineChoice) -> str | None:
+        if precision == FP8.name:
+            try:
+                check_products(require_gpu()[0], precision)
+            except SvitDeployError as error:
+                return error.message
+        return super().passes_over(precision, settings)
 
     def given(self, settings: EngineChoice) -> dict[str, Any]:
         given = super().given(settings)

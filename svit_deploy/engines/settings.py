@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 from svit_deploy.engines.providers import PROVIDERS
 from svit_deploy.errors import UsageError
-from svit_deploy.model.precision import INT8
+from svit_deploy.model.precision import FORMATS
 from svit_deploy.options import option
 
 ENGINES = ("onnxruntime", "openvino", "tensorrt")
 """Names of the engines; `runtimes` has a row for each."""
 PRECISIONS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 """What models run in, from the finest to the coarsest, and what OpenVINO calls it."""
-FINENESS = ("fp32", INT8, "fp16", "bf16")
-"""What results can be computed in, from the finest: beside integers, int8 graphs are float32."""
+FINENESS = ("fp32", *FORMATS, "fp16", "bf16")
+"""What results can be computed in, from the finest: quantised graphs are float32 between layers."""
 
 
 def parse_precision(text: str, flag: str) -> str:
@@ -43,8 +43,8 @@ def coarser(one: str, other: str) -> str:
 
 
 def floats_of(precision: str) -> str:
-    """What a graph of a precision computes in where it multiplies no integers."""
-    return "fp32" if precision == INT8 else precision
+    """What a graph of a precision computes in but for quantised layers."""
+    return "fp32" if precision in FORMATS else precision
 
 
 @dataclass(frozen=True, kw_only=True)

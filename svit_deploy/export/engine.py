@@ -18,7 +18,7 @@ from svit_deploy.bundle import (
     write_manifest,
 )
 from svit_deploy.engines.tensorrt.build import build_engine, require_builder
-from svit_deploy.engines.tensorrt.inspector import LayerCounts, attention_note
+from svit_deploy.engines.tensorrt.inspector import LayerCounts, attention_note, quantised_note
 from svit_deploy.engines.tensorrt.settings import BuildSettings
 from svit_deploy.engines.tensorrt.sidecar import Sidecar
 from svit_deploy.errors import UsageError
@@ -26,9 +26,12 @@ from svit_deploy.export.outline import assumed_line, engine_line, written_files
 from svit_deploy.export.record import command_record
 from svit_deploy.export.settings import EngineOptions, ExportSettings
 from svit_deploy.export.shapes import profile_batches, profiles_for
+from svit_deploy.graph.quantised import input_steps
+from svit_deploy.io.onnx_file import load_onnx
 from svit_deploy.machine.environment import describe_environment
 from svit_deploy.machine.tensorrt import TARGETS
 from svit_deploy.model.config import ModelConfig, TokenMode
+from svit_deploy.model.precision import FORMATS
 from svit_deploy.model.profiles import Profile
 from svit_deploy.plan import RUN, Plan
 from svit_deploy.plugins import library_path
@@ -68,15 +71,18 @@ def add_engine(
     )
     sidecar = build_engine(graph, graph.parent, settings, progress)
     layers = sidecar.settings.get("layers")
-    note = attention_note(
-        LayerCounts(**layers) if layers else None,
+    counts = LayerCounts(**layers) if layers else None
+    attention = attention_note(
+        counts,
         config.depth * len(profiles),
         precision=precision,
         head_dim=config.embed_dim // config.num_heads,
         tokens=mode.value,
     )
-    if note:
-        log.info("%s", note)
+    quantised = len(input_steps(load_onnx(graph))) if precision in FORMATS else 0
+    for note in (attention, quantised_note(counts, quantised * len(profiles))):
+        if note:
+            log.info("%s", note)
     return sidecar
 
 
@@ -161,8 +167,8 @@ def rebuild(
             "leave it out, or give a checkpoint",
         )
     plan.needs(check_output, output, force=force)
-    plan.needs(require_builder, options.target, options.device)
     bundle = open_bundle(source)
+    plan.needs(require_builder, options.target, options.device, bundle.precision)
     plugins = bundle.manifest["tokens"]["plugins"]
     plan.needs(find_plugin_library, options, plugins)
     profiles = profiles_for(settings, bundle.task, bundle.sizes)

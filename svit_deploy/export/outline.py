@@ -18,7 +18,7 @@ from svit_deploy.tasks import Task
 
 Line = tuple[str, str]
 """Label and text."""
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
 SET = "give --set NAME=VALUE for what was trained otherwise"
 
 

@@ -33,9 +33,9 @@ from svit_deploy.export.engine import (
     find_plugin_library,
     rebuild,
 )
-from svit_deploy.export.integers import choose_integers
 from svit_deploy.export.outline import outline, written_files
-from svit_deploy.export.record import describe_gates, describe_integers, manifest, metadata
+from svit_deploy.export.quantised import choose_quantised
+from svit_deploy.export.record import describe_gates, describe_quantised, manifest, metadata
 from svit_deploy.export.settings import AUTO_BUDGET, ExportSettings
 from svit_deploy.export.shapes import profiles_for, whole_batch
 from svit_deploy.export.thresholds import calibrated, gate_targets
@@ -51,7 +51,7 @@ from svit_deploy.model.class_names import read_class_names
 from svit_deploy.model.config import ModelConfig, TokenMode
 from svit_deploy.model.counts import keep_ratios
 from svit_deploy.model.model import Model, without_gates
-from svit_deploy.model.precision import INT8
+from svit_deploy.model.precision import FORMATS
 from svit_deploy.model.sizes import SizeRange
 from svit_deploy.plan import RUN, Plan
 from svit_deploy.progress import SILENT, Progress
@@ -94,11 +94,14 @@ def export_source(
     task = task_named(settings.task)
     task.check_precision(settings.precision)
     if settings.engine is not None:
-        plan.needs(require_builder, settings.engine.target, settings.engine.device)
+        plan.needs(
+            require_builder, settings.engine.target, settings.engine.device, settings.precision
+        )
         plan.needs(find_plugin_library, settings.engine, settings.plugins)
     plan.needs(require_torch, "export", "the reference outputs that a bundle is verified with")
-    if settings.precision == INT8:
-        plan.needs(require_onnxruntime, "export --precision int8", "the ranges of layers' inputs")
+    if settings.precision in FORMATS:
+        who = f"export --precision {settings.precision}"
+        plan.needs(require_onnxruntime, who, "the ranges of layers' inputs")
     for package, purpose in task.packages:
         plan.needs(require, package, f"--task {task.name}", f"{purpose} of a bundle")
     plan.needs(check_output, output, force=force)
@@ -159,7 +162,7 @@ def export_model(
     limit, medium = settings.max_images, task.reader(model.config)
     calibration = images_of(settings.calibration, limit, progress, medium=medium)
     gate_images = images_of(settings.calibrate_gates, limit, progress, medium=medium)
-    chooses = settings.budget == AUTO_BUDGET or settings.precision == INT8
+    chooses = settings.budget == AUTO_BUDGET or settings.precision in FORMATS
     deciding = [gate_images, calibration if chooses else None]
     if any(images is not None and not images.preprocessed for images in deciding):
         refuse_guesses(model, settings.strict, pictures_decide=True)
@@ -175,21 +178,22 @@ def export_model(
         model, measured = calibrated(model, task, targets, gate_images, sizes, progress)
         if images_decide:
             budgets = choose_budgets(model, task, settings, calibration, sizes)
-        integers = None
-        if settings.precision == INT8:
+        quantised = None
+        if settings.precision in FORMATS:
             assert calibration is not None
             plain = build_graph(model, settings, budgets, sizes, {})
-            integers = choose_integers(
+            quantised = choose_quantised(
                 model,
                 plain,
                 task,
+                FORMATS[settings.precision],
                 calibration,
                 sizes,
                 settings.calibration_method,
-                settings.int8_keep,
+                settings.float32_layers,
                 progress,
             )
-        steps = integers.steps if integers else {}
+        steps = quantised.steps if quantised else {}
         images, source = _samples(task, model.config, sizes, calibration or gate_images)
         parts: list[Part] = []
         for group in groups(images, task.together):
@@ -208,8 +212,8 @@ def export_model(
             engine = build_beside(folder, model.config, task, profiles, settings, progress)
             notes = engine_notes(settings.mode, model.config.num_gates)
         content = manifest(model, settings, gates, source, budgets, command, engine, notes, classes)
-        if integers is not None:
-            extra = {**extra, **describe_integers(integers, settings)}
+        if quantised is not None:
+            extra = {**extra, **describe_quantised(quantised, settings)}
         write_manifest(folder, {**extra, **content})
     return open_bundle(output)
 
@@ -254,7 +258,7 @@ def build_graph(
     """The checked ONNX graph of a model in one token mode.
 
     Args:
-        steps: of the inputs of layers that multiply integers.
+        steps: of the inputs of quantised layers.
     """
     task, family = task_named(settings.task), family_of(model.config)
     options = GraphOptions(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from svit_deploy import __version__
-from svit_deploy.export.integers import Integers
+from svit_deploy.export.quantised import Quantised
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.export.shapes import whole_batch
 from svit_deploy.images import ImageSet
@@ -128,14 +128,14 @@ def manifest(
     }
 
 
-def describe_integers(integers: Integers, settings: ExportSettings) -> dict[str, Any]:
-    """What a manifest says of layers that multiply integers."""
+def describe_quantised(chosen: Quantised, settings: ExportSettings) -> dict[str, Any]:
+    """What a manifest says of quantised layers."""
     record = {
         "method": settings.calibration_method,
-        "steps": dict(integers.steps),
-        "float32": list(integers.kept),
+        "steps": dict(chosen.steps),
+        "float32": list(chosen.kept),
     }
-    return {"integers": record}
+    return {"quantised": record}
 
 
 def command_record(command: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ from svit_deploy.errors import UsageError
 from svit_deploy.export.engine_settings import EngineOptions, EngineSettings
 from svit_deploy.loading.settings import LoadSettings
 from svit_deploy.model.config import BatchRange, TokenMode, check_ratios, parse_ratios
-from svit_deploy.model.precision import INT8, METHODS
+from svit_deploy.model.precision import FORMATS, METHODS
 from svit_deploy.model.profiles import parse_batches
 from svit_deploy.options import CLASS_NAMES, MAX_IMAGES, option
 
@@ -63,8 +63,8 @@ class ExportSettings(EngineSettings, LoadSettings):
 
     Attributes:
         tokens: None for the method's own mode.
-        precision: of all but inputs, outputs, gates, LayerNorm and softmax; int8 of the linear
-            layers in blocks alone.
+        precision: of all but inputs, outputs, gates, LayerNorm and softmax; int8 and fp8 of the
+            linear layers in blocks alone.
         batch: one graph serves all ranges; an engine has an optimisation profile for each.
         image_size: as typed, because the model's task says what it may be.
         budget: one value per gate, or a number of values that divides the number of gates.
@@ -90,7 +90,7 @@ class ExportSettings(EngineSettings, LoadSettings):
     )
     precision: str = option(
         "fp32",
-        "fp32, fp16, bf16 or int8; gates stay in fp32.",
+        "fp32, fp16, bf16, int8 or fp8; gates stay in fp32.",
         metavar="TYPE",
         choices=_precisions,
     )
@@ -122,21 +122,21 @@ class ExportSettings(EngineSettings, LoadSettings):
     )
     calibration: Path | ImageSet | None = option(
         None,
-        "Images for --budget auto, for --precision int8, and for the recorded samples.",
+        "Images for --budget auto, --precision int8 and fp8, and for the recorded samples.",
         metavar="PATH",
         kind=Path,
     )
     calibration_method: str = option(
         DEFAULT_METHOD,
-        "How --precision int8 chooses the range of a layer's inputs: minmax, entropy or "
-        "percentile.",
+        "How --precision int8 or fp8 chooses the range of a layer's inputs: minmax, percentile, "
+        "or of int8 entropy.",
         metavar="METHOD",
         choices=lambda: METHODS,
     )
-    int8_keep: int = option(
+    float32_layers: int = option(
         0,
-        "Linear layers that stay float32 with --precision int8: those that lose most on the "
-        "--calibration images.",
+        "Linear layers that stay float32 with --precision int8 or fp8: those that lose most on "
+        "the --calibration images.",
         metavar="N",
     )
     calibrate_gates: Path | ImageSet | None = option(
@@ -167,7 +167,7 @@ class ExportSettings(EngineSettings, LoadSettings):
             raise UsageError(
                 f"--precision {self.precision!r} is unknown", f"use {', '.join(PRECISIONS)}"
             )
-        self._check_int8()
+        self._check_quantised()
         if not MIN_OPSET <= self.opset <= MAX_OPSET:
             raise UsageError(
                 f"--opset {self.opset} is not supported",
@@ -196,26 +196,36 @@ class ExportSettings(EngineSettings, LoadSettings):
                 "leave it out, or choose another token mode",
             )
 
-    def _check_int8(self) -> None:
-        if self.precision == INT8:
-            if self.calibration is None:
-                raise UsageError(
-                    "--precision int8 needs images to see how large the inputs of layers are",
-                    "add --calibration IMAGES",
-                )
-        elif self.int8_keep or self.calibration_method != DEFAULT_METHOD:
-            flag = "--int8-keep" if self.int8_keep else "--calibration-method"
-            raise UsageError(
-                f"{flag} has no meaning with --precision {self.precision}",
-                "add --precision int8, or leave it out",
-            )
+    def _check_quantised(self) -> None:
+        form = FORMATS.get(self.precision)
         if self.calibration_method not in METHODS:
             raise UsageError(
                 f"--calibration-method {self.calibration_method!r} is unknown",
                 f"use {', '.join(METHODS)}",
             )
-        if self.int8_keep < 0:
-            raise UsageError(f"--int8-keep {self.int8_keep} is negative", "give 0 or more")
+        if form is not None:
+            if self.calibration is None:
+                raise UsageError(
+                    f"--precision {form.name} needs images to see how large the inputs of layers "
+                    "are",
+                    "add --calibration IMAGES",
+                )
+            if self.calibration_method not in form.methods:
+                raise UsageError(
+                    f"--calibration-method {self.calibration_method} is for evenly spaced numbers, "
+                    f"which those of {form.name} are not",
+                    f"use {' or '.join(form.methods)}",
+                )
+        elif self.float32_layers or self.calibration_method != DEFAULT_METHOD:
+            flag = "--float32-layers" if self.float32_layers else "--calibration-method"
+            raise UsageError(
+                f"{flag} has no meaning with --precision {self.precision}",
+                f"add --precision {' or '.join(FORMATS)}, or leave it out",
+            )
+        if self.float32_layers < 0:
+            raise UsageError(
+                f"--float32-layers {self.float32_layers} is negative", "give 0 or more"
+            )
 
     @property
     def mode(self) -> TokenMode:

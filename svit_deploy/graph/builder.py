@@ -15,12 +15,16 @@ import onnx
 from numpy.typing import ArrayLike
 from onnx import TensorProto, helper, numpy_helper
 
+from svit_deploy.model.precision import FORMATS, FP8, INT8
+
 FLOAT, BOOL = TensorProto.FLOAT, TensorProto.BOOL
 INT32, INT64 = TensorProto.INT32, TensorProto.INT64
 INT64_MAX = int(np.iinfo(np.int64).max)
 FLOAT16, BFLOAT16 = TensorProto.FLOAT16, TensorProto.BFLOAT16
-PRECISIONS = {"fp32": FLOAT, "fp16": FLOAT16, "bf16": BFLOAT16, "int8": FLOAT}
-"""Type of what is not said to be float32; of int8, all that is no product of integers."""
+PRECISIONS = {"fp32": FLOAT, "fp16": FLOAT16, "bf16": BFLOAT16} | dict.fromkeys(FORMATS, FLOAT)
+"""Type of what is not said to be float32; of int8 and fp8, of all but linear layers in blocks."""
+ELEMENTS = {INT8: TensorProto.INT8, FP8: TensorProto.FLOAT8E4M3FN}
+"""Type of what quantised layers multiply."""
 FUNCTIONS_DOMAIN = "trt.plugins"
 """Where TensorRT, and ONNX Runtime's TensorRT provider, look for plugins."""
 PLUGIN = {"plugin_namespace": "svit", "plugin_version": "1"}
@@ -35,13 +39,17 @@ class GraphBuilder:
         opset: version of the default operator set.
         precision: one of `PRECISIONS`.
         plugins: write functions as nodes of their own, each with its body beside it.
+
+    Attributes:
+        dtype: of what is not said to be float32.
+        form: what its quantised layers multiply; None of a graph without any.
     """
 
     def __init__(
         self, name: str, opset: int, precision: str = "fp32", plugins: bool = False
     ) -> None:
         self.name, self.opset, self.plugins = name, opset, plugins
-        self.dtype = PRECISIONS[precision]
+        self.dtype, self.form = PRECISIONS[precision], FORMATS.get(precision)
         self._functions: dict[str, onnx.FunctionProto] = {}
         self._inputs: list[onnx.ValueInfoProto] = []
         self._outputs: list[onnx.ValueInfoProto] = []

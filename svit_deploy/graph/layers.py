@@ -1,8 +1,8 @@
 """Transformer layers as ONNX operators on rows `[R, C]`; what a row is, the caller decides.
 
 Products run in the graph's precision; LayerNorm and softmax, whose sums would lose it, in float32.
-In int8, linear layers multiply integers: one step for all inputs of a layer, one for each of its
-outputs' weights, zero in the middle of both.
+In int8 and fp8, linear layers multiply numbers of eight bits: one step for all inputs of a layer,
+one for each of its outputs' weights, zero in the middle of both.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import numpy as np
 from onnx.helper import tensor_dtype_to_np_dtype
 
 from svit_deploy.errors import ExportError
-from svit_deploy.graph.builder import GraphBuilder
+from svit_deploy.graph.builder import ELEMENTS, GraphBuilder
+from svit_deploy.model.precision import Format
 
 QKV = tuple[str, str, str]
 Attend = Callable[[QKV], str]
@@ -30,7 +31,7 @@ class Layers:
     Args:
         graph: where the operators go.
         weights: canonical names (`model.keys`) to float32 arrays.
-        steps: of int8, the step of its inputs by layer; other layers multiply float32.
+        steps: of a quantised graph, the step of its inputs by layer; others multiply float32.
     """
 
     def __init__(
@@ -70,30 +71,36 @@ class Layers:
     def product(self, x: str, name: str, weight: np.ndarray, bias: np.ndarray | None) -> str:
         """`linear` with weights of the caller's, under the layer's name."""
         if name in self.steps:
-            return self._int8_product(x, name, weight, bias)
+            return self._quantised_product(x, name, weight, bias)
         arrays = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
         given = [self.cast_weight(f"{name}.{kind}", array) for kind, array in arrays.items()]
         return self.graph.op("Gemm", x, *given, transB=1)
 
-    def _int8_product(self, x: str, name: str, weight: np.ndarray, bias: np.ndarray | None) -> str:
-        """`product` of integers; the sum with the bias is float32.
+    def _quantised_product(
+        self, x: str, name: str, weight: np.ndarray, bias: np.ndarray | None
+    ) -> str:
+        """`product` of numbers of eight bits; the sum with the bias is float32.
 
-        TensorRT takes neither a bias of integers nor a zero that is not in the middle.
+        TensorRT takes neither a bias of such numbers nor a zero that is not in the middle.
         """
-        graph = self.graph
+        graph, form = self.graph, self.graph.form
+        assert form is not None, "a graph in float32 has no steps"
+        dtype = tensor_dtype_to_np_dtype(ELEMENTS[form])
         # Queries, keys and values round their input each for itself: what shares integers is given
         # ONNX Runtime's slow product on a CPU, of signed by signed ones.
         scale = graph.weight(f"{name}.step", np.float32(self.steps[name]))
-        zero = graph.weight(f"{name}.zero", np.int8(0))
-        integers = graph.op("QuantizeLinear", x, scale, zero)
-        inputs = graph.op("DequantizeLinear", integers, scale, zero)
+        zero = graph.weight(f"{name}.zero", np.zeros((), dtype))
+        rounded = graph.op("QuantizeLinear", x, scale, zero)
+        inputs = graph.op("DequantizeLinear", rounded, scale, zero)
         if name not in self._weights:
-            steps = row_steps(weight)
-            rows = np.rint(weight / steps[:, None]).astype(np.int8)
+            steps = row_steps(weight, form)
+            rows = weight / steps[:, None]
+            if np.issubdtype(dtype, np.integer):  # to a float8, NumPy rounds itself
+                rows = np.rint(rows)
             scale = graph.weight(f"{name}.weight.step", steps)
-            zero = graph.constant(np.zeros(len(steps)), np.int8)
-            integers = graph.weight(f"{name}.weight", rows)
-            self._weights[name] = graph.op("DequantizeLinear", integers, scale, zero, axis=0)
+            zero = graph.constant(np.zeros(len(steps)), dtype)
+            rounded = graph.weight(f"{name}.weight", rows.astype(dtype))
+            self._weights[name] = graph.op("DequantizeLinear", rounded, scale, zero, axis=0)
         result = graph.op("Gemm", inputs, self._weights[name], transB=1)
         return (
             result if bias is None else graph.op("Add", result, graph.weight(f"{name}.bias", bias))
@@ -169,10 +176,10 @@ class Layers:
         return self.mlp(normed, f"{name}.mlp")
 
 
-def row_steps(weight: np.ndarray) -> np.ndarray:
-    """The step of each output's weights `[O]` in `[O, I]`: its largest is 127 of them."""
+def row_steps(weight: np.ndarray, form: Format) -> np.ndarray:
+    """The step `[O]` of each output's weights `[O, I]`: their largest is `form.largest` of them."""
     largest = np.abs(weight).max(axis=1)
-    return np.where(largest > 0, largest, np.float32(1)) / np.float32(127)
+    return np.where(largest > 0, largest, np.float32(1)) / np.float32(form.largest)
 
 
 def attention(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -11,6 +13,7 @@ from typing import Literal
 from svit_deploy.errors import CapabilityError
 from svit_deploy.machine.environment import installed_version
 from svit_deploy.machine.tensorrt import ENTERPRISE, INSTALL, OLDEST, TARGETS, is_too_old
+from svit_deploy.model.precision import FP8, has_products
 from svit_deploy.plugins import library_path
 from svit_deploy.plugins.build import find_cmake, find_nvcc
 
@@ -29,7 +32,7 @@ def examine_nvidia() -> Iterator[Found]:
     yield (
         "nvidia driver",
         "ok" if driver else "missing",
-        "found" if driver else "none: CPU only",
+        f"found{_gpus()}" if driver else "none: CPU only",
         (BUILD[ENTERPRISE], WITH_PLUGINS, RUN),
         "" if driver else "run on a machine with an NVIDIA GPU and its driver",
     )
@@ -61,6 +64,25 @@ def examine_nvidia() -> Iterator[Found]:
             yield name, "ok", str(find()), (command,), ""
         except CapabilityError as error:
             yield name, otherwise, error.message, (command,), error.fix.removeprefix("run ")
+
+
+def _gpus() -> str:
+    """The GPUs and what they lack, in words after others; empty where nvidia-smi does not tell."""
+    if (program := shutil.which("nvidia-smi")) is None:
+        return ""
+    asked = [program, "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    found = []
+    for line in done.stdout.splitlines():
+        name, _, capability = (part.strip() for part in line.rpartition(","))
+        if not re.fullmatch(r"\d+\.\d+", capability):
+            return ""  # a driver that does not tell it
+        lacks = "" if has_products(capability, FP8.name) else ", no products of fp8"
+        found.append(f"{name} (compute capability {capability}{lacks})")
+    return f": {', '.join(found)}" if found else ""
 
 
 def _version(module: str) -> str | None:

@@ -22,6 +22,7 @@ from svit_deploy.engines.tensorrt.sidecar import read_sidecar
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.inference.engine import choose, is_emulated
 from svit_deploy.machine.packages import require
+from svit_deploy.model.precision import FP8
 from svit_deploy.names import LOGITS
 from svit_deploy.package.settings import PackageSettings
 
@@ -60,6 +61,11 @@ def check_triton(bundle: Bundle, settings: PackageSettings) -> None:
         raise InputError(
             "ONNX Runtime has no bfloat16 products on a processor",
             "use --provider cuda, or another --precision",
+        )
+    elif bundle.precision == FP8.name:
+        raise InputError(
+            "Triton cannot tell its ONNX Runtime to leave an fp8 graph as it is",
+            "export it with --target tensorrt, or another --precision",
         )
 
 

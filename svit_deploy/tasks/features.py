@@ -19,6 +19,7 @@ from svit_deploy.images.prepared import Prepared, stacked
 from svit_deploy.methods.families import family_of
 from svit_deploy.model.arch import Arch
 from svit_deploy.model.config import ModelConfig, Preprocess
+from svit_deploy.model.precision import FORMATS
 from svit_deploy.model.result import Outputs, Result, Selected
 from svit_deploy.model.sizes import SizeRange
 from svit_deploy.tasks.distance import token_error
@@ -70,7 +71,7 @@ FEATURE_LIMITS = {
     "fp32": FeatureLimits(**asdict(LIMITS["fp32"]), stage=2e-5, features=1e-4),
     "fp16": FeatureLimits(**asdict(LIMITS["fp16"]), stage=1e-2, features=5e-2),
     "bf16": FeatureLimits(**asdict(LIMITS["bf16"]), stage=6e-2, features=3e-1),
-    "int8": FeatureLimits(**asdict(LIMITS["int8"]), stage=3e-1, features=1.0),
+    **{name: FeatureLimits(**asdict(LIMITS[name]), stage=3e-1, features=1.0) for name in FORMATS},
 }
 
 

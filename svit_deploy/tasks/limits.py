@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from svit_deploy.model.precision import FORMATS
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -68,14 +70,17 @@ LIMITS = {
         turned=3e-2,
         top1=0.98,
     ),
-    "int8": Limits(
-        embedding=1e-4,  # float32, as gates and head
-        block=3e-1,
-        margin=2e-5,
-        head=3e-5,
-        logits=1.0,
-        rounding=1.0,
-        turned=3e-2,
-        top1=0.98,
+    **dict.fromkeys(  # the two move things alike
+        FORMATS,
+        Limits(
+            embedding=1e-4,  # float32, as gates and head
+            block=3e-1,
+            margin=2e-5,
+            head=3e-5,
+            logits=1.0,
+            rounding=1.0,
+            turned=3e-2,
+            top1=0.98,
+        ),
     ),
 }

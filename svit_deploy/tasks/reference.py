@@ -16,7 +16,7 @@ from svit_deploy.backbones.rules import Decide, drive, keep_above, keep_forced
 from svit_deploy.images.prepared import Prepared
 from svit_deploy.methods.families import family_of
 from svit_deploy.model.model import Model
-from svit_deploy.model.precision import INT8
+from svit_deploy.model.precision import FORMATS
 from svit_deploy.model.result import Result
 from svit_deploy.names import INPUT
 from svit_deploy.tasks.runs import Part, Rounded
@@ -27,7 +27,7 @@ class Reference:
     """A model's plain PyTorch forward on the CPU, float32, as its paper evaluates it.
 
     Args:
-        steps: of an int8 graph, the step of each of its linear layers' inputs.
+        steps: of a quantised graph, the step of the inputs of each such layer.
     """
 
     def __init__(
@@ -43,13 +43,13 @@ class Reference:
         """The same in float32, the weights of products rounded to what a precision can hold.
 
         Args:
-            inputs: of int8, whether the inputs of its layers are rounded, too.
+            inputs: of int8 and fp8, whether the inputs of its layers are rounded, too.
         """
         if (precision, inputs) not in self._rounded:
             rounded, backbone = copy(self), self.backbone
             rounded.backbone = (
-                backbone.with_integers(self.input_steps, inputs=inputs)
-                if precision == INT8
+                backbone.with_quantised(precision, self.input_steps, inputs=inputs)
+                if precision in FORMATS
                 else backbone.with_weights_in(precision)
             )
             self._rounded[precision, inputs] = rounded
@@ -82,7 +82,7 @@ class Reference:
             by_stage = rounded.repeat(images, result, stages=True) if stages else None
             return Rounded(rounded.repeat(images, result), by_stage)
 
-        computed = again(inputs=True) if precision == INT8 else None
+        computed = again(inputs=True) if precision in FORMATS else None
         return replace(part, rounded=again(inputs=False), computed=computed)
 
     def repeat(

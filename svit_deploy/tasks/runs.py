@@ -30,7 +30,7 @@ class Part:
 
     Attributes:
         rounded: of a graph that is not float32, the same with weights that it can hold.
-        computed: of a graph of integers, the same with what they are multiplied by rounded, too.
+        computed: of int8 and fp8, the same with what such weights are multiplied by rounded, too.
         shaken: of a task that wants to know (`Task.shakes`), the outputs of an image where what
             its heads read is off by rounding.
     """

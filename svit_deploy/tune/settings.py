@@ -110,7 +110,7 @@ class TuneSettings(TimingSettings, LoadSettings):
     class_names: Path | None = CLASS_NAMES()
     calibration: Path | None = option(
         None,
-        "Images that budgets and int8 ranges are chosen on; by default those of --images.",
+        "Images that budgets and ranges of int8 and fp8 are chosen on; by default --images.",
         metavar="PATH",
         kind=Path,
     )

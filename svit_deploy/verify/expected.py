@@ -18,7 +18,7 @@ from svit_deploy.images.prepared import Prepared, groups
 from svit_deploy.loading.serialise import config_to_dict
 from svit_deploy.model.config import ModelConfig, TokenMode
 from svit_deploy.model.model import Model, without_gates
-from svit_deploy.model.precision import INT8
+from svit_deploy.model.precision import FORMATS
 from svit_deploy.model.result import Result
 from svit_deploy.tasks import Part, Task
 from svit_deploy.tasks.samples import prepare_all
@@ -183,8 +183,8 @@ class LiveReference(ExpectedResults):
 
         decide = keep_all if keep == "all" else keep_none
         reference = self.reference
-        if self.bundle.steps:  # what rounding moves was measured on other decisions
-            reference = reference.with_weights_in(INT8, inputs=True)
+        if self.bundle.precision in FORMATS:  # what rounding moves was measured on other decisions
+            reference = reference.with_weights_in(self.bundle.precision, inputs=True)
         return reference.run(images, keep_budget(decide, self.bundle.rows(images[0].size)))
 
 

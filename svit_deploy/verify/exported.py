@@ -18,7 +18,7 @@ from svit_deploy.errors import UsageError
 from svit_deploy.graph.builder import FLOAT, PRECISIONS
 from svit_deploy.graph.edit import add_outputs
 from svit_deploy.graph.half_precision import emulate_halves, inline_functions, view_in_float32
-from svit_deploy.graph.integers import with_exact_inputs
+from svit_deploy.graph.quantised import with_exact_inputs
 from svit_deploy.images.prepared import Prepared
 from svit_deploy.inference.engine import choose, computed_in, open_bundle_engine
 from svit_deploy.model.result import Outputs, Result, Selected
@@ -123,7 +123,8 @@ class ModelUnderTest:
         """
         content = model.SerializeToString()
         if exact:
-            return ONNXRUNTIME.load(content, EngineChoice(threads=self.settings.threads))
+            choice = EngineChoice(threads=self.settings.threads)
+            return ONNXRUNTIME.load(content, choice, self.bundle.precision)
         return self.graphs.load(content, self.settings, self.bundle.precision)
 
     @property

@@ -11,13 +11,13 @@ import numpy as np
 
 from svit_deploy import names
 from svit_deploy.graph.edit import read_scalar
-from svit_deploy.graph.integers import wrong_steps
+from svit_deploy.graph.quantised import wrong_layers
 from svit_deploy.images.prepared import Prepared
 from svit_deploy.inference.job import Opened
 from svit_deploy.inference.places import opened
 from svit_deploy.io.onnx_file import random_operators, read_metadata
 from svit_deploy.model.counts import keep_ratios
-from svit_deploy.model.precision import INT8
+from svit_deploy.model.precision import FORMATS
 from svit_deploy.progress import Progress
 from svit_deploy.verify.comparison import Beside, Compared, Comparison
 from svit_deploy.verify.decisions import (
@@ -76,10 +76,10 @@ class Parity:
         )
         if self.config.thresholds:
             self.check_thresholds()
-        if self.model.bundle.precision == INT8:
-            wrong = wrong_steps(self.model.model, self.model.bundle.steps)
+        if form := FORMATS.get(self.model.bundle.precision):
+            wrong = wrong_layers(self.model.model, form, self.model.bundle.steps)
             said = ", ".join(wrong[:3]) or "as the manifest says"
-            self.check("steps of integers", not wrong, said)
+            self.check("quantised layers", not wrong, said)
 
     def check_thresholds(self) -> None:
         wrong = []

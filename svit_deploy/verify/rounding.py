@@ -18,19 +18,19 @@ from svit_deploy.model.result import Outputs
 from svit_deploy.tasks import Part
 from svit_deploy.verify.exported import ModelUnderTest
 
-STAGE = {"fp16": 4, "bf16": 4, "int8": 2}
+STAGE = {"fp16": 4, "bf16": 4, "int8": 2, "fp8": 2}
 """What a stage's results may be off by, in units of what rounding moves in it. In half precision
-that of its weights and of one result, and correct ones reach 2.7; of integers all of it is known,
+that of its weights and of one result, and correct ones reach 2.7; of int8 and fp8 all is known,
 and what remains is how near ties fall; correct ones reach 0.6."""
-WHOLE = {"fp16": 8, "bf16": 8, "int8": 3}
+WHOLE = {"fp16": 8, "bf16": 8, "int8": 3, "fp8": 3}
 """The same of the whole model, against the reference without rounding; correct ones reach 4.5 in
-half precision and 1.1 of integers."""
+half precision and 1.1 of int8."""
 TYPICAL = 2
 """The same of a margin that is not the worst."""
 FOLDED = 2
 """What a stage may differ by in float32 arithmetic whose batch norms and convolutions are rounded
 as one, in units of what rounding them apart moves; correct ones reach 1.2."""
-UNIT = {"fp16": 2.0**-11, "bf16": 2.0**-8, "int8": 0.0}
+UNIT = {"fp16": 2.0**-11, "bf16": 2.0**-8, "int8": 0.0, "fp8": 0.0}
 """Half the distance of two neighbouring numbers around 1, of stages' results."""
 
 

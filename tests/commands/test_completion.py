@@ -52,7 +52,7 @@ def complete(
         ("svit-deploy plugins b", ["build"]),
         ("svit-deploy export a.pth --tokens d", ["dynamic", "dense"]),
         ("svit-deploy export a.pth --tokens ", [mode.value for mode in TokenMode]),
-        ("svit-deploy export a.pth --precision ", ["fp32", "fp16", "bf16", "int8"]),
+        ("svit-deploy export a.pth --precision ", ["fp32", "fp16", "bf16", "int8", "fp8"]),
         ("svit-deploy export a.pth --target tens", ["tensorrt", "tensorrt-rtx"]),
         (
             "svit-deploy export a.pth --task ",

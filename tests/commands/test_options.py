@@ -319,7 +319,7 @@ def test_other_commands_get_theirs(told):
         (ExportSettings, {"workspace": "much"}, "--workspace 'much' is no size"),
         (ExportSettings, {"target": "tensorrt", "optimization_level": 9}, "9 is out of range"),
         (ExportSettings, {"min_shapes": ["images:1x3x8x8"]}, "do not make profiles"),
-        (ExportSettings, {"precision": "fp8"}, "--precision 'fp8' is unknown"),
+        (ExportSettings, {"precision": "fp4"}, "--precision 'fp4' is unknown"),
         (ExportSettings, {"opset": 19}, "--opset 19 is not supported"),
         (ExportSettings, {"budget": "0.5"}, "without a token mode"),
         (ExportSettings, {"budget": "0.5", "tokens": "dynamic"}, "with --tokens dynamic"),

@@ -27,6 +27,7 @@ from svit_deploy.debug.stage import expected_values
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.errors import ExportError, InputError, UsageError
 from svit_deploy.graph.edit import add_outputs
+from svit_deploy.images import synthetic_images
 from svit_deploy.io.files import hash_file
 from svit_deploy.verify.expected import LiveReference
 from tests.conftest import DIGITS
@@ -220,6 +221,18 @@ def test_no_report(sound, tmp_path, text, words):
     (tmp_path / "r.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(InputError, match=words):
         api.debug(sound.path, tmp_path / "out", report=tmp_path / "r.json")
+
+
+@pytest.mark.slow
+def test_fp8_is_not_for_polygraphys_onnx_runtime(tmp_path):
+    images = synthetic_images(2, (32, 32))
+    told = {"arch": ARCH, "precision": "fp8", "calibration": images}
+    bundle = api.export(CHECKPOINT, tmp_path / "bundle", **told)
+    with pytest.raises(
+        UsageError, match=r"leave an fp8 graph as it is; debug an export .* in fp32"
+    ):
+        api.debug(bundle.path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_report_of_another_bundle(sound, faulty, tmp_path):

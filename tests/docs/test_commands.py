@@ -39,7 +39,7 @@ NOT_RUN = {
     ("docs/serving.md", MINUTES): 1,
     ("docs/serving.md", "serves until it is stopped"): 1,
     ("docs/speed.md", MINUTES): 3,
-    ("docs/tensorrt.md", GPU): 3,
+    ("docs/tensorrt.md", GPU): 4,
     ("docs/verify.md", MINUTES): 3,
     ("examples/cpp/README.md", COMPILER): 1,
     ("examples/digits/README.md", "trains for minutes"): 1,

@@ -1,15 +1,20 @@
 """The ONNX Runtime engine: results, refusals, and no silent fallback."""
 
 import contextlib
+import importlib.metadata
 import os
+import re
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from svit_deploy.engines import onnxruntime as runtime
 from svit_deploy.engines import provider_choice
@@ -22,6 +27,9 @@ from svit_deploy.engines.onnxruntime import (
 from svit_deploy.engines.onnxruntime_log import one_line
 from svit_deploy.engines.providers import full_provider_name, install_fix
 from svit_deploy.errors import CapabilityError, InputError, UsageError
+from svit_deploy.graph.builder import FLOAT, GraphBuilder
+from svit_deploy.graph.check import finish
+from svit_deploy.graph.layers import Layers
 from tests.engines.graphs import dynamic, linear, model_bytes
 from tests.engines.tensorrt.fake.cuda import Device, make_cuda
 
@@ -308,6 +316,47 @@ def test_a_provider_computes_in_float32_itself(monkeypatch, provider, given):
 def test_tensorrts_provider_names_a_tensorrt_that_it_can_load():
     """It is linked to libnvinfer.so.10, and PyPI's tensorrt is a later one."""
     assert "'tensorrt-cu13<11'" in install_fix("TensorrtExecutionProvider")
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_what_is_to_be_installed_is_what_the_wheel_is_linked_to(provider):
+    """Of the very file that is here: the hint must follow when a release is linked otherwise."""
+    file = Path(onnxruntime.__file__).parent / f"capi/libonnxruntime_providers_{provider}.so"
+    if not file.is_file() or shutil.which("readelf") is None:
+        pytest.skip(f"no {file.name} here, or no readelf")
+    told = subprocess.run(["readelf", "-d", file], capture_output=True, text=True, check=True)
+    needed = dict(re.findall(r"NEEDED.*\[(lib\w+)\.so\.(\d+)\]", told.stdout))
+    assert not re.search("RPATH|RUNPATH", told.stdout), "it would find what pip installs"
+    hint = install_fix(full_provider_name(provider))
+    assert "'onnxruntime-gpu[cuda,cudnn]'" in hint
+    if provider == "tensorrt":
+        cuda, tensorrt = needed["libcudart"], int(needed["libnvinfer"])
+        assert f"'tensorrt-cu{cuda}<{tensorrt + 1}'" in hint
+    extras = importlib.metadata.requires("onnxruntime-gpu") or []
+    brought = [one for one in extras if one.startswith(f"nvidia-cudnn-cu{needed['libcudart']}")]
+    assert brought, "its extra brings libraries of another CUDA"
+
+
+def test_fp8_is_left_as_it_is(tmp_path):
+    """ONNX Runtime's own rewriting makes products that it has no kernels for."""
+    random, builder = np.random.default_rng(0), GraphBuilder("linear", 20, "fp8")
+    weight, x = (random.standard_normal(shape, np.float32) for shape in ((5, 8), (3, 8)))
+    given = builder.input("x", FLOAT, ["n", 8])
+    product = Layers(builder, {}, {"layer": 0.01}).product(given, "layer", weight, None)
+    builder.output(builder.rename(product, "y"), FLOAT, ["n", 5])
+    model = finish(builder.model(), {}, "1").SerializeToString()
+    tensors = {
+        tensor.name: numpy_helper.to_array(tensor)
+        for tensor in onnx.ModelProto.FromString(model).graph.initializer
+    }
+    rows, steps = tensors["layer.weight"], tensors["layer.weight.step"]
+    rounded = (x / np.float32(0.01)).astype(rows.dtype).astype(np.float32) * np.float32(0.01)
+    expected = rounded @ (rows.astype(np.float32) * steps[:, None]).T
+    assert np.abs(rounded - x).max() > 0.01, "nothing is rounded"
+    with OnnxRuntimeEngine(model, precision="fp8") as engine:
+        np.testing.assert_allclose(engine.run({"x": x})["y"], expected, atol=1e-5)
+    with pytest.raises(InputError, match="float8e4m3fn"):
+        OnnxRuntimeEngine(model)
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from svit_deploy.bench.settings import BenchSettings
+from svit_deploy.engines import runtimes
+from svit_deploy.engines.device.cuda import Gpu
+from svit_deploy.engines.providers import PROVIDERS
 from svit_deploy.engines.runtimes import ONNXRUNTIME, RUNTIMES, TENSORRT, check_options, runtime_for
 from svit_deploy.engines.settings import (
     ENGINES,
@@ -121,6 +124,27 @@ def test_what_runs_in_words():
         "OpenVINO, CPU in bf16",
         "the engine model.onnx",
     ]
+
+
+def test_what_has_products_of_fp8(monkeypatch):
+    """TensorRT alone; ONNX Runtime's other providers widen, OpenVINO rounds otherwise."""
+    widened = [name for name in PROVIDERS if ONNXRUNTIME.widens("fp8", EngineChoice(provider=name))]
+    assert {*PROVIDERS} - {*widened} == {"tensorrt", "nv-tensorrt-rtx"}
+    assert ONNXRUNTIME.passes_over("fp8", EngineChoice()) == "it computes fp8 in float32"
+    openvino = RUNTIMES["openvino"]
+    for refused in (openvino.require, openvino.describe, openvino.load):
+        with pytest.raises(UsageError, match=r"OpenVINO rounds an fp8 graph otherwise .*int8"):
+            refused(GRAPH, EngineChoice(), "fp8")
+    assert openvino.passes_over("fp8", EngineChoice()) == "it rounds fp8 otherwise than ONNX says"
+    for capability, words in (
+        ("8.6", "has no products of fp8, which begin with 8.9"),
+        ("8.9", None),
+    ):
+        gpu = Gpu("NVIDIA Fake 9000", capability)
+        monkeypatch.setattr(runtimes, "require_gpu", lambda gpu=gpu: (gpu, None))
+        why = TENSORRT.passes_over("fp8", EngineChoice())
+        assert why is None if words is None else words in why
+        assert TENSORRT.passes_over("int8", EngineChoice()) is None
 
 
 def test_precisions():

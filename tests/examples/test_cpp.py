@@ -105,7 +105,7 @@ def check(program: Path, bundle: Bundle, picture: Path, folder: Path) -> str:
     assert done.returncode == 0, done.stderr
     image = bundle.task.prepare(read_picture(picture), bundle.config, bundle.sizes)
     feeds = bundle.task.feeds([image])
-    with OnnxRuntimeEngine(bundle.model_path) as engine:
+    with OnnxRuntimeEngine(bundle.model_path, precision=bundle.precision) as engine:
         outputs = engine.run(feeds)
     assert {file.stem for file in folder.iterdir()} == {*feeds, *outputs}
     for name, wanted in {**feeds, **outputs}.items():
@@ -125,6 +125,19 @@ def test_inputs_and_outputs_are_pythons(interpolation, program, digits, tmp_path
     for size in SIZES:
         picture = save(tmp_path / "picture.png", size)
         check(program, digits(interpolation), picture, tmp_path / "tensors")
+
+
+def test_fp8(program, tmp_path):
+    """ONNX Runtime must be told to leave such a graph as it is."""
+    bundle = api.export(
+        DIGITS / "svit_digits.pth",
+        tmp_path / "bundle",
+        arch=str(DIGITS / "arch.yaml"),
+        precision="fp8",
+        calibration=synthetic_images(2, (64, 64)),
+    )
+    picture = save(tmp_path / "picture.png", (90, 91))
+    check(program, bundle, picture, tmp_path / "tensors")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import subprocess
 from importlib import metadata
 
 import pytest
@@ -70,6 +71,31 @@ def test_nothing_there(machine):
     assert {state for state, *_ in found.values()} == {"missing"}
     assert all(fix for *_, fix in found.values())
     assert "svit-deploy[tensorrt-rtx]" in found["tensorrt_rtx"][3]
+
+
+@pytest.mark.parametrize(
+    ("said", "detail"),
+    [
+        ("NVIDIA L4, 8.9\n", "found: NVIDIA L4 (compute capability 8.9)"),
+        (
+            "NVIDIA A10, 8.6\nNVIDIA B200, 10.0\n",
+            "found: NVIDIA A10 (compute capability 8.6, no products of fp8), "
+            "NVIDIA B200 (compute capability 10.0)",
+        ),
+        ("Orin (nvgpu), [N/A]\n", "found"),
+        ("", "found"),
+        (None, "found"),
+    ],
+)
+def test_the_gpus_and_what_they_lack(machine, monkeypatch, said, detail):
+    def run(command, **options):
+        assert command == ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+        if said is None:  # an option that it does not know
+            raise subprocess.CalledProcessError(2, command)
+        return subprocess.CompletedProcess(command, 0, said, "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert machine()["nvidia driver"][1] == detail
 
 
 def test_old_and_unknown_versions(machine):

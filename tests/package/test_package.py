@@ -19,6 +19,8 @@ from svit_deploy import api
 from svit_deploy.bundle import Bundle, open_bundle
 from svit_deploy.cli import main
 from svit_deploy.errors import CapabilityError, ExportError, InputError, UsageError
+from svit_deploy.export.pipeline import export_model
+from svit_deploy.export.settings import ExportSettings
 from svit_deploy.package.run import FORMATS
 from tests.serve.needs import needs_kserve
 from tests.told import SETTINGS, checkpoint_of
@@ -192,6 +194,19 @@ def test_refusals_leave_nothing_behind(
     with pytest.raises(error, match=why):
         api.package(digits_bundle.path, tmp_path / "out", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_fp8_is_not_for_tritons_onnx_runtime(
+    digits: Any, heldout: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("svit_deploy.package.triton.require", lambda *given, **named: None)
+    settings = ExportSettings(precision="fp8", calibration=heldout[:2])
+    bundle = export_model(digits, tmp_path / "bundle", settings)
+    with pytest.raises(
+        InputError, match=r"Triton cannot tell its ONNX Runtime .*--target tensorrt"
+    ):
+        api.package(bundle.path, tmp_path / "out", format="triton")
+    assert not (tmp_path / "out").exists()
 
 
 def test_only_a_package_is_replaced_and_only_when_told(

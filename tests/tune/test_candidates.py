@@ -73,6 +73,8 @@ def test_what_no_engine_computes_is_left_out_with_a_reason():
     assert "no products of bf16" in left_out["bf16 on onnxruntime"]
     assert "in float32" in left_out["fp16 on onnxruntime"]
     assert "of the fp32 graph" in left_out["fp16 on openvino"]
+    assert left_out["fp8 on onnxruntime"] == "it computes fp8 in float32"
+    assert left_out["fp8 on openvino"] == "it rounds fp8 otherwise than ONNX says"
     assert left_out["int8 on openvino"] == "nothing says what int8 may be off by in bf16"
     assert left_out["tensorrt"] == "there is no GPU"
     assert not any(name.startswith("dynamic-fp16@onnxruntime ") for name in names(find()))

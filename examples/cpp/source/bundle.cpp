@@ -27,6 +27,7 @@ Bundle read(const json& manifest) {
     }
     Bundle bundle;
     bundle.task = manifest.value("task", "classify");
+    bundle.precision = manifest.at("precision");
     const json& model = manifest.at("model");
     bundle.image_size = read_size(model.at("image_size"));
     const json& told = manifest.at("preprocess");

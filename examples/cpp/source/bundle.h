@@ -34,6 +34,7 @@ struct Padding {
 struct Bundle {
     std::filesystem::path folder;
     std::string task;  // classify, backbone or detect
+    std::string precision;  // fp32, fp16, bf16, int8 or fp8
     Size image_size;
     Preprocess preprocess;
     Padding padding;  // of other tasks than classify

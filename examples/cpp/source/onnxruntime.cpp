@@ -25,11 +25,18 @@ Tensor copy(const std::string& name, const Ort::Value& value) {
     throw std::runtime_error("output " + name + " has a type that this program does not read");
 }
 
+// What it rewrites of int8 it would rewrite of fp8, too, and fail.
+Ort::SessionOptions options_for(const Bundle& bundle) {
+    Ort::SessionOptions options;
+    if (bundle.precision == "fp8") options.AddConfigEntry("session.disable_quant_qdq", "1");
+    return options;
+}
+
 class OnnxRuntime final : public Runtime {
 public:
-    explicit OnnxRuntime(const std::filesystem::path& model)
+    explicit OnnxRuntime(const Bundle& bundle)
         : environment_(ORT_LOGGING_LEVEL_WARNING, "svit_run"),
-          session_(environment_, model.c_str(), Ort::SessionOptions()) {
+          session_(environment_, (bundle.folder / "model.onnx").c_str(), options_for(bundle)) {
         for (std::size_t i = 0; i < session_.GetInputCount(); ++i) {
             inputs_.emplace_back(session_.GetInputNameAllocated(i, allocator_).get());
         }
@@ -74,7 +81,7 @@ private:
 }  // namespace
 
 std::unique_ptr<Runtime> open_onnxruntime(const Bundle& bundle) {
-    return std::make_unique<OnnxRuntime>(bundle.folder / "model.onnx");
+    return std::make_unique<OnnxRuntime>(bundle);
 }
 
 }  // namespace svit

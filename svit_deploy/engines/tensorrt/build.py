@@ -30,15 +30,17 @@ WORKER = "svit_deploy.engines.tensorrt.worker"
 log = logging.getLogger(__name__)
 
 
-def require_builder(target: str, device: int = 0) -> None:
+def require_builder(target: str, device: int = 0, precision: str = "fp32") -> None:
     """Starts a build process that looks around and ends; call it before a long run.
 
     Raises:
-        CapabilityError: the library is missing, broken or too old, or there is no GPU to build on.
+        CapabilityError: the library is missing, broken or too old, or there is no GPU to build on,
+            none that has products of the precision.
     """
     require_library(target)
     with tempfile.TemporaryDirectory() as scratch:
-        _run_worker((), Path(scratch), BuildSettings(target, (), "", "", device=device), SILENT)
+        settings = BuildSettings(target, (), precision, "", device=device)
+        _run_worker((), Path(scratch), settings, SILENT)
 
 
 def build_engine(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from svit_deploy.engines.device.cuda import NO_GPU, Cuda, Gpu
 from svit_deploy.errors import CapabilityError, SvitDeployError
+from svit_deploy.model.precision import has_products
 
 ELSEWHERE = (
     "build on the machine that will run it, bundles travel: "
@@ -45,3 +46,13 @@ def require_gpu(device: int = 0) -> tuple[Gpu, Versions]:
         ) from error
     versions = (cuda.call("cudaRuntimeGetVersion"), cuda.call("cudaDriverGetVersion"))
     return cuda.gpu, Versions(*(f"{v // 1000}.{v % 1000 // 10}" for v in versions))
+
+
+def check_products(gpu: Gpu, precision: str) -> None:
+    """Raises CapabilityError where a GPU has no products of a precision."""
+    if not has_products(gpu.compute_capability, precision):
+        raise CapabilityError(
+            f"the GPU {gpu.name} (compute capability {gpu.compute_capability}) has no products of "
+            "fp8, which begin with 8.9",
+            "export with --precision int8 or fp16, or build on a newer GPU",
+        )

@@ -1,4 +1,4 @@
-"""What the layers of an engine tell: whether attention is one kernel, and what is in its way.
+"""What the layers of an engine tell: whether attention is one kernel, and what is multiplied.
 
 TensorRT's inspector gives JSON: `{"Layers": [...]}`. An engine built with detailed verbosity has an
 object for each layer (Name, LayerType, Inputs, Outputs, TacticName, Metadata with the ONNX nodes it
@@ -12,13 +12,17 @@ import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from svit_deploy.engines.settings import floats_of
+
 _FUSED = re.compile(r"(?<![a-z0-9])f?mha(?![a-z])", re.IGNORECASE)
 _REFORMAT = re.compile(r"reformat|reorder", re.IGNORECASE)
 _HOST_COPY = re.compile(r"DeviceTo(Shape)?HostCopy", re.IGNORECASE)
 _NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
+_EIGHT_BITS = re.compile(r"Data[Tt]ype\W+(FP8|Int8)\b")
 _OWN_END = re.compile(r"_myl\d+_\d+$")
 _LINE = re.compile(
     r"Name: (?P<Name>.*?), LayerType: (?P<LayerType>[^,]*),"
+    r"(?: Inputs: (?P<Inputs>.*?), Constants:)?"
     r"(?:.*? TacticName: (?P<TacticName>[^,]*),)?(?:.*? Metadata: (?P<Metadata>.*)|.*)"
 )
 
@@ -31,12 +35,15 @@ class LayerCounts:
         fused_attention: kernels that compute scores, softmax and mixing at once.
         reformats: copies into another memory layout.
         host_copies: sizes copied to the host, which waits for them in the middle of a run.
+        quantised: linear layers of the graph that are given numbers of eight bits; several may be
+            one product.
     """
 
     total: int
     fused_attention: int
     reformats: int
     host_copies: int
+    quantised: int = 0
 
     def to_dict(self) -> dict[str, int]:
         return asdict(self)
@@ -68,7 +75,16 @@ def _count(layers: list[Any]) -> LayerCounts | None:
         fused_attention=sum(map(is_fused_attention, layers)),
         reformats=sum(map(is_reformat, layers)),
         host_copies=sum(_HOST_COPY.search(_text(layer, "Name")) is not None for layer in layers),
+        quantised=sum(map(quantised_layers, layers)),
     )
+
+
+def quantised_layers(layer: Any) -> int:
+    """How many linear layers of the graph a layer computes of numbers of eight bits."""
+    if not _EIGHT_BITS.search(_text(layer, "Inputs")):
+        return 0
+    nodes = _NODE.findall(_text(layer, "Metadata"))
+    return sum(node.rpartition("/")[2].startswith("Gemm") for node in nodes)
 
 
 def is_fused_attention(layer: Any) -> bool:
@@ -132,7 +148,7 @@ def attention_note(
         return "the engine does not tell its layers, so it is not known whether attention is fused"
     if counts.fused_attention >= expected:
         return None
-    if precision in ("fp32", "int8"):  # between linear layers, int8 graphs are float32
+    if floats_of(precision) == "fp32":
         reason = "fused kernels take fp16 or bf16, export with --precision fp16"
     elif not 16 <= head_dim <= 256 or head_dim % 8:
         reason = f"they take head sizes from 16 to 256 in steps of 8, not {head_dim}"
@@ -141,6 +157,19 @@ def attention_note(
     else:
         reason = "this TensorRT does not know the pattern on this GPU, try a newer one"
     return f"{counts.fused_attention} of {expected} attentions are fused; likely reason: {reason}"
+
+
+def quantised_note(counts: LayerCounts | None, expected: int) -> str | None:
+    """One sentence where a builder widened quantised layers, if it tells; else None.
+
+    Args:
+        expected: quantised linear layers of the graph.
+    """
+    if counts is None or counts.quantised >= expected:
+        return None
+    return (
+        f"{counts.quantised} of {expected} quantised linear layers multiply numbers of eight bits"
+    )
 
 
 def _text(layer: Any, key: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 from svit_deploy.engines.device.cuda import Gpu
 from svit_deploy.engines.tensorrt.channel import LOG, RESULT, Channel, make_logger
-from svit_deploy.engines.tensorrt.gpu import Versions, require_gpu
+from svit_deploy.engines.tensorrt.gpu import Versions, check_products, require_gpu
 from svit_deploy.engines.tensorrt.inspector import read_layer_lines
 from svit_deploy.engines.tensorrt.network import (
     PARSED,
@@ -54,7 +54,7 @@ def main() -> None:
     try:
         settings = BuildSettings.from_json(sys.stdin.read())
         if not sys.argv[1:]:
-            look_around(settings.target)
+            look_around(settings)
             channel.send(RESULT, "")
             return
         onnx, folder = map(Path, sys.argv[1:])
@@ -83,7 +83,7 @@ def build(onnx: Path, folder: Path, settings: BuildSettings, channel: Channel) -
     """
     start = time.monotonic()
     channel.progress("starting the builder", 0.0)
-    library, gpu, versions = look_around(settings.target)
+    library, gpu, versions = look_around(settings)
     plugins, onnx_sha256 = _plugin_hashes(settings), hash_file(onnx)
     cache = _choose_cache(library, settings, onnx_sha256, plugins, gpu, versions)
     place = gpu.sm if gpu else "portable"
@@ -120,14 +120,18 @@ def build(onnx: Path, folder: Path, settings: BuildSettings, channel: Channel) -
     return engine.name
 
 
-def look_around(target: str) -> tuple[Library, Gpu | None, Versions | None]:
+def look_around(settings: BuildSettings) -> tuple[Library, Gpu | None, Versions | None]:
     """The library of a target, and the GPU with its versions where a build needs one.
 
     Raises:
         CapabilityError: something of it is missing, broken or too old.
     """
-    library = load_library(target)
-    return (library, *(require_gpu() if target == ENTERPRISE else (None, None)))
+    library = load_library(settings.target)
+    if settings.target != ENTERPRISE:
+        return library, None, None
+    gpu, versions = require_gpu()
+    check_products(gpu, settings.precision)
+    return library, gpu, versions
 
 
 def _plugin_hashes(settings: BuildSettings) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from svit_deploy.engines.tensorrt.inspector import (
     attention_note,
     is_fused_attention,
     is_reformat,
+    quantised_note,
     read_layer_lines,
     read_layers,
 )
@@ -59,8 +60,37 @@ def test_counts_of_a_detailed_engine():
         counts = read_layers(json.dumps({"Layers": layers, **more}))
         assert counts == LayerCounts(total=8, fused_attention=2, reformats=1, host_copies=1)
     assert counts.to_dict() == {
-        "total": 8, "fused_attention": 2, "reformats": 1, "host_copies": 1
+        "total": 8, "fused_attention": 2, "reformats": 1, "host_copies": 1, "quantised": 0
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["FP8", "Int8"])
+def test_linear_layers_of_eight_bits(kind):
+    """As TensorRT-RTX tells of them: queries, keys and values in one product."""
+
+    def product(given: str, *nodes: str) -> dict[str, object]:
+        inputs = [{"Name": "x", "Dimensions": [-1, 24], "Datatype": given}]
+        return layer("__myl_Gemm_myl0_4", "gemm", nodes=nodes) | {"Inputs": inputs}
+
+    qkv = [f"block_0/attention/{name}" for name in ("Gemm", "Gemm_1", "Gemm_2", "Dequantize")]
+    layers = [
+        product(kind, *qkv),
+        product(kind, "block_0/mlp/Gemm"),
+        product("Float", "block_0/mlp/Gemm_1"),
+        product(kind, "block_0/mlp/Reshape"),
+    ]
+    counts = read_layers(json.dumps({"Layers": layers}))
+    assert counts.quantised == 4
+    lines = [
+        f"Name: {one['Name']}, LayerType: gemm, Inputs: [ {{ Name: x, Dimensions: [-1,24], "
+        f"Datatype: {one['Inputs'][0]['Datatype']}, Format: (Linear) }}], Constants: [ {{ Name: w, "
+        f"Datatype: {kind} }}], Outputs: [], TacticName: , StreamId: 0, Metadata: {one['Metadata']}"
+        for one in layers
+    ]
+    assert read_layer_lines("\n".join(lines)) == counts
+    assert quantised_note(counts, 4) is None
+    assert quantised_note(counts, 5).startswith("4 of 5 quantised linear layers multiply")
+    assert quantised_note(None, 5) is None  # attention_note tells of that
 
 
 def test_counts_of_names_alone():

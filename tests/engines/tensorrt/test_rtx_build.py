@@ -28,6 +28,7 @@ from svit_deploy.export.settings import ExportSettings
 from svit_deploy.images import synthetic_images
 from svit_deploy.io.files import hash_file
 from svit_deploy.model.config import TokenMode
+from svit_deploy.model.precision import FORMATS
 from svit_deploy.model.profiles import Profile
 from svit_deploy.plugins import library_path
 from svit_deploy.plugins.build import build_plugins
@@ -127,19 +128,21 @@ def test_every_static_mode_builds(shallow, tmp_path, family, mode, precision, pl
     assert sidecar.settings["layers"]["host_copies"] == 0
 
 
+@pytest.mark.parametrize("precision", FORMATS)
 @pytest.mark.parametrize("mode", ["budget", "dense"])
-def test_integers_build(tmp_path, mode):
+def test_quantised_layers_build(tmp_path, mode, precision):
+    """None is widened; the sidecar tells how many multiply numbers of eight bits."""
     model = shallow_model("svit")
     budget = "0.7" if mode == "budget" else None
     images = synthetic_images(2, model.config.image_size)
     settings = ExportSettings(
-        tokens=TokenMode(mode), budget=budget, precision="int8", calibration=images
+        tokens=TokenMode(mode), budget=budget, precision=precision, calibration=images
     )
     bundle = export_model(model, tmp_path / "bundle", settings)
-    sidecar = build(bundle, tmp_path, mode, "int8")
-    assert sidecar.engine.startswith("model.int8-rtx1.")
-    assert (sidecar.precision, sidecar.tokens) == ("int8", mode)
-    assert sidecar.settings["layers"]["total"] > 6 * bundle.config.depth, "each layer is a product"
+    sidecar = build(bundle, tmp_path, mode, precision)
+    assert sidecar.engine.startswith(f"model.{precision}-rtx1.")
+    assert (sidecar.precision, sidecar.tokens) == (precision, mode)
+    assert sidecar.settings["layers"]["quantised"] == len(bundle.steps) == 6 * bundle.config.depth
     assert sidecar.settings["layers"]["host_copies"] == 0
 
 

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 
 from svit_deploy.engines.device.cuda import Gpu
 from svit_deploy.engines.tensorrt import worker
+from svit_deploy.engines.tensorrt.gpu import Versions
 from svit_deploy.engines.tensorrt.settings import BuildSettings
 from svit_deploy.engines.tensorrt.sidecar import read_sidecar
 from svit_deploy.errors import CapabilityError, ExportError, UsageError
@@ -172,6 +173,19 @@ def test_tensorrt_needs_a_gpu_to_build(
     with pytest.raises(CapabilityError, match=message) as caught:
         build(graph(), settings())
     assert caught.value.message.startswith("TensorRT builds an engine on the GPU that will run it")
+
+
+def test_products_that_the_gpu_lacks(graph, settings, device, monkeypatch):
+    """Told before the build, and before an export begins."""
+    old = Gpu("NVIDIA Fake 3000", "8.6"), Versions("13.0", "13.0")
+    monkeypatch.setattr(worker, "require_gpu", lambda: old)
+    with pytest.raises(
+        CapabilityError, match=r"Fake 3000 \(compute capability 8\.6\) has no .*fp8"
+    ):
+        build(graph(), settings(precision="fp8"))
+    with pytest.raises(CapabilityError, match="fp8"):
+        worker.look_around(settings(precision="fp8"))
+    assert build(graph(), settings(precision="int8")).is_file()
 
 
 def test_tensorrt_that_does_not_start(graph, settings, device, monkeypatch):

@@ -1,4 +1,4 @@
-"""Linear layers of integers in an exported graph: which there could be, and what they are told."""
+"""Quantised linear layers in an exported graph: which there could be, and what they are told."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from svit_deploy.graph.builder import ELEMENTS
 from svit_deploy.graph.edit import copy_model
+from svit_deploy.model.precision import Format
 
 WEIGHT = ".weight"
 BLOCK = re.compile(r"\bblocks\.|^stages\.")
@@ -54,7 +56,7 @@ def deciding_layers(model: onnx.ModelProto, values: Iterable[str]) -> set[str]:
 
 
 def input_steps(model: onnx.ModelProto) -> dict[str, tuple[float, float]]:
-    """Of each layer of integers, the step that its inputs are divided by and multiplied with.
+    """Of each quantised layer, the step that its inputs are divided by and multiplied with.
 
     NaN for what is no step: inputs that are not rounded, whose zero is not in the middle, or that
     are rounded in two ways.
@@ -83,7 +85,7 @@ def input_steps(model: onnx.ModelProto) -> dict[str, tuple[float, float]]:
 
 
 def strays(model: onnx.ModelProto) -> list[str]:
-    """Nodes that are given rounded values and are no layer of integers."""
+    """Nodes that are given rounded values and are no quantised layer."""
     makers, found = _makers(model), []
     for node in model.graph.node:
         given = [makers[name] for name in node.input if name in makers]
@@ -94,7 +96,7 @@ def strays(model: onnx.ModelProto) -> list[str]:
 
 
 def with_exact_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph whose layers of integers are given what is there, not rounded."""
+    """The graph whose quantised layers are given what is there, not rounded."""
     edited = copy_model(model)
     nodes: list[onnx.NodeProto] = []
     given: dict[str, str] = {}
@@ -111,17 +113,38 @@ def with_exact_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
     return edited
 
 
-def wrong_steps(model: onnx.ModelProto, told: Mapping[str, float]) -> list[str]:
-    """Where a graph's layers of integers are not those told, in words."""
-    found = input_steps(model)
+def wrong_layers(model: onnx.ModelProto, form: Format, told: Mapping[str, float]) -> list[str]:
+    """Where a graph's quantised layers are not those told, in words.
+
+    Args:
+        form: what they multiply.
+        told: the step of each one's inputs.
+    """
+    found, kinds = input_steps(model), _elements(model)
     wrong = [f"{name} multiplies float32" for name in told if name not in found]
-    wrong += [f"{name} multiplies integers" for name in found if name not in told]
+    wrong += [f"{name} is quantised" for name in found if name not in told]
     wrong += [f"{name} is given rounded values" for name in strays(model)]
     for name, steps in found.items():
-        if name in told and any(step != np.float32(told[name]) for step in steps):
+        if kinds[name] != {ELEMENTS[form]}:
+            types = " and ".join(onnx.TensorProto.DataType.Name(kind) for kind in kinds[name])
+            wrong.append(f"{name} multiplies {types}, not {form.name}")
+        elif name in told and any(step != np.float32(told[name]) for step in steps):
             both = " and ".join(f"{step:g}" for step in dict.fromkeys(steps))
             wrong.append(f"{name} has {both}, not {told[name]:g}")
     return wrong
+
+
+def _elements(model: onnx.ModelProto) -> dict[str, set[int]]:
+    """The types of each quantised layer's weights, and of its inputs' zeros."""
+    makers = _makers(model)
+    kinds = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    found: dict[str, set[int]] = {}
+    for node in model.graph.node:
+        if (layer := _layer_of(node, makers)) is not None:
+            back, weight = makers.get(node.input[0]), makers[node.input[1]]
+            zeros = back.input[2:] if back is not None and back.op_type == WIDEN else ()
+            found.setdefault(layer, set()).update(kinds[n] for n in (weight.input[0], *zeros))
+    return found
 
 
 def _makers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
@@ -129,7 +152,7 @@ def _makers(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
 
 
 def _layer_of(node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> str | None:
-    """The layer whose weights of integers a node multiplies."""
+    """The layer whose quantised weights a node multiplies."""
     weight = makers.get(node.input[1]) if node.op_type == "Gemm" else None
     if weight is None or weight.op_type != WIDEN:
         return None

@@ -1,4 +1,4 @@
-"""Which linear layers become products of integers, and the step of each one's inputs.
+"""Which linear layers multiply numbers of eight bits, and the step of each one's inputs.
 
 The ranges are seen of the float32 graph itself, image by image: in `dynamic` mode no two images
 have as many rows. Histograms, and the range to choose out of them, are ONNX Runtime's.
@@ -18,12 +18,12 @@ import onnx
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.graph.edit import add_outputs
-from svit_deploy.graph.integers import block_layers, deciding_layers
+from svit_deploy.graph.quantised import block_layers, deciding_layers
 from svit_deploy.images import ImageSet
 from svit_deploy.images.prepared import Prepared, groups
 from svit_deploy.methods.families import family_of
 from svit_deploy.model.model import Model
-from svit_deploy.model.precision import INT8, LEVELS
+from svit_deploy.model.precision import INT8, Format
 from svit_deploy.model.sizes import SizeRange
 from svit_deploy.progress import Progress
 from svit_deploy.tasks import Runs, Task
@@ -43,12 +43,12 @@ FEW = 8
 
 
 @dataclass(frozen=True)
-class Integers:
-    """The linear layers that multiply integers.
+class Quantised:
+    """The quantised linear layers.
 
     Attributes:
         steps: of each one's inputs, by layer.
-        kept: the layers of blocks that stay float32 though they could be integers: those that
+        kept: the layers of blocks that stay float32 though they could be quantised: those that
             decide, those that no image reached, and those that lose most.
     """
 
@@ -56,22 +56,24 @@ class Integers:
     kept: tuple[str, ...]
 
 
-def choose_integers(
+def choose_quantised(
     model: Model,
     graph: onnx.ModelProto,
     task: Task,
+    form: Format,
     images: ImageSet,
     sizes: SizeRange,
     method: str,
     keep: int,
     progress: Progress,
-) -> Integers:
+) -> Quantised:
     """Chooses layers and steps.
 
     Args:
         graph: the model in float32, in its token mode.
+        form: what the layers multiply.
         images: to see inputs of; a task may take some of them only.
-        method: one of `precision.METHODS`.
+        method: one of the form's.
         keep: how many more layers stay float32, those that lose most.
 
     Raises:
@@ -83,7 +85,7 @@ def choose_integers(
     decide = deciding_layers(graph, [name for name, (kind, _) in deciding if kind is np.float32])
     inputs = sorted({value for name in layers if name not in decide for value in layers[name]})
     images = images[: task.calibration_images]
-    log.info("steps of integers are chosen on %d images", len(images))
+    log.info("steps of %s are chosen on %d images", form.name, len(images))
     if len(images) < FEW:
         log.warning("so few may not show how large inputs become; give a few dozen")
 
@@ -97,19 +99,19 @@ def choose_integers(
     for name, values in layers.items():
         largest = max((ranges.get(value, 0.0) for value in values), default=0.0)
         if name not in decide and largest > 0:
-            steps[name] = float(np.float32(largest) / np.float32(LEVELS))
+            steps[name] = float(np.float32(largest) / np.float32(form.largest))
     if keep >= len(steps):
         raise UsageError(
-            f"--int8-keep {keep} leaves none of {len(steps)} linear layers to be integers",
+            f"--float32-layers {keep} leaves none of {len(steps)} linear layers in {form.name}",
             "keep fewer, or export with --precision fp32",
         )
     if keep:
         shown = prepare_all(images[:JUDGES], task, model.config, sizes)
         judges = list(map(task.excerpt, shown))
-        for name in worst_layers(model, task, judges, steps, progress)[:keep]:
+        for name in worst_layers(model, task, form, judges, steps, progress)[:keep]:
             log.info("%s stays float32", name)
             del steps[name]
-    return Integers(steps, tuple(name for name in layers if name not in steps))
+    return Quantised(steps, tuple(name for name in layers if name not in steps))
 
 
 def input_ranges(
@@ -119,14 +121,14 @@ def input_ranges(
     images: Iterable[Prepared],
     method: str,
 ) -> dict[str, float]:
-    """The largest size of each value that integers must reach; none of one without any rows."""
+    """The largest size of each value that steps must reach; none of one without any rows."""
     from onnxruntime.quantization.calibrate import HistogramCollector
 
     collector = HistogramCollector(
         method=method,
         symmetric=True,
         num_bins=BINS,
-        num_quantized_bins=2 * LEVELS + 1,
+        num_quantized_bins=2 * INT8.largest + 1,  # of entropy alone
         percentile=PERCENTILE,
         scenario="same",
     )
@@ -157,11 +159,12 @@ def input_ranges(
 def worst_layers(
     model: Model,
     task: Task,
+    form: Format,
     images: Sequence[Prepared],
     steps: Mapping[str, float],
     progress: Progress,
 ) -> list[str]:
-    """Layers by what each moves in margins and outputs as the only one of integers, most first."""
+    """Layers by what each moves in margins and outputs as the only one quantised, most first."""
     from svit_deploy.backbones.rules import keep_above
     from svit_deploy.tasks.reference import Reference
 
@@ -171,10 +174,10 @@ def worst_layers(
         expected = exact.run(group, decide)
         for number, (name, step) in enumerate(steps.items()):
             progress.update("comparing layers", 0.7 + 0.1 * number / len(steps))
-            alone = Reference(model, task, {name: step}).with_weights_in(INT8, inputs=True)
+            alone = Reference(model, task, {name: step}).with_weights_in(form.name, inputs=True)
             found = alone.repeat(group, expected)
             config = model.config.at(group[0].size)
-            runs = Runs(found.outputs, expected.outputs, config, task.limits[INT8])
+            runs = Runs(found.outputs, expected.outputs, config, task.limits[form.name])
             margins = margin_error(found.selected.margin, expected.selected.margin)
             moved[name] = max(moved[name], margins, *task.stage_errors(runs).values())
     return sorted(moved, key=lambda name: -moved[name])
