@@ -25,13 +25,12 @@ from svit_deploy.engines.device.graphs import CudaGraphs
 from svit_deploy.engines.device.runs import DeviceRuns
 from svit_deploy.engines.device.slot import Slot
 from svit_deploy.engines.kept import Kept
-from svit_deploy.engines.onnxruntime_device import CudaSession
+from svit_deploy.engines.onnxruntime_device import DeviceSession
 from svit_deploy.engines.onnxruntime_profile import WARM_UP, average_run, read_runs
 from svit_deploy.engines.onnxruntime_session import OPTIMIZATIONS, Sessions, import_onnxruntime
 from svit_deploy.engines.plugin_providers import PACKAGES, installed_plugins
 from svit_deploy.engines.provider_choice import count_nodes
 from svit_deploy.engines.providers import (
-    CUDA,
     NVIDIA,
     PROVIDERS,
     full_provider_name,
@@ -49,7 +48,7 @@ _DOUBLE = (
 class OnnxRuntimeEngine(Engine):
     """An ONNX model in an ONNX Runtime session.
 
-    The CUDA provider runs in memory and on a stream of ours, as TensorRT engines do; the others
+    NVIDIA's providers run in memory and on a stream of ours, as TensorRT engines do; the others
     from host memory to host memory. Custom-operator libraries are never registered, so a model
     cannot bring native code.
 
@@ -113,8 +112,8 @@ class OnnxRuntimeEngine(Engine):
             kept,
             precision,
         )
-        self._on_device: DeviceRuns[CudaSession] | None = None
-        if cuda is not None and self._provider == CUDA:
+        self._on_device: DeviceRuns[DeviceSession] | None = None
+        if cuda is not None:
             self._on_device = _open_on_device(sessions, cuda, cuda_graph)
             self._session: Any = self._on_device.program.session
         else:
@@ -235,13 +234,13 @@ def _open_kept(
     return open_kept(provider, model, given, cuda)
 
 
-def _open_on_device(sessions: Sessions, cuda: Cuda, cuda_graph: str) -> DeviceRuns[CudaSession]:
+def _open_on_device(sessions: Sessions, cuda: Cuda, cuda_graph: str) -> DeviceRuns[DeviceSession]:
     from svit_deploy.engines.nvidia_providers import what_waits  # reads graphs
 
     waits = what_waits(sessions.model)
 
-    def open_session(stream: Stream, graphs: CudaGraphs) -> CudaSession:
-        return CudaSession(sessions, stream, graphs, waits)
+    def open_session(stream: Stream, graphs: CudaGraphs) -> DeviceSession:
+        return DeviceSession(sessions, stream, graphs, waits)
 
     return DeviceRuns(cuda, lambda: Slot(cuda, open_session, cuda_graph))
 

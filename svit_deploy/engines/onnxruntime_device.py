@@ -1,6 +1,9 @@
-"""ONNX Runtime's CUDA provider on memory and a stream of ours, with its CUDA graphs.
+"""NVIDIA's providers of ONNX Runtime on memory and a stream of ours, with CUDA's own CUDA graphs.
 
-Source: onnxruntime/transformers/io_binding_helper.py of the package combines the same options.
+Source: onnxruntime/transformers/io_binding_helper.py of the package combines the same options; a
+stream of the user's is that of the other two by tensorrt_provider_options.h and, in the package of
+nv-tensorrt-rtx, tensorrt_rtx_provider_options.h. With it they no longer wait for each run, unless
+part of the graph is left to others.
 """
 
 from __future__ import annotations
@@ -16,16 +19,19 @@ from svit_deploy.engines.device.binding import Binding, Program, Shapes
 from svit_deploy.engines.device.cuda import Stream
 from svit_deploy.engines.device.graphs import CudaGraphs
 from svit_deploy.engines.onnxruntime_session import Sessions
+from svit_deploy.engines.provider_choice import STREAM
+from svit_deploy.engines.providers import CUDA
 from svit_deploy.errors import SvitDeployError
 
 _NO_GRAPH = -1
 """Number of a graph that is neither recorded nor replayed."""
-_CUDA, _IN_HOST = "cuda", "Cpu"
+_GPU, _IN_HOST = "cuda", "Cpu"
+"""What memory is called: of any of the providers that of an NVIDIA GPU, and the host's."""
 _REFUSED = "graph capture"
 """In what a session says where not all of its nodes can be recorded."""
 
 
-class CudaSession(Program):
+class DeviceSession(Program):
     """A session whose work goes to one stream.
 
     Args:
@@ -42,7 +48,9 @@ class CudaSession(Program):
         self.sessions, self.stream, self._static = sessions, stream, waits is None
         if waits is not None:
             graphs.forbid(waits)
-        own = {"user_compute_stream": str(stream.handle)}
+        elif sessions.provider != CUDA:
+            graphs.forbid(f"none of {sessions.provider} are recorded here")
+        own = dict(zip(STREAM, (str(stream.handle), "1"), strict=True))
         self.session: Any = None
         if graphs.reason is None:
             try:
@@ -110,7 +118,7 @@ def _read_in_host(session: Any) -> list[str]:
 class _Bound(Binding):
     """Memory for one set of shapes. The first run tells those of the outputs."""
 
-    def __init__(self, program: CudaSession, shapes: Shapes) -> None:
+    def __init__(self, program: DeviceSession, shapes: Shapes) -> None:
         self._program, self._inputs = program, dict(shapes)
         self._bound = program.session.io_binding()
         self._types = {spec.name: spec.dtype for spec in program.inputs + program.outputs}
@@ -133,11 +141,11 @@ class _Bound(Binding):
                 is_input = name in self._inputs
                 bind = self._bound.bind_input if is_input else self._bound.bind_output
                 shape = self._inputs[name] if is_input else self.shapes[name]
-                bind(name, _CUDA, number, self._types[name], shape, address)
+                bind(name, _GPU, number, self._types[name], shape, address)
                 self._addresses[name] = address
         for name, known in self.shapes.items():
             if known is None:  # each time anew, or the last run's array would be the next one's
-                self._bound.bind_output(name, _CUDA, number)
+                self._bound.bind_output(name, _GPU, number)
         self.ready = None not in self.shapes.values()
 
     def enqueue(self) -> None:

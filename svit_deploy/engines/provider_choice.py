@@ -18,11 +18,11 @@ from svit_deploy.errors import UsageError
 
 _RECORD_NODES = "session.record_ep_graph_assignment_info"
 
-_STREAM = "leave it out: runs go to a stream of their own"
+STREAM = ("user_compute_stream", "has_user_compute_stream")
+"""Options of all of NVIDIA's providers: on which stream they run, and that there is one."""
 _GRAPHS = "leave it out: bench --cuda-graph says whether graphs are recorded, on the provider cuda"
 _OURS = {
-    "user_compute_stream": _STREAM,
-    "has_user_compute_stream": _STREAM,
+    **dict.fromkeys(STREAM, "leave it out: runs go to a stream of their own"),
     "enable_cuda_graph": _GRAPHS,
     "trt_cuda_graph_enable": _GRAPHS,
 }
@@ -48,7 +48,7 @@ def choose_providers(
         given: options of it that go before ours.
         options: the session's, which get what can only be said there.
         device: number of the GPU.
-        own: options that nobody else may set.
+        own: options that nobody else may set; a stream is that of the providers behind it, too.
         kept: folder for what the provider builds, if that is kept.
 
     Returns:
@@ -65,9 +65,14 @@ def choose_providers(
     check_given(given, device)
     load_libraries(ort, provider)
     options.add_session_config_entry(_RECORD_NODES, "1")
+    stream = {name: own[name] for name in STREAM if name in own}
     first = options_for(provider, model, device, kept) | dict(given) | dict(own)
     here = ort.get_available_providers()
-    rest = [(name, options_for(name, model, device)) for name in behind(provider) if name in here]
+    rest = [
+        (name, options_for(name, model, device) | stream)
+        for name in behind(provider)
+        if name in here
+    ]
     if provider not in PACKAGES:
         return [(provider, first), *rest]
     options.add_provider_for_devices([plugin_device(ort, provider, device)], first)

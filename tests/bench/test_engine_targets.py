@@ -27,7 +27,7 @@ from svit_deploy.engines.tensorrt.runner import TensorRTEngine
 from svit_deploy.errors import CapabilityError, InputError, UsageError
 from svit_deploy.images.sets import load_images
 from svit_deploy.model.profiles import Profile
-from tests.engines.fake_onnxruntime import install_cuda_provider
+from tests.engines.fake_onnxruntime import install_providers
 from tests.engines.tensorrt.fake.cuda import Device
 from tests.engines.tensorrt.fake.engines import install, remove_sidecar, write_engine
 
@@ -261,7 +261,7 @@ def test_options_that_mean_nothing_are_refused(device, bundle, exported, picture
 
 def test_onnx_runtime_on_cuda_is_measured_as_engines_are(device, exported, monkeypatch):
     """GPU times and their speed-up, graphs side by side, several runs in flight, the clocks."""
-    told = install_cuda_provider(monkeypatch, device)
+    told = install_providers(monkeypatch, device)
     paths = [exported("dense"), exported("budget")]
     report = api.bench(
         paths,

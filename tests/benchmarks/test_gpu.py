@@ -11,7 +11,8 @@ pytest.importorskip("torch")
 
 import gpu
 
-from tests.engines.fake_onnxruntime import install_cuda_provider
+from svit_deploy.engines.providers import CUDA
+from tests.engines.fake_onnxruntime import install_providers
 from tests.engines.tensorrt.fake.cuda import Device
 from tests.engines.tensorrt.fake.engines import install
 
@@ -46,7 +47,7 @@ def test_every_way_that_there_is(arguments, tmp_path, monkeypatch, fake_process,
     """One TensorRT, one provider, no plugin library; the page keeps what is around the table."""
     device = Device()
     install(monkeypatch, device)
-    install_cuda_provider(monkeypatch, device)
+    install_providers(monkeypatch, device, (CUDA,))
     monkeypatch.setattr(gpu, "TARGETS", {"tensorrt": "tensorrt"})
     page = tmp_path / "gpu.md"
     page.write_text((ROOT / "docs" / "gpu.md").read_text())

@@ -1,4 +1,4 @@
-"""A stand-in for ONNX Runtime's CUDA provider: the CPU's computes, on a fake device's stream.
+"""A stand-in for ONNX Runtime's NVIDIA providers: the CPU's computes, on a fake device's stream.
 
 What it is told has the form that the installed ONNX Runtime takes; `test_onnxruntime_device.py`
 holds the two against each other.
@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from svit_deploy.engines.providers import CUDA, PROVIDERS
+from svit_deploy.engines.providers import CUDA, NVIDIA, PROVIDERS, RTX_PROVIDER
 from tests.engines.tensorrt.fake.cuda import Device, Work, make_cuda
 
 RealSession = onnxruntime.InferenceSession
@@ -38,7 +38,7 @@ class Told:
     """What sessions were asked, and switches.
 
     Attributes:
-        providers: what each session was opened with.
+        providers: what each session was opened with, name and options.
         recorded, released: numbers of the graphs, in the order in which they were.
         on_cpu: inputs that a node on the CPU reads.
         refuses_graphs: whether some node is not the CUDA provider's.
@@ -116,13 +116,22 @@ class Session:
     told: Told
 
     def __init__(self, model, options=None, providers=None, enable_fallback=0):
-        ((name, chosen), *_) = providers
-        self.options = chosen
-        assert name == CUDA
-        self.told.providers += providers
-        self.number, self.stream = int(chosen["device_id"]), int(chosen["user_compute_stream"])
+        wanted = providers or options.added
+        (self.provider, chosen), *behind = wanted
+        assert [name for name, _ in behind] == ([] if self.provider == CUDA else [CUDA])
+        self.told.providers += wanted
+        self.number = getattr(options, "number", None)
+        for name, told in wanted:  # all work goes to one stream of one device
+            assert (told["has_user_compute_stream"], told["user_compute_stream"]) == (
+                "1", chosen["user_compute_stream"],
+            )  # fmt: skip
+            if name != RTX_PROVIDER:  # its device is that which it was added for
+                assert self.number in (None, int(told["device_id"]))
+                self.number = int(told["device_id"])
+        self.stream = int(chosen["user_compute_stream"])
         assert self.stream in self.told.device.streams
         self._graphs = chosen.get("enable_cuda_graph") == "1"
+        assert not self._graphs or self.provider == CUDA
         if self._graphs and self.told.refuses_graphs:
             raise RuntimeError(
                 "[ONNXRuntimeError] : 1 : FAIL : This session cannot use the graph capture feature "
@@ -136,10 +145,7 @@ class Session:
             setattr(self, copied, getattr(self._real, copied))
 
     def get_providers(self):
-        return [CUDA, CPU]
-
-    def get_provider_options(self):
-        return {CUDA: dict(self.options)}
+        return list(dict.fromkeys([self.provider, CUDA, CPU]))
 
     def disable_fallback(self):
         pass
@@ -218,11 +224,34 @@ class Session:
         self.told.device.view(place.address, array.nbytes)[:] = array.tobytes()
 
 
-def install_cuda_provider(monkeypatch: pytest.MonkeyPatch, device: Device) -> Told:
-    """Puts the fake CUDA runtime, and ONNX Runtime's CUDA provider over it, in place."""
+class Options(onnxruntime.SessionOptions):
+    """Instead of `SessionOptions`, which takes real devices only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.added: list[Any] = []
+
+    def add_provider_for_devices(self, ep_devices, provider_options):
+        (device,) = ep_devices
+        self.number = int(device.ep_options["device_id"])
+        self.added.append((device.ep_name, provider_options))
+
+    def add_provider(self, provider_name, provider_options):
+        self.added.append((provider_name, provider_options))
+
+
+def install_providers(
+    monkeypatch: pytest.MonkeyPatch, device: Device, here: tuple[str, ...] = NVIDIA
+) -> Told:
+    """Puts the fake CUDA runtime, and ONNX Runtime's NVIDIA providers over it, in place.
+
+    Args:
+        here: full names of those that there are.
+    """
     told = Told(device)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", make_cuda(device))
-    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
+    within = [name for name in here if name != RTX_PROVIDER]  # which is a package of its own
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [*within, CPU])
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
 
     def open_session(model, options=None, providers=None, **rest):
@@ -231,4 +260,9 @@ def install_cuda_provider(monkeypatch: pytest.MonkeyPatch, device: Device) -> To
         return (RealSession if cpu else on_device)(model, options, providers=providers, **rest)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
+    monkeypatch.setattr(onnxruntime, "SessionOptions", Options)
+    monkeypatch.setattr(onnxruntime, "get_ep_devices", lambda: [
+        SimpleNamespace(ep_name=name, ep_options={"device_id": str(number)})
+        for number in range(device.count) for name in here if name == RTX_PROVIDER
+    ])  # fmt: skip
     return told

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from svit_deploy.engines import plugin_providers
 from svit_deploy.engines.nvidia_providers import profile_of
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine, available_providers
-from svit_deploy.engines.provider_choice import count_nodes
+from svit_deploy.engines.provider_choice import STREAM, count_nodes
 from svit_deploy.engines.providers import CUDA, RTX_PROVIDER, TENSORRT_PROVIDER
 from svit_deploy.errors import CapabilityError, UsageError
 from svit_deploy.plugins import AUTOREGISTER, LIBRARY
@@ -80,7 +80,7 @@ def asked(monkeypatch, tmp_path) -> Callable[..., list[Any]]:
         with pytest.raises(CapabilityError, match="enough seen"):
             OnnxRuntimeEngine(model, provider=provider, **options)
         for *_, told in found:  # of memory and stream: test_onnxruntime_device.py
-            for name in ("user_compute_stream", "enable_cuda_graph"):
+            for name in (*STREAM, "enable_cuda_graph"):
                 told.pop(name, None)
         return list(found)
 

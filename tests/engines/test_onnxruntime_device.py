@@ -1,4 +1,4 @@
-"""ONNX Runtime's CUDA provider on memory and a stream of ours: results, graphs, times, memory."""
+"""ONNX Runtime's NVIDIA providers on memory and a stream of ours: results, graphs, times."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from onnx import TensorProto, helper
 
 from svit_deploy.engines.arrays import OnDevice
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from svit_deploy.engines.providers import PROVIDERS, TF32_VARIABLE
 from svit_deploy.errors import CapabilityError, UsageError
 from tests.engines import fake_onnxruntime as fake
-from tests.engines.fake_onnxruntime import Told, install_cuda_provider
+from tests.engines.fake_onnxruntime import Told, install_providers
 from tests.engines.graphs import dynamic, linear, model_bytes, scaled
 from tests.engines.tensorrt.fake.cuda import Device, Error
 
@@ -29,7 +30,8 @@ def device() -> Device:
 
 @pytest.fixture(autouse=True)
 def told(monkeypatch, device) -> Told:
-    return install_cuda_provider(monkeypatch, device)
+    monkeypatch.setenv(TF32_VARIABLE, "0")
+    return install_providers(monkeypatch, device)
 
 
 def images(count: int, seed: int = 0) -> np.ndarray:
@@ -61,6 +63,29 @@ def test_a_shape_runs_twice_and_from_then_on_as_a_graph(device, told, mode):
     (((_, options),)) = [told.providers[0]]
     assert options["enable_cuda_graph"] == "1" and options["use_tf32"] == "0"
     assert device.open == NOTHING
+
+
+@pytest.mark.parametrize("provider", ["tensorrt", "nv-tensorrt-rtx"])
+def test_those_that_build_engines_run_in_memory_of_ours_without_graphs(device, told, provider):
+    """Shapes in turn, then three runs in flight, a session and a stream for each."""
+    device.count = 2
+    with OnnxRuntimeEngine(linear(), provider=provider, device=1) as engine:
+        assert [run(engine, count, seed) for seed, count in enumerate((4, 4, 2, 4))] == [False] * 4
+        engine.run({"x": images(2)}, ["sum"])
+        times = engine.last_times
+        assert (times.gpu_ms, times.h2d_ms, times.d2h_ms) == (2, *[device.copy_ms] * 2)
+        flight = engine.fly([{"x": images(2, seed)} for seed in range(3)], ["sum"], 9, 3)
+        assert (flight.in_flight, flight.device_ms) == (3, 2 + 2 * device.copy_ms)
+        kept = engine.run_kept({"x": images(2)}, ["positive"], ["positive"])["positive"]
+        assert isinstance(kept, OnDevice)
+        graphs = engine.description["cuda_graph"]
+        assert graphs["reason"] == f"none of {PROVIDERS[provider]} are recorded here"
+    names = [name for name, _ in told.providers]
+    assert names == [PROVIDERS[provider], PROVIDERS["cuda"]] * 3
+    assert len({options["user_compute_stream"] for _, options in told.providers}) == 3
+    assert not told.recorded and device.open == NOTHING
+    with pytest.raises(CapabilityError, match=r"no CUDA graph can be captured: none of .* here"):
+        OnnxRuntimeEngine(linear(), provider=provider, cuda_graph="on")
 
 
 def test_a_graph_is_recorded_anew_when_a_buffer_moved(told):

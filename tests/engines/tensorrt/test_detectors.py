@@ -38,7 +38,7 @@ from svit_deploy.verify.expected import LiveReference, StoredReference
 from svit_deploy.verify.rounding import WHOLE
 from svit_deploy.verify.run import verify_against
 from svit_deploy.verify.settings import VerifySettings
-from tests.engines.fake_onnxruntime import install_cuda_provider
+from tests.engines.fake_onnxruntime import install_providers
 from tests.engines.tensorrt.fake.cuda import Device
 from tests.engines.tensorrt.fake.engines import install
 from tests.shortened import shortened
@@ -275,7 +275,7 @@ def test_the_maps_stay_on_the_gpu(
         device = Device()
         install(monkeypatch, device)
         if on_gpu:
-            told = install_cuda_provider(monkeypatch, device)
+            told = install_providers(monkeypatch, device)
         caplog.clear()
         with open_bundle_engine(bundle, EngineChoice()) as engine:
             for _ in range(3):
