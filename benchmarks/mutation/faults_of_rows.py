@@ -9,6 +9,7 @@ from mutation.fault import Change, Fault
 from mutation.faults_of_gates import ADAPTER, BUDGET, MASKED, SVIT
 from mutation.graph import Graph, Steps
 from svit_deploy import names
+from svit_deploy.graph.packed import FAINT
 
 # --- rows --------------------------------------------------------------------------------------
 
@@ -20,7 +21,7 @@ def keys_hidden_by(block: int, bias: float) -> Change:
         for node in graph.nodes:
             if node.op_type == "Where" and node.name.startswith(f"block_{block}/"):
                 values = graph.constant(node.input[2])
-                if values is not None and values.size == 1 and values < -1000:
+                if values is not None and values.size == 1 and values <= FAINT:
                     graph.set_input(node, 2, bias)
                     return
         raise LookupError(f"block {block} hides no key")

@@ -59,16 +59,19 @@ def to_columns(graph: GraphBuilder, rows: str, length: Dim, channels: int) -> st
     return graph.op("Transpose", tokens, perm=(0, 2, 1))
 
 
+# Of four axes, not of three: ONNX Runtime joins such a transpose with the convolution beside it,
+# whose blocks of channels are an order of their own.
+
+
 def to_map(graph: GraphBuilder, rows: str, size: MapSize, channels: int) -> str:
     """Token rows `[B * cells, C]` -> `[B, C, rows, columns]`."""
-    columns = to_columns(graph, rows, size.cells, channels)
-    return graph.reshape(columns, -1, channels, size.rows, size.columns)
+    split = graph.reshape(rows, -1, size.rows, size.columns, channels)
+    return graph.op("Transpose", split, perm=(0, 3, 1, 2))
 
 
-def to_rows(graph: GraphBuilder, feature_map: str, cells: Dim, channels: int) -> str:
-    """`[B, C, ...]` with `cells` places -> token rows `[B * cells, C]`."""
-    flat = graph.reshape(feature_map, -1, channels, cells)
-    return graph.reshape(graph.op("Transpose", flat, perm=(0, 2, 1)), -1, channels)
+def to_rows(graph: GraphBuilder, feature_map: str, channels: int) -> str:
+    """`[B, C, rows, columns]` -> token rows `[B * cells, C]`."""
+    return graph.reshape(graph.op("Transpose", feature_map, perm=(0, 2, 3, 1)), -1, channels)
 
 
 def linear_on_columns(

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from svit_deploy.graph.builder import GraphBuilder
+from svit_deploy.graph.builder import INT64, GraphBuilder
 from svit_deploy.graph.layers import MASKED, QKV, attend_heads
 from svit_deploy.graph.rows import compact_rows, gather_rows, true_positions
+
+FAINT = -32.0
+"""Added to the score of a copy of a key that is there: thousands of them weigh less than 1e-10 of
+it, nothing in float32."""
 
 
 @dataclass(frozen=True)
@@ -22,9 +26,9 @@ class TokenGrid:
     single: bool = False
 
 
-def key_bias(graph: GraphBuilder, visible: str) -> str:
-    """`[B, K]` bool -> `[B, 1, 1, K]`: 0 for a visible key, `MASKED` for any other."""
-    zero, masked = graph.number(0), graph.number(MASKED)
+def key_bias(graph: GraphBuilder, visible: str, otherwise: float | None = None) -> str:
+    """`[B, K]` bool -> `[B, 1, 1, K]`: 0 for a visible key, by default `MASKED` for any other."""
+    zero, masked = graph.number(0), graph.number(MASKED if otherwise is None else otherwise)
     return graph.op("Unsqueeze", graph.op("Where", visible, zero, masked), graph.constant([1, 2]))
 
 
@@ -84,8 +88,10 @@ class Packed:
 class PackedBatch(Packed):
     """The same of a batch's masks `[B, S]`.
 
-    For attention the rows are laid out as `[B, Kmax]` slots, the empty ones hidden as keys, and
-    the real ones gathered back. T and Kmax may be 0.
+    For attention the rows are laid out as `[B, Kmax]` slots, and gathered back. T and Kmax may be
+    0. An empty slot repeats the first token of its image, and its score is lower by `FAINT`: it
+    cannot weigh, whatever the scores are, and no exponential underflows, which takes processors
+    many times as long.
 
     Attributes:
         places: `[T]`, flat slots.
@@ -101,7 +107,6 @@ class PackedBatch(Packed):
         return self.graph.slice(self.lengths, 0, -1, axis=0)
 
     def split_heads(self, rows: str) -> str:
-        """An empty slot repeats row 0, which the bias hides."""
         split = self.graph.reshape(rows, -1, self.grid.head_dim)
         return gather_rows(self.graph, split, self.head_table)
 
@@ -117,9 +122,12 @@ def pack(graph: GraphBuilder, grid: TokenGrid, mask: str) -> Packed:
         "SvitCompact", compact_rows, mask, outputs=7, index_bits=64
     )
     filled = graph.op("GreaterOrEqual", slots, graph.constant(0))  # [B, Kmax]
-    bias = None if grid.single else key_bias(graph, filled)
-    # The row in each slot; an empty slot repeats row 0, which the bias hides.
-    table = graph.op("Max", slots, graph.constant(0))
+    bias = None if grid.single else key_bias(graph, filled, FAINT)
+    # Behind images of no tokens there may be none: any row then, whose result nobody reads.
+    first = graph.op("Cast", graph.slice(lengths, 0, -1, axis=0), to=INT64)
+    first = graph.op("Min", first, graph.op("Sub", graph.shape(rows, 0), graph.constant([1])))
+    # The row in each slot.
+    table = graph.op("Where", filled, slots, graph.op("Unsqueeze", first, graph.constant([1])))
     heads = grid.num_heads
     # Rows of D values, one per row and head: moving those splits the heads in the same pass.
     head_numbers = graph.constant([[[head] for head in range(heads)]])  # [1, H, 1]

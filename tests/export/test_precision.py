@@ -117,7 +117,7 @@ def parity_only(monkeypatch):
 @pytest.mark.usefixtures("parity_only")
 @pytest.mark.parametrize("precision", HALVES)
 def test_a_fault_in_a_half_precision_graph_is_refused(golden, tmp_path, monkeypatch, precision):
-    monkeypatch.setattr("svit_deploy.graph.tokens.MASKED", -1.0)
+    monkeypatch.setattr("svit_deploy.graph.packed.MASKED", -1.0)
     found = golden("svit_cls")
     settings = ExportSettings(
         tokens=TokenMode.MASKED, precision=precision, calibration=found.images

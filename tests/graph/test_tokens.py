@@ -145,3 +145,27 @@ def test_an_image_does_not_depend_on_its_batch(engines):
             rows = slice(image * TOKENS, (image + 1) * TOKENS)
             alone, _ = run(engines[mode], x[rows], decision[[image]], margin[[image]])
             np.testing.assert_allclose(alone, whole[rows], atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_image_of_nan_leaves_the_others_alone(engines, mode):
+    """Slots that a fuller image leaves empty in another repeat a token, which is its own."""
+    rng = np.random.default_rng(4)
+    decision = np.array([[True] * 5, [False, True, False, True, False], [True] * 5])
+    x = rng.standard_normal((3 * TOKENS, WIDTH)).astype(np.float32)
+    x[:TOKENS] = np.nan
+    y, _ = run(engines[mode], x, decision, np.where(decision, 1, -1).astype(np.float32))
+    found = slice(TOKENS, None)
+    np.testing.assert_allclose(y[found], expected(x, decision)[found], atol=2e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("first", [0.02, 20.0])
+def test_scores_far_apart(engines, mode, first):
+    """Wherever the first token's score, which empty slots have too, is among those of its image."""
+    rng = np.random.default_rng(5)
+    decision = np.array([[True] * 5, [True, False, False, True, True]])
+    x = 4 * rng.standard_normal((2 * TOKENS, WIDTH)).astype(np.float32)
+    x[TOKENS] *= first
+    y, _ = run(engines[mode], x, decision, np.where(decision, 1, -1).astype(np.float32))
+    np.testing.assert_allclose(y, expected(x, decision), rtol=1e-3, atol=1e-4)

@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 
 from svit_deploy.bundle.bundle import MODEL, open_bundle
 from svit_deploy.errors import ExportError
-from svit_deploy.graph import tokens
+from svit_deploy.graph import packed
 from svit_deploy.io.files import hash_file
 from svit_deploy.methods import svit
 from svit_deploy.methods.svit import SvitGraph
@@ -27,25 +27,27 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("parity_only")]
 # --- token modes -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["dynamic", "budget", "masked"])
-def test_keys_not_hidden(broken, verify, monkeypatch, mode):
+@pytest.mark.parametrize(
+    ("mode", "hiding"), [("dynamic", "FAINT"), ("budget", "MASKED"), ("masked", "MASKED")]
+)
+def test_keys_not_hidden(broken, verify, monkeypatch, mode, hiding):
     """Pruned tokens (masked mode) or padding (dynamic, budget) are attended to."""
-    monkeypatch.setattr(tokens, "MASKED", 0.0)
+    monkeypatch.setattr(packed, hiding, 0.0)
     refused(verify(broken(mode=mode)), *first_stage("block 3"))
 
 
 def test_padding_hidden_incompletely(broken, verify, monkeypatch):
     """A bias that is too small lets a little through."""
-    monkeypatch.setattr(tokens, "MASKED", -6.0)
+    monkeypatch.setattr(packed, "FAINT", -6.0)
     refused(verify(broken()), *first_stage("block 3"))
 
 
 def test_keys_hidden_from_the_wrong_image(broken, verify, monkeypatch):
-    def shifted(graph, visible):
-        return key_bias(graph, graph.op("Gather", visible, graph.constant([1, 2, 0])))
+    def shifted(graph, visible, *hiding):
+        return key_bias(graph, graph.op("Gather", visible, graph.constant([1, 2, 0])), *hiding)
 
-    key_bias = tokens.key_bias
-    monkeypatch.setattr(tokens, "key_bias", shifted)
+    key_bias = packed.key_bias
+    monkeypatch.setattr(packed, "key_bias", shifted)
     refused(verify(broken()), *first_stage("block 3"))
 
 

@@ -71,7 +71,7 @@ class Pyramid:
         parts = []
         for level, (feature, size) in enumerate(zip(maps[1:], self.maps, strict=True)):
             weight, bias = (weights[f"spm.fc{level + 2}.{p}"] for p in ("weight", "bias"))
-            rows = to_rows(graph, feature, size.cells, weight.shape[1])
+            rows = to_rows(graph, feature, weight.shape[1])
             name = f"spm.fc{level + 2}.levelled"
             rows = graph.op(
                 "Gemm",
@@ -96,8 +96,8 @@ class Pyramid:
                 layers.weights[f"{name}.ffn.dwconv.dwconv.{p}"] for p in ("weight", "bias")
             )
             mixed = conv(layers, part, f"{name}.ffn.dwconv", weight, bias, groups=hidden)
-            parts.append(graph.reshape(mixed, -1, hidden, size.cells))
-        rows = to_rows(graph, graph.op("Concat", *parts, axis=2), self.length, hidden)
+            parts.append(graph.reshape(to_rows(graph, mixed, hidden), -1, size.cells, hidden))
+        rows = graph.reshape(graph.op("Concat", *parts, axis=1), -1, hidden)
         return layers.linear(graph.op("Gelu", rows), f"{name}.ffn.fc2")
 
     def split(self, columns: str, channels: int) -> list[str]:

@@ -36,7 +36,7 @@ class ConvNextGraph(StagedGraph):
         graph, layers, stage = self.graph, self.layers, self.places()[0][0]
         with graph.scope("embedding"):
             x = self.shorten(graph.to_precision(images), "downsample_layers.0.0")
-            rows = to_rows(graph, x, stage.tokens, stage.width)
+            rows = to_rows(graph, x, stage.width)
             rows = graph.to_precision(layers.layer_norm(rows, "downsample_layers.0.1", self.eps))
         return graph.rename(rows, EMBEDDING)
 
@@ -46,7 +46,7 @@ class ConvNextGraph(StagedGraph):
             x = graph.to_precision(self.layers.layer_norm(x, f"{name}.0", self.eps))
             size = map_size(graph, 2 * stage.rows, 2 * stage.columns)
             x = self.shorten(to_map(graph, x, size, stage.width // 2), f"{name}.1")
-            return to_rows(graph, x, stage.tokens, stage.width)
+            return to_rows(graph, x, stage.width)
 
     def shorten(self, x: str, name: str) -> str:
         """A convolution of neighbours that do not overlap."""
@@ -62,7 +62,7 @@ class ConvNextGraph(StagedGraph):
             size = map_size(graph, stage.rows, stage.columns)
             y = to_map(graph, x, size, stage.width)
             y = conv(self.layers, y, f"{name}.dwconv", kernel, bias, groups=stage.width)
-            return x, to_rows(graph, y, stage.tokens, stage.width)
+            return x, to_rows(graph, y, stage.width)
 
     def feed(self, x: str, block: int) -> str:
         graph, layers, name = self.graph, self.layers, self.name_of(block)

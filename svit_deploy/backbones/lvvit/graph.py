@@ -44,5 +44,5 @@ class LvVitGraph(VitGraph):
         name = "patch_embed.proj"
         given = {f"{name}.{part}": weights[f"{name}.{part}"] for part in ("weight", "bias")}
         x = map_op(self.layers, "Conv", x, given, kernel_shape=(half, half), strides=(half, half))
-        rows = to_rows(graph, x, config.num_patches, config.embed_dim)
+        rows = to_rows(graph, x, config.embed_dim)
         return graph.reshape(rows, -1, config.num_patches, config.embed_dim)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from svit_deploy.backbones.staged import StagedGraph
-from svit_deploy.backbones.swin.settings import CORNERS, HIDDEN, WindowStage, stages
+from svit_deploy.backbones.swin.settings import CORNERS, FAINT, WindowStage, stages
 from svit_deploy.graph.builder import BFLOAT16
 from svit_deploy.graph.layers import attend_heads
 from svit_deploy.graph.maps import Dim
@@ -145,7 +145,7 @@ class SwinGraph(StagedGraph):
         if any(shifts):
             label = regions(stage, shifts)
             apart = label[:, :, None] != label[:, None]
-            bias = bias + np.where(apart, np.float32(HIDDEN), np.float32(0))[:, None]
+            bias = bias + np.where(apart, np.float32(FAINT), np.float32(0))[:, None]
         return self.graph.number(bias)
 
     def apart(self, stage: Any, block: int) -> str | None:

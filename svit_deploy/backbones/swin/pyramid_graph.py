@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from svit_deploy.backbones.swin.graph import SwinGraph, position_bias
-from svit_deploy.backbones.swin.settings import CORNERS, HIDDEN, SwinStage, stages
+from svit_deploy.backbones.swin.settings import CORNERS, FAINT, SwinStage, stages
 from svit_deploy.graph.builder import INT64, INT64_MAX
 from svit_deploy.graph.maps import Dim, MapSize, map_size, product, quotient, to_map, total, vector
 
@@ -126,7 +126,7 @@ class SwinPyramidGraph(SwinGraph):
         return self.crop(self.roll(x, -shift), stage)
 
     def hidden(self, stage: SwinStage, shift: int) -> str:
-        """`HIDDEN` where query and key of a shifted window were apart `[windows, 1, K, K]`."""
+        """`FAINT` where query and key of a shifted window were apart `[windows, 1, K, K]`."""
         graph, side = self.graph, stage.window
         if stage.index in self._hidden:
             return self._hidden[stage.index]
@@ -152,7 +152,7 @@ class SwinPyramidGraph(SwinGraph):
         label = graph.reshape(graph.op("Transpose", label, perm=(0, 2, 1, 3)), -1, 1, side**2)
         own = graph.op("Unsqueeze", label, graph.constant([3]))
         same = graph.op("Equal", own, graph.op("Unsqueeze", label, graph.constant([2])))
-        hidden = graph.op("Where", same, graph.number(0), graph.number(HIDDEN))
+        hidden = graph.op("Where", same, graph.number(0), graph.number(FAINT))
         self._hidden[stage.index] = hidden
         return hidden
 

@@ -14,6 +14,9 @@ BN_EPS = 1e-5
 """Of the batch norms of a stem of convolutions."""
 HIDDEN = -100.0
 """Added to the scores of keys that a shift brings into a window from the other side."""
+FAINT = -64.0
+"""The same in graphs: exp(-100) is below the normal numbers of float32, with which processors take
+many times as long; both weights vanish unless scores of one window are 47 apart."""
 
 
 @dataclass(frozen=True, kw_only=True)

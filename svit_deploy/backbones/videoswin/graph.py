@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from svit_deploy.backbones.swin.graph import SwinGraph, position_index, regions
-from svit_deploy.backbones.swin.settings import HIDDEN
+from svit_deploy.backbones.swin.settings import FAINT
 from svit_deploy.backbones.videoswin.settings import VideoStage, stages
 
 
@@ -37,4 +37,4 @@ class VideoSwinGraph(SwinGraph):
         with graph.scope("positions"):
             own, others = (graph.constant(np.expand_dims(label, axes)) for axes in ((1, 3), (1, 2)))
             same = graph.op("Equal", own, others)
-            return graph.op("Where", same, graph.number(0), graph.number(HIDDEN))
+            return graph.op("Where", same, graph.number(0), graph.number(FAINT))

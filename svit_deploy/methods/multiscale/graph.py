@@ -99,8 +99,7 @@ class MultiScaleGraph(MergenceGraph):
             first, _ = self.split(self.rows, config.num_tokens)
             shares = (graph.number(share) for share in config.settings.class_shares)
             parts = [graph.op("Mul", v, s) for v, s in zip((first, low_first), shares, strict=True)]
-            patches = to_rows(graph, x, config.num_patches, width)
-            patches = graph.reshape(patches, -1, config.num_patches, width)
+            patches = graph.reshape(to_rows(graph, x, width), -1, config.num_patches, width)
             both = graph.op("Concat", graph.op("Add", *parts), patches, axis=1)
             self.rows = graph.reshape(both, -1, width)
 

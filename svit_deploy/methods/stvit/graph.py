@@ -71,9 +71,7 @@ class StvitGraph(SemanticGraph):
         size = map_size(graph, *shape)
         kernel, bias = weights[f"{name}.conv.weight"], weights[f"{name}.conv.bias"]
         x = conv(layers, to_map(graph, x, size, width), f"{name}.conv", kernel, bias, groups=width)
-        x = layers.layer_norm(
-            to_rows(graph, x, size.cells, width), f"{name}.norm", self.config.block_eps
-        )
+        x = layers.layer_norm(to_rows(graph, x, width), f"{name}.norm", self.config.block_eps)
         return str(layers.linear(graph.op("Gelu", graph.to_precision(x)), f"{name}.linear"))
 
     def for_head(self) -> tuple[str, int | str]:
