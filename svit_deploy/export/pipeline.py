@@ -190,7 +190,7 @@ def export_model(
                 calibration,
                 sizes,
                 settings.calibration_method,
-                settings.float32_layers,
+                settings.int8_keep,
                 progress,
             )
         steps = quantised.steps if quantised else {}

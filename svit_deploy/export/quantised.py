@@ -102,7 +102,7 @@ def choose_quantised(
             steps[name] = float(np.float32(largest) / np.float32(form.largest))
     if keep >= len(steps):
         raise UsageError(
-            f"--float32-layers {keep} leaves none of {len(steps)} linear layers in {form.name}",
+            f"--int8-keep {keep} leaves none of {len(steps)} linear layers in {form.name}",
             "keep fewer, or export with --precision fp32",
         )
     if keep:

@@ -133,7 +133,7 @@ class ExportSettings(EngineSettings, LoadSettings):
         metavar="METHOD",
         choices=lambda: METHODS,
     )
-    float32_layers: int = option(
+    int8_keep: int = option(
         0,
         "Linear layers that stay float32 with --precision int8 or fp8: those that lose most on "
         "the --calibration images.",
@@ -216,16 +216,14 @@ class ExportSettings(EngineSettings, LoadSettings):
                     f"which those of {form.name} are not",
                     f"use {' or '.join(form.methods)}",
                 )
-        elif self.float32_layers or self.calibration_method != DEFAULT_METHOD:
-            flag = "--float32-layers" if self.float32_layers else "--calibration-method"
+        elif self.int8_keep or self.calibration_method != DEFAULT_METHOD:
+            flag = "--int8-keep" if self.int8_keep else "--calibration-method"
             raise UsageError(
                 f"{flag} has no meaning with --precision {self.precision}",
                 f"add --precision {' or '.join(FORMATS)}, or leave it out",
             )
-        if self.float32_layers < 0:
-            raise UsageError(
-                f"--float32-layers {self.float32_layers} is negative", "give 0 or more"
-            )
+        if self.int8_keep < 0:
+            raise UsageError(f"--int8-keep {self.int8_keep} is negative", "give 0 or more")
 
     @property
     def mode(self) -> TokenMode:

@@ -146,7 +146,7 @@ def test_the_layer_that_loses_most_is_kept(found, outlier, images):
 
 
 def test_some_layer_must_be_left(found):
-    with pytest.raises(UsageError, match="--float32-layers 72 leaves none of 72 linear layers"):
+    with pytest.raises(UsageError, match="--int8-keep 72 leaves none of 72 linear layers"):
         choose(found.model, found.images, "minmax", 72)
 
 
@@ -204,15 +204,15 @@ def test_float8_is_rounded_to_the_nearest_number_that_there_is(found):
     [
         ({"precision": "int8"}, "--precision int8 needs images"),
         ({"precision": "fp8"}, "--precision fp8 needs images"),
-        ({"float32_layers": 2}, "--float32-layers has no meaning with --precision fp32"),
+        ({"int8_keep": 2}, "--int8-keep has no meaning with --precision fp32"),
         ({"calibration_method": "minmax"}, "--calibration-method has no meaning"),
         (
             {"precision": "int8", "calibration": "x", "calibration_method": "mean"},
             "--calibration-method 'mean' is unknown",
         ),
         (
-            {"precision": "int8", "calibration": "x", "float32_layers": -1},
-            "--float32-layers -1 is negative",
+            {"precision": "int8", "calibration": "x", "int8_keep": -1},
+            "--int8-keep -1 is negative",
         ),
         (
             {"precision": "fp8", "calibration": "x", "calibration_method": "entropy"},
