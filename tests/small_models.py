@@ -57,6 +57,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dynamicvit_swin": {"depths": (1, 1, 4, 1), "base_rate": (0.7,)},
     "convnext": {"depths": (1, 2, 1, 1)},
     "dynamicvit_convnext": {"depths": (1, 1, 4, 1), "base_rate": (0.7,)},
+    "stvit_video": {
+        "depths": (1, 1, 4, 1),
+        "window_size": (2, 7, 7),
+        "semantic": 36,
+        "generate_at": 3,
+    },
     "video_swin": {"depths": (2, 1, 1, 1), "window_size": (2, 3, 3)},
     "swin_pyramid": {"depths": (2, 1, 2, 1)},
     "stvitr_pyramid": {"depths": (2, 1, 6, 1)},
@@ -82,8 +88,8 @@ SIZES = {"swin": (224, 4), "stvitr": (224, 4), "dynamicvit_swin": (64, 2)}
 SIZES |= {"convnext": (64, 4), "dynamicvit_convnext": (128, 4)}
 GATES = {"svit_variant": (1, 3), "svit_adapter_variant": (1, 3)}
 SIZES |= {"stvit_swin": (224, 4), "swin_pyramid": (224, 4), "stvitr_pyramid": (224, 4)}
-SIZES |= {"video_swin": (24, 4)}
-FRAMES = {"video_swin": "6"}
+SIZES |= {"video_swin": (24, 4), "stvit_video": (224, 4)}
+FRAMES = {"video_swin": "6", "stvit_video": "4"}
 
 
 OWN_DENSE = {"evovit", "multiscale", "multiscale_lvvit"}

@@ -55,6 +55,13 @@ def _stvit_swin(embed_dim: int, third_stage: int, generate_at: int, semantic: in
     return replace(arch, settings={**arch.settings, **told})
 
 
+def _stvit_video(third_stage: int, generate_at: int) -> Arch:
+    """STViT on the two Video Swins of its paper, semantic tokens where they are on Swin."""
+    arch = _video_swin(96, third_stage)
+    told = {"semantic": 36, "generate_at": generate_at}
+    return replace(arch, family="stvit_video", settings={**arch.settings, **told})
+
+
 def _convnext(family: str, embed_dim: int, third_stage: int) -> Arch:
     """ConvNeXt's sizes differ by the width and the depth of the third stage."""
     depths = (3, 3, third_stage, 3)
@@ -209,6 +216,8 @@ PRESETS: dict[str, Arch] = {
     "video_swin_t": _video_swin(96, 6),
     "video_swin_s": _video_swin(96, 18),
     "video_swin_b": _video_swin(128, 18),
+    "stvit_video_t": _stvit_video(6, 6),
+    "stvit_video_s": _stvit_video(18, 14),
     "video_swin_b_ssv2": _video_swin(128, 18, 16, clips=1, uniform=True),
     "stvitr_s": _swin("stvitr", 96, 18),
     "stvitr_b": _swin("stvitr", 128, 18),

@@ -32,6 +32,7 @@ from svit_deploy.methods.method import Dense, Method
 from svit_deploy.methods.multiscale import MultiScale, MultiScaleOnLvVit
 from svit_deploy.methods.stvit import Stvit, StvitOnLvVit
 from svit_deploy.methods.stvit.swin import StvitOnSwin, StvitSwin
+from svit_deploy.methods.stvit.video import StvitOnVideo, StvitVideoSwin
 from svit_deploy.methods.stvitr import StvitR, StvitRSwin
 from svit_deploy.methods.stvitr.pyramid import StvitRPyramid, StvitRPyramidSwin
 from svit_deploy.methods.svit import Svit
@@ -211,6 +212,7 @@ def _rows() -> Sequence[Family]:
             eps=dynamicvit_eps,
         ),
         Family("vit_adapter_class", "ViT-Adapter with a class token", class_adapter, dense),
+        Family("stvit_video", "STViT on Video Swin", StvitVideoSwin(), StvitOnVideo()),
         Family("stvit_swin", "STViT on Swin", StvitSwin(), StvitOnSwin()),
         Family("stvitr_pyramid", "STViT-R in detectors", StvitRPyramidSwin(), StvitRPyramid()),
         Family("swin_pyramid", "Swin in detectors", SwinPyramid(), dense),

@@ -18,6 +18,7 @@ from svit_deploy.methods.families import FAMILIES
 from svit_deploy.model.arch import Arch
 from svit_deploy.tasks import TASKS
 from tests.methods.test_hostile import tensors
+from tests.small_models import small_model
 from tests.told import checkpoint_of
 
 pytest.importorskip("torch")
@@ -59,6 +60,9 @@ def test_an_export_asks_for_what_the_table_says(page, family):
     if family in GOLDENS:
         task = FAMILIES[family].backbone.tasks[0]
         weights = read_checkpoint(checkpoint_of(name)).tensors
+    elif family == "stvit_video":
+        task = "video"
+        weights = to_official(small_model(family, task).weights, family, TASKS[task])
     elif family in SMALL:
         task = "backbone"
         dims = FAMILIES[family].dims_from_arch(Arch(family, 3, 24, 12, 16))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from svit_deploy.backbones.swin import Swin
 from svit_deploy.backbones.swin.conv_stem import ConvStemSwin
 from svit_deploy.model.keys import Shape, linear
 
 
-class SemanticSwin(ConvStemSwin):
-    """Swin, but that convolutions make the patches, and some blocks are of semantic tokens.
+class SemanticBlocks(Swin):
+    """Swin, but that some blocks are of semantic tokens.
 
     Those have queries of their own, no biases by position, and layer scales.
     """
@@ -28,3 +29,7 @@ class SemanticSwin(ConvStemSwin):
         shapes |= linear(f"{name}.attn.q", width, width)
         shapes |= linear(f"{name}.attn.kv", 2 * width, width)
         return shapes | {f"{name}.layer_scale_1": (width,), f"{name}.layer_scale_2": (width,)}
+
+
+class SemanticSwin(SemanticBlocks, ConvStemSwin):
+    """With patches that convolutions make."""

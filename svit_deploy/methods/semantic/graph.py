@@ -22,9 +22,11 @@ class SemanticGraph(GraphTokens):
 
     Attributes:
         sampling: where semantic tokens come from.
+        together: maps whose windows at one place are one window; without biases if several.
     """
 
     sampling: Sampling
+    together: int = 1
 
     def begin(
         self, x: str, stage: Any, block: int, *, shortcut: bool, pooled_keys: bool = True
@@ -109,7 +111,8 @@ class SemanticGraph(GraphTokens):
         bias = None if table is None else self.graph.number(position_bias(table, side))
         if not local:
             return self.look(semantic, semantic, stage, block, count, count, bias=bias)
-        order, inside = raster_order(self.sampling), self.sampling.in_window
+        order = raster_order(self.sampling, self.together)
+        inside = self.together * self.sampling.in_window
         semantic = self.reorder(semantic, order, stage.width)
         found = self.look(semantic, semantic, stage, block, inside, inside, bias=bias)
         return self.reorder(found, np.argsort(order), stage.width)
@@ -250,8 +253,8 @@ def around_places(sampling: Sampling) -> np.ndarray:
     )
 
 
-def raster_order(sampling: Sampling) -> np.ndarray:
-    """Places in the raster of the semantic tokens `[count]`, window by window."""
+def raster_order(sampling: Sampling, maps: int = 1) -> np.ndarray:
+    """Places in the raster of the semantic tokens of maps `[maps * count]`, window by window."""
     windows, sample = sampling.windows, sampling.sample
-    raster = np.arange(sampling.count).reshape(windows, sample, windows, sample)
-    return raster.transpose(0, 2, 1, 3).reshape(-1)
+    raster = np.arange(maps * sampling.count).reshape(maps, windows, sample, windows, sample)
+    return raster.transpose(1, 3, 0, 2, 4).reshape(-1)

@@ -53,24 +53,35 @@ def begin(
     return feed(reference, by_window(s, sampling, back=True), name)
 
 
-def by_window(s: Tensor, sampling: Sampling, back: bool = False) -> Tensor:
-    """Semantic tokens `[M, count, C]` -> `[M * windows², sample², C]`, or back."""
+def by_window(s: Tensor, sampling: Sampling, back: bool = False, maps: int = 1) -> Tensor:
+    """Semantic tokens `[M, count, C]` -> `[M / maps * windows², maps * sample², C]`, or back.
+
+    Args:
+        maps: neighbours whose windows at one place are one window.
+    """
     windows, sample, width = sampling.windows, sampling.sample, s.shape[-1]
     if back:
-        s = s.reshape(-1, windows, windows, sample, sample, width).transpose(2, 3)
-        return s.reshape(-1, sampling.count, width)
-    s = s.reshape(-1, windows, sample, windows, sample, width).transpose(2, 3)
-    return s.reshape(-1, sampling.in_window, width)
+        s = s.reshape(-1, windows, windows, maps, sample, sample, width)
+        return s.permute(0, 3, 1, 4, 2, 5, 6).reshape(-1, sampling.count, width)
+    s = s.reshape(-1, maps, windows, sample, windows, sample, width)
+    return s.permute(0, 2, 4, 1, 3, 5, 6).reshape(-1, maps * sampling.in_window, width)
 
 
 def look_inside(
-    reference: Any, s: Tensor, sampling: Sampling, stage: Any, block: int, *, local: bool
+    reference: Any,
+    s: Tensor,
+    sampling: Sampling,
+    stage: Any,
+    block: int,
+    *,
+    local: bool,
+    maps: int = 1,
 ) -> Tensor:
-    """Semantic tokens look at each other, all or those of their window."""
+    """Semantic tokens look at each other, all or those of their window; see `by_window`."""
     if not local:
         return look(reference, s, s, stage, block)
-    s = by_window(s, sampling)
-    return by_window(look(reference, s, s, stage, block), sampling, back=True)
+    s = by_window(s, sampling, maps=maps)
+    return by_window(look(reference, s, s, stage, block), sampling, back=True, maps=maps)
 
 
 def look(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from svit_deploy.backbones.swin.conv_stem_graph import ConvStemGraph
-from svit_deploy.backbones.swin.settings import SwinStage
+from svit_deploy.backbones.swin.graph import SwinGraph
+from svit_deploy.backbones.videoswin.graph import VideoSwinGraph
 from svit_deploy.graph.maps import conv, map_size, to_map, to_rows
 from svit_deploy.methods.semantic.graph import SemanticGraph
 from svit_deploy.methods.stvit.settings import POOLS, Layout
@@ -18,7 +19,7 @@ class StvitGraph(SemanticGraph):
 
     def __init__(self, writer: Any, rows: str, layout: Layout) -> None:
         super().__init__(writer, rows)
-        self.layout, self.sampling = layout, layout.sampling
+        self.layout, self.sampling, self.together = layout, layout.sampling, layout.together
 
     def block(self, block: int) -> str:
         layout, settings = self.layout, self.config.settings
@@ -75,13 +76,13 @@ class StvitGraph(SemanticGraph):
         return str(layers.linear(graph.op("Gelu", graph.to_precision(x)), f"{name}.linear"))
 
     def for_head(self) -> tuple[str, int | str]:
-        return self.rows, self.sampling.count
+        return self.rows, self.layout.maps * self.sampling.count
 
 
-class StvitSwinGraph(ConvStemGraph):
+class WideningGraph(SwinGraph):
     """A linear layer of each semantic token stands in front of the last stage."""
 
-    def shrink(self, x: str, stage: SwinStage) -> str:
+    def shrink(self, x: str, stage: Any) -> str:
         graph, layers, name = self.graph, self.layers, f"layers.{stage.index - 1}.widen"
         if f"{name}.weight" not in layers.weights:
             return super().shrink(x, stage)
@@ -91,3 +92,11 @@ class StvitSwinGraph(ConvStemGraph):
             parts = [part for part in ("weight", "bias") if f"{name}.{part}" in layers.weights]
             given = [layers.cast_weight(f"{name}.{part}") for part in parts]
             return graph.op("Gemm", x, *given, transB=1)
+
+
+class StvitSwinGraph(WideningGraph, ConvStemGraph):
+    """With a stem of convolutions."""
+
+
+class StvitVideoGraph(WideningGraph, VideoSwinGraph):
+    """Of videos."""

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from svit_deploy.backbones.swin.conv_stem_reference import ConvStemReference
-from svit_deploy.backbones.swin.settings import SwinStage
+from svit_deploy.backbones.swin.reference import SwinReference
 from svit_deploy.backbones.tokens import ReferenceTokens
+from svit_deploy.backbones.videoswin.reference import VideoSwinReference
 from svit_deploy.methods.semantic.reference import begin, look, look_inside
 from svit_deploy.methods.stvit.settings import POOLS, Layout
 
@@ -27,7 +28,7 @@ class StvitReference(ReferenceTokens):
         if block < layout.start:
             super().step(block)
         elif block == layout.start:
-            self.image = self.rows
+            self.image = self.rows.unflatten(1, (layout.maps, -1)).flatten(0, 1)
             self.rows = begin(
                 backbone,
                 self.image,
@@ -46,8 +47,17 @@ class StvitReference(ReferenceTokens):
         else:
             local = block in layout.local
             self.rows = look_inside(
-                backbone, self.rows, layout.sampling, stage, number, local=local
+                backbone,
+                self.rows,
+                layout.sampling,
+                stage,
+                number,
+                local=local,
+                maps=layout.together,
             )
+
+    def for_head(self) -> Tensor:
+        return self.rows.unflatten(0, (-1, self.layout.maps)).flatten(1, 2)
 
     def pool(self, windows: Tensor, side: int) -> Tensor:
         """Of each cell of `[W, C, rows, columns]` a mean with learnt weights, side by side."""
@@ -75,11 +85,19 @@ class StvitReference(ReferenceTokens):
         return found
 
 
-class StvitSwinReference(ConvStemReference):
-    def shrink(self, x: Tensor, stage: SwinStage) -> Tensor:
+class WideningReference(SwinReference):
+    def shrink(self, x: Tensor, stage: Any) -> Tensor:
         name = f"layers.{stage.index - 1}.widen"
         if f"{name}.weight" not in self.weights:
             return super().shrink(x, stage)
         if f"{name}_norm.weight" in self.weights:
             x = self.norm(x, f"{name}_norm", self.block_eps)
         return F.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
+
+
+class StvitSwinReference(WideningReference, ConvStemReference):
+    """With a stem of convolutions."""
+
+
+class StvitVideoReference(WideningReference, VideoSwinReference):
+    """Of videos."""

@@ -77,6 +77,18 @@ class StvitOnSwinSettings(StvitChoices):
     widen_norm: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class StvitOnVideoSettings(StvitOnSwinSettings):
+    """On Video Swin, where all that the paper says is that each frame has semantic tokens.
+
+    Attributes:
+        time_window: frames, as patches count them, that blocks which stay inside a window see
+            together; 1 for each frame by itself. Blocks that see all tokens see those of a frame.
+    """
+
+    time_window: int = 8
+
+
 POOLS = ("semantic_pool.intra", "semantic_pool.inter")
 """Networks that learn how to pool: of each cell by itself, and of the cells of each window."""
 
@@ -90,9 +102,13 @@ class Layout:
         sampling: where semantic tokens come from.
         start: the first of the two blocks that make them.
         local: the blocks in which they look at those of their window alone.
+        maps: of an image; the frames of a video, as patches count them.
+        together: of them, how many local blocks see together.
     """
 
     places: Sequence[tuple[Any, int]]
     sampling: Sampling
     start: int
     local: frozenset[int] = frozenset()
+    maps: int = 1
+    together: int = 1

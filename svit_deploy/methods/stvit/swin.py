@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from svit_deploy.backbones.stages import STAGES
 from svit_deploy.backbones.swin import SwinDims
 from svit_deploy.backbones.swin.settings import places
 from svit_deploy.errors import InputError
-from svit_deploy.methods.semantic.backbone import SemanticSwin
+from svit_deploy.methods.semantic.backbone import SemanticBlocks, SemanticSwin
 from svit_deploy.methods.semantic.sampling import (
     SWIN_SIDE,
     SWIN_WINDOWS,
@@ -49,15 +49,8 @@ class StvitSwinDims(SwinDims):
 OPEN = ("layer_scale", "relative_pos", "widen_bias", "widen_norm")
 
 
-class StvitSwin(SemanticSwin):
+class StvitBlocks(SemanticBlocks):
     """Blocks are of semantic tokens from `generate_at` on, the last stage's included."""
-
-    graph = StvitSwinGraph
-
-    def reference(self) -> type[BackboneReference]:
-        from svit_deploy.methods.stvit.reference import StvitSwinReference
-
-        return StvitSwinReference
 
     def heads(self, tensors: Tensors, stage: int) -> int:
         """Twice as many in each stage: the last has no biases that would tell."""
@@ -68,7 +61,17 @@ class StvitSwin(SemanticSwin):
         return sum(dims.depths[:stage]) + block >= dims.generate_at
 
 
+class StvitSwin(StvitBlocks, SemanticSwin):
+    graph = StvitSwinGraph
+
+    def reference(self) -> type[BackboneReference]:
+        from svit_deploy.methods.stvit.reference import StvitSwinReference
+
+        return StvitSwinReference
+
+
 class StvitOnSwin(Stvit):
+    dims: ClassVar[type[StvitSwinDims]] = StvitSwinDims
     settings = StvitOnSwinSettings
     told_by_weights = (*Stvit.told_by_weights, "generate_at", *OPEN)
     required = ("semantic", "generate_at")
@@ -81,7 +84,7 @@ class StvitOnSwin(Stvit):
         before, blocks = sum(dims.depths[:STAGE]), range(dims.depths[STAGE])
         third, last = f"layers.{STAGE}", f"layers.{STAGE + 1}"
         made = (b for b in blocks if f"{third}.blocks.{b}.attn.q.weight" in names)
-        return StvitSwinDims(
+        return self.dims(
             **vars(self.infer_semantic(tensors, dims)),
             generate_at=before + next(made, len(blocks)),
             layer_scale=any(name.endswith(".layer_scale_1") for name in names),
@@ -93,7 +96,7 @@ class StvitOnSwin(Stvit):
     def dims_from_arch(self, dims: Any, arch: Arch) -> Any:
         told = {name: arch.settings[name] for name in OPEN if name in arch.settings}
         dims = super().dims_from_arch(dims, arch)
-        return StvitSwinDims(**vars(dims), generate_at=arch.settings["generate_at"], **told)
+        return self.dims(**vars(dims), generate_at=arch.settings["generate_at"], **told)
 
     def shapes(self, shapes: dict[str, Shape], dims: Any) -> dict[str, Shape]:
         width, widen = dims.embed_dim << STAGE, f"layers.{STAGE}.widen"
@@ -121,6 +124,10 @@ class StvitOnSwin(Stvit):
 
     def check(self, config: ModelConfig) -> None:
         check_windows(config, self.title)
+        self.check_semantic(config)
+
+    def check_semantic(self, config: ModelConfig) -> None:
+        """Raises InputError for semantic tokens that windows cannot make."""
         settings = config.settings
         before, depth = sum(settings.depths[:STAGE]), settings.depths[STAGE]
         side = side_of(settings.semantic)
@@ -139,6 +146,10 @@ class StvitOnSwin(Stvit):
         self.check_pooling(config)
 
     def layout(self, config: ModelConfig) -> Layout:
+        return self.layout_of(config, places(config))
+
+    def layout_of(self, config: ModelConfig, places: Sequence[tuple[Any, int]]) -> Layout:
+        """What each block does, of a model with these stages."""
         settings, start = config.settings, config.settings.generate_at
         last, end = sum(settings.depths[: STAGE + 1]), sum(settings.depths)
         turns = [(start + 2, last), (last, end)][: 1 + settings.last_local]
@@ -148,7 +159,7 @@ class StvitOnSwin(Stvit):
             for block in range(first + (not settings.local_first), stop, 2)
         ]
         sampling = in_windows(side_of(settings.semantic) // SWIN_WINDOWS)
-        return Layout(places(config), sampling, start, frozenset(local))
+        return Layout(places, sampling, start, frozenset(local))
 
 
 def side_of(semantic: int) -> int:

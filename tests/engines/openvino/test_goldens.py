@@ -41,6 +41,7 @@ SMALL = {
     **dict.fromkeys(("dynamicvit_adapter", "evit_adapter", "ats_adapter"), "backbone"),
     **dict.fromkeys(("vit_adapter_class", "svit_adapter_variant"), "backbone"),
     "svit_variant": "classify",
+    "stvit_video": "video",
 }
 """Without goldens: random weights of a small size, and what for."""
 TASK = {

@@ -59,6 +59,10 @@ SHALLOW: dict[str, tuple[int, dict[str, Any]]] = {
     "swin_pyramid": (5, {"depths": (2, 1, 1, 1)}),
     "stvitr_pyramid": (9, {"depths": (1, 1, 6, 1)}),
     "stvitr": (12, {"depths": (2, 2, 6, 2)}),
+    "stvit_video": (
+        7,
+        {"depths": (1, 1, 4, 1), "window_size": (8, 7, 7), "semantic": 36, "generate_at": 3},
+    ),
     "video_swin": (5, {"depths": (2, 1, 1, 1), "window_size": (8, 7, 7)}),
     "dynamicvit_adapter": (3, {**TWO, "base_rate": (0.8, 0.5), "prune_blocks": (1, 2)}),
     "evit_adapter": (3, {**TWO, "keep_rate": 0.7, "fuse": True, "prune_blocks": (0, 1)}),

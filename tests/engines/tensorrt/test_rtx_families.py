@@ -90,9 +90,12 @@ def test_backbones_build(tmp_path: Path, family: str, precision: str) -> None:
     check_build(model, tmp_path, batches(model), tokens=TokenMode.DENSE, precision="fp16")
 
 
-def test_videos_build(tmp_path: Path) -> None:
-    """Convolutions, paddings and windows of three axes."""
-    model = shallow_model("video_swin", frames=20, image_size=(48, 48))
+@pytest.mark.parametrize(
+    ("family", "frames", "side"), [("video_swin", 20, 48), ("stvit_video", 4, 224)]
+)
+def test_videos_build(tmp_path: Path, family: str, frames: int, side: int) -> None:
+    """Convolutions, paddings and windows of three axes; semantic tokens of frames."""
+    model = shallow_model(family, frames=frames, image_size=(side, side))
     check_build(model, tmp_path, batches(model), task="video", precision="fp16")
 
 
