@@ -38,7 +38,7 @@ NOT_RUN = {
     ("docs/scale.md", RAY): 2,
     ("docs/serving.md", MINUTES): 1,
     ("docs/serving.md", "serves until it is stopped"): 1,
-    ("docs/speed.md", MINUTES): 3,
+    ("docs/speed.md", MINUTES): 4,
     ("docs/tensorrt.md", GPU): 4,
     ("docs/verify.md", MINUTES): 3,
     ("examples/cpp/README.md", COMPILER): 1,
