@@ -35,6 +35,7 @@ def check_behaviour(
         try:
             run()
         except InputError as error:  # the graph ran so far, and must run here too
+            model.close()
             model.report.check(name, False, error.message)
 
 

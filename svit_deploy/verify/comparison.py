@@ -70,10 +70,15 @@ class Comparison:
 
     Each group of images is looked at by itself, and `add` takes in what was seen of one: in the
     same order it comes to the same, wherever the groups were run.
+
+    Args:
+        closes: whether what it opens of the model is for itself alone.
     """
 
-    def __init__(self, model: ModelUnderTest, reference: ExpectedResults) -> None:
-        self.model, self.reference = model, reference
+    def __init__(
+        self, model: ModelUnderTest, reference: ExpectedResults, *, closes: bool = False
+    ) -> None:
+        self.model, self.reference, self.closes = model, reference, closes
         alone = reference.has_stages
         self.views = [Stages(model, alone)]
         if reference.has_rounded:
@@ -89,6 +94,8 @@ class Comparison:
     def open(self) -> Iterator[Opened[Given, Beside]]:
         """Opens all engines; what is told is the description of that of the file as it is."""
         with ExitStack() as engines:
+            if self.closes:
+                engines.callback(self.model.close)
             staged = [engines.enter_context(view.engine()) for view in self.views]
             shipped = engines.enter_context(self.model.shipped())
             engines.enter_context(self.forced)
@@ -129,4 +136,4 @@ class Comparison:
 
 def _again(bundle: Bundle, settings: VerifySettings, reference: ExpectedResults) -> Comparison:
     report = VerifyReport(bundle, reference.count, reference.description)
-    return Comparison(ModelUnderTest(bundle, settings, report), reference)
+    return Comparison(ModelUnderTest(bundle, settings, report), reference, closes=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from types import MappingProxyType
 
@@ -36,6 +37,8 @@ HANDFUL = 3
 class ModelUnderTest:
     """A bundle's graph, variants of it, and the thresholds that its manifest promises.
 
+    What several checks run as it is stays open for them, until `close`.
+
     Attributes:
         values: what of the graph decides, by name (`Method.values`), at the typical image size.
         scales: `[G]`, what an error of a margin is measured in, once margins are known.
@@ -59,6 +62,7 @@ class ModelUnderTest:
         self.thresholds = np.array(self.config.thresholds or lowest, np.float32)
         self.scales = np.ones(len(self.gates))
         self.reach: np.ndarray | None = None
+        self._kept: dict[str, Engine] = {}
 
     @property
     def rounding(self) -> np.ndarray:
@@ -113,6 +117,7 @@ class ModelUnderTest:
         view = copy(self)
         view.model, view.limits, view.reach = self.in_float32(), self.float32, None
         view.graphs, view.settings = ONNXRUNTIME, VerifySettings(threads=self.settings.threads)
+        view._kept = {}
         return view
 
     def engine(self, model: onnx.ModelProto, *, exact: bool = False) -> Engine:
@@ -132,9 +137,18 @@ class ModelUnderTest:
         """Whether what runs was built of the graph, so that it cannot be edited."""
         return not self.runtime.runs_graphs
 
-    def file(self) -> Engine:
+    def file(self) -> AbstractContextManager[Engine]:
         """What the bundle ships, as it is: its engine or its graph."""
-        return open_bundle_engine(self.bundle, self.settings)
+        return self._keep("file", lambda: open_bundle_engine(self.bundle, self.settings))
+
+    def _keep(self, name: str, open_it: Callable[[], Engine]) -> AbstractContextManager[Engine]:
+        if name not in self._kept:
+            self._kept[name] = open_it()
+        return nullcontext(self._kept[name])
+
+    def close(self) -> None:
+        while self._kept:
+            self._kept.popitem()[1].close()
 
     @property
     def shows_gates(self) -> bool:
@@ -164,10 +178,12 @@ class ModelUnderTest:
         graph = inline_functions(self.bundle.load_model())
         return add_outputs(graph, [*self.values, *self.task.inner()])
 
-    def shipped(self) -> Engine:
+    def shipped(self) -> AbstractContextManager[Engine]:
         """The file as it is; of a graph that hides some of what is compared, with that in view."""
         whole = self.runs_engine or set(self.task.inner()) <= set(self.task.outputs())
-        return self.file() if self.shows_gates and whole else self.engine(self.in_view())
+        if self.shows_gates and whole:
+            return self.file()
+        return self._keep("in view", lambda: self.engine(self.in_view()))
 
     # What it shows.
 

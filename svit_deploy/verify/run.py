@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import fields
 from typing import Any
 
@@ -153,9 +154,9 @@ def verify_against(
     """
     report = VerifyReport(bundle, reference.count, reference.description)
     report.notes += reference.notes
-    model = ModelUnderTest(bundle, settings or VerifySettings(), report)
-    parity = Parity(model, reference, truth)
-    parity.check_file()
-    if report.passed:  # else what follows would repeat it in worse words
-        check_behaviour(model, parity.compare(progress), reference, progress)
+    with closing(ModelUnderTest(bundle, settings or VerifySettings(), report)) as model:
+        parity = Parity(model, reference, truth)
+        parity.check_file()
+        if report.passed:  # else what follows would repeat it in worse words
+            check_behaviour(model, parity.compare(progress), reference, progress)
     return report
