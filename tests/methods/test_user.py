@@ -50,6 +50,7 @@ CASES = {
     "dynamicvit_swin in fp16": Typed("static", 3, HALF, (64, 64)),
     "dynamicvit_convnext": Typed("static", 3, size=(128, 128)),
     "dynamicvit_convnext in fp16": Typed("static", 3, HALF, (128, 128)),
+    "dynamicvit_convnext in bf16": Typed("static", 3, ("--precision", "bf16"), (128, 128)),
     "stvitr_cascade": Typed("static", 0, CASCADE, (90, 155)),
     "swin_cascade": Typed("dense", 0, CASCADE, (90, 155)),
     "swin_cascade in fp16": Typed("dense", 0, CASCADE + HALF, (90, 155)),

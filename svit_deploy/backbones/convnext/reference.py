@@ -21,24 +21,25 @@ class ConvNextReference(StagedReference):
     def places(self) -> list[tuple[Any, int]]:
         return places(self.config)
 
+    def convolve(self, x: Tensor, name: str, **how: int) -> Tensor:
+        """Tokens `[B, N, O]` of a convolution of maps `[B, C, H, W]`."""
+        weight, bias = (self.convolved(f"{name}.{part}") for part in ("weight", "bias"))
+        return F.conv2d(x, weight, bias, **how).flatten(2).transpose(1, 2)
+
     def embed(self, images: Tensor) -> Tensor:
-        name, patch = "downsample_layers.0", self.config.patch_size
-        weight, bias = (self.weights[f"{name}.0.{part}"] for part in ("weight", "bias"))
-        x = F.conv2d(images, weight, bias, stride=patch).flatten(2).transpose(1, 2)
-        return self.norm(x, f"{name}.1", self.block_eps)
+        x = self.convolve(images, "downsample_layers.0.0", stride=self.config.patch_size)
+        return self.norm(x, "downsample_layers.0.1", self.block_eps)
 
     def shrink(self, x: Tensor, stage: ConvNextStage) -> Tensor:
         name = f"downsample_layers.{stage.index}"
         x = self.norm(x, f"{name}.0", self.block_eps)
         x = x.transpose(1, 2).unflatten(2, (2 * stage.rows, 2 * stage.columns))
-        return self.conv(x, f"{name}.1", stride=2).flatten(2).transpose(1, 2)
+        return self.convolve(x, f"{name}.1", stride=2)
 
     def mix(self, x: Tensor, block: int) -> tuple[Tensor, Tensor]:
         stage, name = self.places()[block][0], f"{self.name_of(block)}.dwconv"
         image = x.transpose(1, 2).unflatten(2, (stage.rows, stage.columns))
-        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
-        y = F.conv2d(image, weight, bias, padding=KERNEL // 2, groups=stage.width)
-        return x, y.flatten(2).transpose(1, 2)
+        return x, self.convolve(image, name, padding=KERNEL // 2, groups=stage.width)
 
     def feed(self, x: Tensor, block: int) -> Tensor:
         name = self.name_of(block)
