@@ -70,15 +70,15 @@ FAMILY = {
     "vit_adapter_dense": "vit_adapter",
 }
 NAMES = sorted({*SETTINGS, *MADE, *SMALL})
-ONCE_MORE = {"svit_cls_224": 1, "svit_cls_empty_gate": 3, "svit_mask_rcnn": 1}
-"""Of how many modes a family's other models show more than its first: sizes, empty gates, heads."""
+ONCE_MORE = {"svit_cls_224", "svit_cls_empty_gate", "svit_mask_rcnn"}
+"""A family's other models, for what they show in any mode: sizes, an empty gate, heads."""
 
 
 def modes_of(name: str) -> list[TokenMode]:
     """The family's, but a dense twin that is the graph of its backbone's own family."""
     family = FAMILY.get(name, name)
     modes = [m for m in FAMILIES[family].modes if m is not TokenMode.DENSE or has_own_dense(family)]
-    return modes[: ONCE_MORE.get(name)]
+    return modes[:1] if name in ONCE_MORE else modes
 
 
 CASES = [(name, mode) for name in NAMES for mode in modes_of(name)]
