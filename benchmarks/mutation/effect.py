@@ -188,13 +188,16 @@ def broad_images(bundle: Bundle) -> list[list[Prepared]]:
 
 
 def _images(bundle: Bundle, size: tuple[int, int], painted: int, noisy: int) -> list[Prepared]:
-    pictures = synthetic_images(painted, size).inputs(bundle.config.preprocess, size)
-    rng = np.random.default_rng(3)
-    noise = rng.standard_normal((noisy, 3, *size), np.float32)
-    noise *= np.linspace(0.5, 2, noisy, dtype=np.float32)[:, None, None, None]
-    images = [Prepared.whole(pixels) for pixels in (*pictures, *noise)]
+    config, rng = bundle.config.at(size), np.random.default_rng(3)
+    shape = (1, *config.input_shape) if config.frames else config.input_shape  # of one view
+    noise = [
+        Prepared.whole(deviation * rng.standard_normal(shape, np.float32))
+        for deviation in np.linspace(0.5, 2, noisy, dtype=np.float32)
+    ]
     if bundle.sizes.fixed:
-        return images
+        return [*bundle.task.paint(config, bundle.sizes, painted)[0], *noise]
+    pictures = synthetic_images(painted, size).inputs(config.preprocess, size)
+    images = [*map(Prepared.whole, pictures), *noise]
     # Of free sizes, every second one is padded, and of a picture that was smaller.
     return [padded(image) if number % 2 else image for number, image in enumerate(images)]
 
