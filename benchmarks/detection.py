@@ -1,183 +1,238 @@
-"""SViT-Adapter-S against its dense twin on ONNX Runtime CPU: backbone and whole detector.
+"""Table 5 of SViT's paper on a CPU: methods in ViT-Adapter-Small, alone and in Mask R-CNN.
 
-Random weights from `svit-deploy init`, gates calibrated to the paper's keep ratios on photographs
-that scikit-image and scikit-learn bring along. Prints the table of docs/detection.md.
+Random weights from `svit-deploy init`, one image of 800x1216 at a time, seven painted scenes on
+which SViT's gates are calibrated to the paper's keep ratios, too. All graphs of a part take turns
+on one thread, and their processor time is compared. Each pass is kept, so that a run that was
+stopped goes on where it was. The last step prints the tables of docs/detection.md.
 
-    pip install scikit-image
-    python benchmarks/detection.py --output /tmp/svit_adapter_s
+    python benchmarks/detection.py --output /tmp/table5
+    python benchmarks/detection.py --output /tmp/table5 measure --only backbone-methods
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from rich.console import Console
+from multiply_adds import multiply_adds
+from processor_time import Run, measure, opened
+from svit_s import RATIOS
 
 from svit_deploy import api
-from svit_deploy.bench.inputs import Inputs
-from svit_deploy.bench.printing import render
-from svit_deploy.bench.report import BenchReport, TargetResult
-from svit_deploy.bench.settings import BenchSettings
-from svit_deploy.bench.whole import of_images_alone
 from svit_deploy.bundle import open_bundle
-from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
-from svit_deploy.images import load_images, read_picture
-from svit_deploy.model.config import ModelConfig
-from svit_deploy.progress import show_progress
+from svit_deploy.engines.base import Engine
+from svit_deploy.images import load_images, synthetic_images
+from svit_deploy.model.config import TokenMode
+from svit_deploy.names import INPUT
+from svit_deploy.tasks.samples import prepare_all
 
-ARCH, RATIOS = "svit_adapter_s", "0.7,0.49,0.343"
-SKIMAGE = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "motorcycle_left.png")
-SKLEARN = ("china.jpg", "flower.jpg")
-HEAD_MACS_PER_ROI = 256 * 49 * 1024 + 1024 * 1024 + 1024 * 401
-MASK_MACS_PER_ROI = 4 * 196 * 9 * 256**2 + 196 * 4 * 256**2 + 784 * 256
+SIZE, IMAGES = (800, 1216), 7
+STEPS = ("export", "measure", "verify", "table")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table.
+
+    Attributes:
+        preset: of the random weights.
+        options: of the export.
+        paper: speed-up of the backbone on an A100, where the paper has it.
+    """
+
+    title: str
+    preset: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    paper: str = ""
+
+
+PRESERVE = {"overrides": {"preserve": "true"}}
+DYNAMIC = {"target_keep": RATIOS}
+ROWS = {
+    "dense": Row("ViT-Adapter", "svit_adapter_s", {"tokens": "dense"}, "1.00"),
+    "evit": Row("EViT", "evit_adapter_s", paper="1.41"),
+    "evit-preserve": Row("EViT + preserve", "evit_adapter_s", PRESERVE),
+    "evovit": Row("Evo-ViT", "evovit_adapter_s", paper="1.43"),
+    "ats": Row("ATS", "ats_adapter_s", paper="1.00"),
+    "ats-preserve": Row("ATS + preserve", "ats_adapter_s", PRESERVE),
+    "dynamicvit": Row("DynamicViT", "dynamicvit_adapter_s", paper="1.46"),
+    "dynamicvit-preserve": Row("DynamicViT + preserve", "dynamicvit_adapter_s", PRESERVE),
+    "svit": Row("SViT", "svit_adapter_s", DYNAMIC, "1.46"),
+}
+INT8 = {
+    "dense-int8": Row("ViT-Adapter, int8", "svit_adapter_s", {"tokens": "dense"}),
+    "svit-int8": Row("SViT, int8", "svit_adapter_s", DYNAMIC),
+}
+METHODS = tuple(name for name in ROWS if name != "dense")
+ENGINES = {
+    "backbone-bf16": ("svit@onnxruntime", "dense@openvino:bf16", "svit@openvino:bf16"),
+    "backbone-int8": ("dense-int8@openvino", "svit-int8@openvino"),
+}
+"""Of the backbone in other engines, each against the dense one in ONNX Runtime."""
+PARTS = {"backbone-methods": METHODS, "detect-methods": METHODS, **ENGINES}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("steps", nargs="*", help=f"of {', '.join(STEPS)}; all by default")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--backbone-sizes", default="640x640,800x1216")
-    parser.add_argument("--detect-sizes", default="800x1216,800x1344")
-    parser.add_argument("--seconds", type=float, default=20.0, help="per graph")
-    parser.add_argument("--memory", type=Path, help="only: peak memory of one bundle")
+    parser.add_argument("--passes", type=int, default=2 * IMAGES, help="over all graphs of a part")
+    parser.add_argument("--only", nargs="*", choices=PARTS, help="parts")
     options = parser.parse_args()
-    if options.memory:
-        print(json.dumps(peak_memory(options.memory, options.output / "photos", options.threads)))
-        return
-    output: Path = options.output
-    photos = gather_photos(output / "photos")
-    checkpoint = output / f"{ARCH}.pth"
-    if not checkpoint.exists():
-        api.init(ARCH, checkpoint)
-    lines = []
-    for task, sizes in (("backbone", options.backbone_sizes), ("detect", options.detect_sizes)):
-        for size in filter(None, sizes.split(",")):
-            report, targets = compare(checkpoint, photos, task, size, options)
-            lines += rows(report, targets, task, size, options)
-            (output / f"bench-{task}-{size}.json").write_text(json.dumps(report.to_dict()) + "\n")
-    print("| task | pixels | graph | p50, ms | speed-up | FLOP ratio | kept | peak memory |")
-    print("|---|---|---|---|---|---|---|---|")
-    print("\n".join(lines))
+    options.output.mkdir(parents=True, exist_ok=True)
+    images = options.output / "images.npz"
+    if not images.exists():
+        np.savez(images, images=np.stack(synthetic_images(IMAGES, SIZE).arrays))
+    chosen = {name: PARTS[name] for name in options.only or PARTS}
+    for step in options.steps or STEPS:
+        if step == "export":
+            export(chosen, images, options.output)
+        elif step == "measure":
+            for name, targets in chosen.items():
+                measure_part(name, targets, images, options)
+        elif step == "verify":
+            verify(chosen, images, options.output)
+        elif step == "table":
+            print("\n".join(tables(options.output)))
+        else:
+            parser.error(f"{step} is no step: {', '.join(STEPS)}")
 
 
-def gather_photos(folder: Path) -> Path:
-    """Copies the photographs into one folder, as RGB."""
-    import skimage
-    import sklearn
-    from PIL import Image
-
-    folder.mkdir(parents=True, exist_ok=True)
-    sources = [Path(skimage.__file__).parent / "data" / name for name in SKIMAGE]
-    sources += [Path(sklearn.__file__).parent / "datasets" / "images" / name for name in SKLEARN]
-    for source in sources:
-        Image.fromarray(read_picture(source)).save(folder / f"{source.stem}.png")
-    return folder
-
-
-def compare(
-    checkpoint: Path, photos: Path, task: str, size: str, options: argparse.Namespace
-) -> tuple[BenchReport, list[Path]]:
-    """Exports the dense twin, `dynamic` and `budget`, and times them interleaved."""
-    targets = []
-    modes = {"dense": {}, "dynamic": {"calibrate_gates": photos}}
-    if task == "backbone":
-        modes["budget"] = {"calibrate_gates": photos, "calibration": photos, "budget": "auto"}
-    for mode, extra in modes.items():
-        target = options.output / f"{task}-{size}-{mode}"
-        if not target.exists():
-            keep = {} if mode == "dense" else {"target_keep": RATIOS}
-            common = {"task": task, "tokens": mode, "image_size": size, "batch": "1"}
-            api.export(checkpoint, target, **common, **keep, **extra)
-        targets.append(target)
-    settings = BenchSettings(
-        duration_s=options.seconds,
-        min_samples=11,
-        threads=options.threads,
-        worst_case=False,
-    )
-    with show_progress() as progress:
-        report = api.bench(targets, images=photos, settings=settings, progress=progress)
-    render(report, Console(width=120))
-    return report, targets
+def export(parts: Mapping[str, tuple[str, ...]], images: Path, output: Path) -> None:
+    """Exports what the parts compare, and counts what each backbone multiplies."""
+    for part, targets in parts.items():
+        task = part.partition("-")[0]
+        for name in ("dense", *(target.partition("@")[0] for target in targets)):
+            row, bundle = (ROWS | INT8)[name], output / f"{task}-{name}"
+            if not bundle.exists():
+                checkpoint = output / f"{row.preset}.safetensors"
+                if not checkpoint.exists():
+                    api.init(row.preset, checkpoint)
+                given: dict[str, Any] = dict(row.options)
+                if "target_keep" in given:
+                    given["calibrate_gates"] = images
+                if name in INT8:
+                    given |= {"precision": "int8", "calibration": images}
+                size = "x".join(map(str, SIZE))
+                common = {"arch": row.preset, "task": task, "image_size": size, "batch": "1"}
+                api.export(checkpoint, bundle, **common, **given)
+            counted = output / f"{task}-{name}.count.json"
+            if not counted.exists() and name in ROWS and (task, name) in needed():
+                counted.write_text(json.dumps(count(bundle, images)) + "\n")
 
 
-def rows(
-    report: BenchReport,
-    targets: list[Path],
-    task: str,
-    size: str,
-    options: argparse.Namespace,
-) -> list[str]:
-    """A table's row per graph."""
-    height, width = (int(side) for side in size.split("x"))
-    lines = []
-    for target, result in zip(targets, report.results, strict=True):
-        config = open_bundle(target).config
-        ratio = macs(config, (height, width), None) / macs(config, (height, width), result)
-        speedup = "1" if result.speedup is None else f"**{result.speedup.ratio:.2f}x**"
-        kept = "all" if result.kept is None else f"{result.kept.keep_ratio:.3f}"
-        command = [sys.executable, __file__, "--output", str(options.output)]
-        command += ["--threads", str(options.threads), "--memory", str(target)]
-        measured = subprocess.run(command, check=True, capture_output=True, text=True)
-        memory = json.loads(measured.stdout)["gib"]
-        lines.append(
-            f"| {task} | {size} | {target.name.rpartition('-')[2]} | {result.latency.p50_ms:.0f} | "
-            f"{speedup} | {ratio:.2f} | {kept} | {memory:.1f} GiB |"
-        )
-    return lines
+def needed() -> Iterator[tuple[str, str]]:
+    """What is counted: all backbones, and one detector, for heads are the same behind each."""
+    yield from (("backbone", name) for name in ROWS)
+    yield "detect", "dense"
 
 
-def peak_memory(target: Path, photos: Path, threads: int) -> dict[str, float]:
-    """Largest resident memory of a process that runs one bundle on two images, one by one."""
-    bundle = open_bundle(target)
-    task = bundle.task
-    images = Inputs(load_images(photos, limit=2)).prepare_for(task, bundle.config, bundle.sizes)
-    graph = OnnxRuntimeEngine(bundle.model_path, threads=threads)
-    with of_images_alone(graph, task) as engine:
-        for image in images:
-            engine.run({"images": image[None]}, task.outputs())
-    # Not getrusage: a child's maximum there begins with its parent's.
-    status = Path("/proc/self/status").read_text().splitlines()
-    peak_kib = next(line.split()[1] for line in status if line.startswith("VmHWM"))
-    return {"gib": int(peak_kib) / 2**20}
+def count(path: Path, images: Path) -> float:
+    """Multiply-adds per image; one tells where each has as many."""
+    bundle = open_bundle(path)
+    limit = None if bundle.mode is TokenMode.DYNAMIC else 1
+    pictures = load_images(images, limit=limit)
+    prepared = prepare_all(pictures, bundle.task, bundle.config, bundle.sizes)
+    return multiply_adds(bundle, [image.pixels[None] for image in prepared])
 
 
-def macs(config: ModelConfig, size: tuple[int, int], result: TargetResult | None) -> float:
-    """Multiply-adds per image; without a result every token is computed and there are no gates."""
-    adapter, settings = config.backbone, config.settings
-    width, hidden, conv = config.embed_dim, config.mlp_dim, adapter.conv_dim
-    cells = size[0] * size[1]
-    tokens, pyramid = cells / 256, cells / 256 * 21 / 4
-    computed = np.full(config.depth, tokens)
-    total = 0.0
-    if result is not None and result.kept is not None:
-        computed[list(config.gate_blocks)] = result.kept.per_gate_mean
-        total += config.num_gates * tokens * width * (width // 4)
-    total += float((computed * (4 * width**2 + 2 * width * hidden)).sum())
-    total += float((computed**2 * 2 * width).sum())
-    total += tokens * 3 * 256 * width  # patches
-    # Stem, three more convolutions, their projections, and the transposed convolution.
-    total += cells / 4 * (27 * conv + 18 * conv**2) + cells / 64 * 18 * conv**2
-    total += cells / 256 * 72 * conv**2 + cells / 1024 * 144 * conv**2
-    total += width * conv * cells * (1 / 16 + 2 / 64 + 4 / 256 + 4 / 1024)
-    total += cells / 16 * width**2
-    samples = settings.deform_heads * adapter.deform_points
-    interactions = len(settings.interaction_blocks)
-    values = adapter.deform_dim * width
-    total += interactions * (pyramid * values + tokens * (values + 9 * samples * width))
-    extractor = tokens * values + pyramid * (values + 3 * samples * width)
-    extractor += pyramid * adapter.ffn_dim * (2 * width + 9)
-    total += (interactions + adapter.extra_extractors) * extractor
-    if config.num_classes:
-        maps = cells * (1 / 16 + 1 / 64 + 1 / 256 + 1 / 1024)
-        total += maps * (256 * width + 2 * 9 * 256**2 + 15 * 256)
-        total += 1000 * HEAD_MACS_PER_ROI + 100 * MASK_MACS_PER_ROI
-    return total
+def measure_part(part: str, targets: tuple[str, ...], images: Path, options: Namespace) -> None:
+    """Processor time of one part, image by image; what is there is not measured again."""
+    task, labels = part.partition("-")[0], ("dense", *targets)
+    kept = options.output / f"{part}.times.json"
+    bundle = open_bundle(options.output / f"{task}-dense")
+    prepared = prepare_all(load_images(images), bundle.task, bundle.config, bundle.sizes)
+    inputs = [image.pixels[None] for image in prepared]
+    outputs = bundle.task.outputs()
+
+    def runs(engine: Engine) -> Run:
+        return lambda step: engine.run({INPUT: inputs[step % IMAGES]}, outputs)
+
+    with ExitStack() as stack:
+        paths = [options.output / f"{task}-{label}" for label in labels]
+        engines = [stack.enter_context(opened(path)) for path in paths]
+        measure([runs(engine) for engine in engines], options.passes, kept)
+
+
+def verify(parts: Mapping[str, tuple[str, ...]], images: Path, output: Path) -> None:
+    """Verifies what the parts measured against its weights, in its engine; keeps the verdicts."""
+    kept = output / "verified.json"
+    for part, targets in parts.items():
+        task = part.partition("-")[0]
+        for target in ("dense", *targets):
+            name, _, engine = target.partition("@")
+            verdicts = json.loads(kept.read_text()) if kept.exists() else {}
+            if f"{task}-{target}" in verdicts:
+                continue
+            runtime, _, precision = engine.partition(":")
+            report = api.verify(
+                output / f"{task}-{name}",
+                engine=runtime or None,
+                engine_precision=precision or None,
+            )
+            verdicts[f"{task}-{target}"] = [report.passed, report.verdict]
+            kept.write_text(json.dumps(verdicts, indent=2) + "\n")
+
+
+def tables(output: Path) -> Iterator[str]:
+    """What has been measured so far."""
+    results = dict(measured(output))
+    counts = {
+        path.name.removesuffix(".count.json"): json.loads(path.read_text())
+        for path in output.glob("*.count.json")
+    }
+    heads = counts.get("detect-dense", np.nan) - counts.get("backbone-dense", np.nan)
+    titles = ["time", "FPS ratio", "FLOP ratio"]
+    yield f"| {' | '.join(['method', *titles, *titles, 'backbone on an A100'])} |"
+    yield "|---" * 8 + "|"
+    for name, row in ROWS.items():
+        cells = [row.title]
+        own, dense = (counts.get(f"backbone-{n}", np.nan) for n in (name, "dense"))
+        for task, added in (("backbone", 0.0), ("detect", heads)):
+            found = results.get(f"{task}-{name}")
+            if found is None:
+                cells += ["", "", ""]
+                continue
+            ratio = (dense + added) / (own + added)
+            cells += [f"{np.median(found[:, 1]):.2f} s", speedup(found), f"{ratio:.2f}"]
+        yield f"| {' | '.join([*cells, row.paper])} |"
+    verdicts_at = output / "verified.json"
+    verdicts = json.loads(verdicts_at.read_text()) if verdicts_at.exists() else {}
+    yield ""
+    yield "| backbone | FPS ratio | verify |"
+    yield "|---|---|---|"
+    for part, targets in ENGINES.items():
+        for target in targets:
+            found = results.get(f"{part.partition('-')[0]}-{target}")
+            if found is not None:
+                passed, verdict = verdicts.get(f"backbone-{target}", (None, "not run"))
+                yield f"| {target} | {speedup(found)} | {'passed' if passed else verdict} |"
+
+
+def measured(output: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """Of each target, such as `backbone-svit`, seconds `[passes, 2]`: its dense twin's, its own."""
+    for part, targets in PARTS.items():
+        path = output / f"{part}.times.json"
+        if path.exists():
+            times = np.array(json.loads(path.read_text()))
+            task = part.partition("-")[0]
+            for number, target in enumerate(("dense", *targets)):
+                yield f"{task}-{target}", times[:, [0, number]]
+
+
+def speedup(times: np.ndarray) -> str:
+    """The median of runs beside each other, least and most."""
+    found = times[:, 0] / times[:, 1]
+    if (found == 1).all():
+        return "1"
+    return f"**{np.median(found):.2f}** ({found.min():.2f}–{found.max():.2f})"
 
 
 if __name__ == "__main__":

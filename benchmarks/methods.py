@@ -1,9 +1,8 @@
 """Every method on ONNX Runtime CPU against its dense twin, of the same weights and sizes.
 
 Random weights from `svit-deploy init` at the published sizes and settings, batch 8, one thread, all
-graphs in one interleaved run. What is compared is the processor time of the thread that runs them,
-which other programs on the machine hardly change. Prints the speed-up beside the ratio of
-multiply-adds, counted on the very graphs that are timed.
+graphs in one interleaved run, of which the processor time is compared. Prints the speed-up beside
+the ratio of multiply-adds, counted on the very graphs that are timed.
 
     python benchmarks/methods.py --output /tmp/methods
 """
@@ -12,18 +11,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper
+from multiply_adds import multiply_adds
+from processor_time import Run, measure, opened
 
 from svit_deploy import api
 from svit_deploy.bundle import open_bundle
-from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from svit_deploy.engines.base import Engine
 from svit_deploy.images import load_images, synthetic_images
 
 BATCH, IMAGES = 8, 32
@@ -31,12 +31,24 @@ BATCH, IMAGES = 8, 32
 
 @dataclass(frozen=True)
 class Case:
-    """A preset, and the preset of its dense twin if its own weights have none."""
+    """A preset, the preset of its dense twin if its own weights have none, and other settings."""
 
     preset: str
     twin: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.settings.get("family", self.preset)
 
 
+TOME_LVVIT = {
+    "family": "tome_lvvit",
+    "r": "10",  # as many tokens in the mean over 16 blocks as 13 leave over the 12 of a DeiT
+    "inflect": "0",
+    "prop_attn": "true",
+    "skip_lam": "2",
+}
 CASES = (
     Case("svit_s"),
     Case("dynamicvit_s"),
@@ -48,6 +60,9 @@ CASES = (
     Case("mergence_s"),
     Case("evit_lvvit_s"),
     Case("mergence_lvvit_s"),
+    Case("multiscale_s", "deit_small"),
+    Case("multiscale_lvvit_s", "lvvit_s"),
+    Case("lvvit_s", settings=TOME_LVVIT),
     Case("stvit_s", "deit_small"),
     Case("stvit_lvvit_s", "lvvit_s"),
     Case("stvit_swin_t", "swin_t"),
@@ -68,17 +83,17 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
     images = output / "images.npz"
     np.savez(images, images=np.stack(synthetic_images(IMAGES, (224, 224)).arrays))
-    cases = [case for case in CASES if not options.only or case.preset in options.only]
+    cases = [case for case in CASES if not options.only or case.name in options.only]
     bundles = [bundle for case in cases for bundle in build(case, output, images)]
-    times = measure(bundles, images, options.rounds)
+    times = timed(bundles, images, 2 * options.rounds)
     rows = []
     for number, case in enumerate(cases):
-        dense, own = (np.array(times[2 * number + i]) for i in (0, 1))
+        dense, own = times[:, 2 * number], times[:, 2 * number + 1]
         ratio = count(bundles[2 * number], images) / count(bundles[2 * number + 1], images)
         speedup = float(np.median(dense / own))  # of runs beside each other
         rows.append(
             {
-                "preset": case.preset,
+                "preset": case.name,
                 "dense_s": float(np.median(dense)),
                 "reduced_s": float(np.median(own)),
                 "speedup": speedup,
@@ -92,68 +107,41 @@ def main() -> None:
     (output / "methods.json").write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def measure(bundles: list[Path], images: Path, rounds: int) -> list[list[float]]:
-    """Processor seconds of each run of each bundle, every second pass in reverse order."""
+def timed(bundles: list[Path], images: Path, passes: int) -> np.ndarray:
+    """Processor seconds of each run of each bundle `[passes, bundles]`."""
     with ExitStack() as stack:
-        engines, feeds = [], []
+        runs: list[Run] = []
         for bundle in bundles:
-            opened = open_bundle(bundle)
-            engine = stack.enter_context(OnnxRuntimeEngine(opened.model_path, threads=1))
-            config = opened.config
-            inputs = load_images(images).inputs(config.preprocess, config.image_size)[:BATCH]
-            engine.run({"images": inputs}, ["logits"])
-            engines.append(engine)
-            feeds.append({"images": inputs})
-        times: list[list[float]] = [[] for _ in bundles]
-        numbers = range(len(bundles))
-        for step in range(2 * rounds):
-            for number in reversed(numbers) if step % 2 else numbers:
-                start = time.thread_time()
-                engines[number].run(feeds[number], ["logits"])
-                times[number].append(time.thread_time() - start)
-    return times
+            engine, inputs = stack.enter_context(opened(bundle)), batch_of(bundle, images)
+            runs.append(partial(run, engine, inputs))
+        return measure(runs, passes)
+
+
+def run(engine: Engine, inputs: np.ndarray, step: int) -> None:
+    engine.run({"images": inputs}, ["logits"])
+
+
+def batch_of(bundle: Path, images: Path) -> np.ndarray:
+    config = open_bundle(bundle).config
+    return load_images(images).inputs(config.preprocess, config.image_size)[:BATCH]
 
 
 def build(case: Case, output: Path, images: Path) -> list[Path]:
     """The dense twin's bundle, then the method's."""
-    bundles = []
-    for preset, tokens in ((case.twin or case.preset, "dense"), (case.preset, None)):
-        checkpoint, bundle = (
-            output / f"{preset}.safetensors",
-            output / f"{preset}-{tokens or 'own'}",
-        )
+    bundles = [output / f"{case.twin or case.preset}-dense", output / f"{case.name}-own"]
+    own = {"arch": case.preset, "overrides": case.settings}
+    given = {"arch": case.twin or case.preset, "tokens": "dense"}
+    for bundle, options in zip(bundles, (given, own), strict=True):
+        checkpoint = output / f"{options['arch']}.safetensors"
         if not bundle.exists():
-            api.init(preset, checkpoint, force=True)
-            api.export(
-                checkpoint, bundle, arch=preset, tokens=tokens, calibration=images, batch="1:8:32"
-            )
-        bundles.append(bundle)
+            api.init(options["arch"], checkpoint, force=True)
+            api.export(checkpoint, bundle, calibration=images, batch="1:8:32", **options)
     return bundles
 
 
 def count(bundle: Path, images: Path) -> float:
-    """Multiply-adds per image, of all products of a graph as it runs on a batch of images."""
-    opened = open_bundle(bundle)
-    model = onnx.ModelProto()
-    model.CopyFrom(opened.load_model())
-    products = [n for n in model.graph.node if n.op_type in ("Gemm", "MatMul", "Conv")]
-    for number, node in enumerate(products):
-        for part, value in (("a", node.input[0]), ("b", node.input[1]), ("y", node.output[0])):
-            name = f"count_{number}_{part}"
-            model.graph.node.append(helper.make_node("Shape", [value], [name]))
-            model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.INT64, None))
-    config = opened.config
-    inputs = load_images(images).inputs(config.preprocess, config.image_size)[:BATCH]
-    names = [f"count_{i}_{part}" for i in range(len(products)) for part in "aby"]
-    with OnnxRuntimeEngine(model.SerializeToString()) as engine:
-        shapes = engine.run({"images": inputs}, names)
-    total = 0
-    for number, node in enumerate(products):
-        a, b, y = (shapes[f"count_{number}_{part}"] for part in "aby")
-        # Each result sums over what the two have in common.
-        common = np.prod(b[1:]) if node.op_type == "Conv" else a[-1]
-        total += int(np.prod(y)) * int(common)
-    return total / BATCH
+    """Multiply-adds per image of the batch that is timed."""
+    return multiply_adds(open_bundle(bundle), [batch_of(bundle, images)])
 
 
 def markdown(row: dict[str, float]) -> str:
