@@ -47,7 +47,7 @@ def test_it_is_refused_and_its_place_is_named(tmp_path, name, precision, fault):
     next(found for found in DESIGNED if found.name == fault).change(graph)
     write_mutant(bundle, graph, tmp_path / "mutant")
     told = {"arch": case.arch, "overrides": dict(case.told)}
-    model = load_reference_model(bundle, case.checkpoint, **told)
+    model = load_reference_model(bundle, case.weights(tmp_path), **told)
     verdict = Judge(bundle, model).verify(tmp_path / "mutant")
     assert not verdict.passed
     assert graph.places() & set(verdict.named), verdict.words
