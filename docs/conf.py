@@ -38,6 +38,7 @@ contents = {
         "examples/cpp/README",
         "docs/methods",
         "docs/detection",
+        "docs/video",
         "docs/int8",
         "docs/verify",
         "docs/debugging",
