@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,10 @@ from svit_deploy import api
 from svit_deploy.bench.settings import BenchSettings
 from svit_deploy.bundle import open_bundle
 from svit_deploy.errors import InputError
+from svit_deploy.loading.serialise import config_from_dict, config_to_dict
+from svit_deploy.methods.stvit import FIRST_RELEASE
+from svit_deploy.tasks import TASKS
+from tests.small_models import small_model
 from tests.told import checkpoint_of, skip_without_data
 
 pytest.importorskip("torch")
@@ -71,3 +76,11 @@ def test_bench_runs_it(old: Path) -> None:
     quick = BenchSettings(warmup_s=0, duration_s=0, min_samples=2, threads=1)
     (result,) = api.bench([old], settings=quick).results
     assert result.kept is not None and result.kept.tokens == (24 if old.name == "detector" else 197)
+
+
+def test_an_stvit_without_its_later_settings_is_what_it_was() -> None:
+    config = small_model("stvit", "classify").config
+    was = replace(config, settings=replace(config.settings, **FIRST_RELEASE))
+    told = config_to_dict(was)
+    told["settings"] = {k: v for k, v in told["settings"].items() if k not in FIRST_RELEASE}
+    assert config_from_dict(told, TASKS["classify"]) == was != config
