@@ -104,7 +104,7 @@ def test_what_a_bundle_cannot_be_asked(engine_bundle, export, options, words):
         ({"workspace": "much"}, "--workspace 'much' is no size"),
         ({"optimization_level": 9}, "--opt-level 9 is out of range"),
         ({"min_shapes": ["images:1x3x8x8"]}, "do not make profiles"),
-        ({"precision": "fp8"}, "--precision 'fp8' is unknown"),
+        ({"precision": "fp4"}, "--precision 'fp4' is unknown"),
         ({"plugins": True, "plugin_library": "missing.so"}, "missing.so is not a file"),
     ],
 )

@@ -270,4 +270,4 @@ def test_command_line(checkpoint: Path, photos: Path, tmp_path: Path, capsys: An
     )
     assert "wrote 2 files" in capsys.readouterr().out
     assert main(["-q", "export", path, "-o", str(tmp_path / "x"), "--task", "cats"]) == 2
-    assert "use classify, backbone, detect or cascade" in capsys.readouterr().err
+    assert "use classify, backbone, detect, cascade or video" in capsys.readouterr().err
