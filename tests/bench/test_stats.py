@@ -127,6 +127,7 @@ def test_pairing_removes_what_slowed_a_whole_block():
     assert interval.high == pytest.approx(1.1)
 
 
+@pytest.mark.slow
 def test_a_long_disturbance_is_one_event_not_many():
     rng = np.random.default_rng(0)
     baseline, candidate = rng.normal(10, 1, (2, 4000, 2))
@@ -141,6 +142,7 @@ def test_less_than_two_loads_of_one_model_differ_is_no_difference():
     assert ratio_interval(1.03 * exact, exact).verdict == "faster"
 
 
+@pytest.mark.slow
 @untimed
 @given(PAIRS, st.integers(0, 9))
 def test_interval_holds_the_ratio_and_swaps_to_its_reciprocal(pair, seed):
@@ -154,6 +156,7 @@ def test_interval_holds_the_ratio_and_swaps_to_its_reciprocal(pair, seed):
     assert swapped.high == pytest.approx(1 / interval.low)
 
 
+@pytest.mark.slow
 @untimed
 @given(PAIRS, st.integers(-8, 8))
 def test_ratio_has_no_unit(pair, exponent):
@@ -163,6 +166,7 @@ def test_ratio_has_no_unit(pair, exponent):
     assert (other.low, other.high) == pytest.approx((one.low, one.high))
 
 
+@pytest.mark.slow
 @untimed
 @given(PAIRS)
 def test_a_wider_confidence_gives_a_wider_interval(pair):

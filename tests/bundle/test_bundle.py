@@ -346,6 +346,7 @@ def other_export() -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
         process.communicate()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no such locks: leftovers stay")
 @pytest.mark.parametrize("name", ["out", "out[1]", "*"])
 def test_leftovers_of_the_dead_are_removed_and_those_of_the_living_stay(

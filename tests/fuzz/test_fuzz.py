@@ -43,6 +43,7 @@ def test_damaged_files(worker: Worker, kind: str) -> None:
         shutil.rmtree(worker.folder / case.name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FAST)
 def test_damaged_files_in_this_process(
     kind: str,

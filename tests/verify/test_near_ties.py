@@ -19,7 +19,7 @@ from svit_deploy.verify.expected import LiveReference, StoredReference
 from svit_deploy.verify.run import verify_against
 from tests.verify.checks import SETTINGS, check, with_config
 
-pytestmark = pytest.mark.usefixtures("parity_only")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("parity_only")]
 
 
 # --- budgets -----------------------------------------------------------------------------------
@@ -37,7 +37,6 @@ def test_what_a_budget_cuts_is_noted(golden, export, verify):
     assert verify(export("svit_cls", "budget", budget="auto")).notes == []
 
 
-@pytest.mark.slow
 def test_detectors_tell_what_their_export_chose_and_what_their_budgets_cut(
     detector, photo, tmp_path, verify
 ):

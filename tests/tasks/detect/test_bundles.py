@@ -58,6 +58,7 @@ def test_verify_passes_for_a_detector_of_full_length(
     assert max(stage.error / stage.limit for stage in report.stages) < 0.2
 
 
+@pytest.mark.slow
 def test_manifest_tells_task_and_sizes(export: Any) -> None:
     bundle = export("detect", "budget")
     assert bundle.task.name == "detect" and str(bundle.sizes) == SIZES
@@ -182,6 +183,7 @@ def changed(export: Any, tmp_path: Path) -> Callable[[Callable[[dict[str, Any]],
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
