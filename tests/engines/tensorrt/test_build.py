@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -21,6 +22,15 @@ from svit_deploy.progress import Progress
 from tests.engines.tensorrt.fake.runtime import Plan
 
 fcntl = pytest.importorskip("fcntl", reason="locks and signals as POSIX has them")
+
+
+INTERRUPTED = """
+import pickle, signal, sys
+from svit_deploy.engines.tensorrt.build import build_engine
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
+with open(sys.argv[1], "rb") as file:
+    build_engine(*pickle.load(file))
+"""
 
 
 class Told(Progress):
@@ -188,22 +198,19 @@ def test_nothing_is_imported_from_the_users_folder(graph, settings, fake_process
 
 
 def test_an_interrupt_ends_the_process(graph, settings, fake_process, out, tmp_path):
-    started = tmp_path / "started"
-    main = threading.main_thread().ident
-
-    def interrupt() -> None:
+    """In a program of its own: what else runs in that of the tests has no part in it."""
+    started, given = tmp_path / "started", tmp_path / "given"
+    given.write_bytes(pickle.dumps((graph(fault=("Slow", str(started))), out, settings())))
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, str(given)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
         wait_for(lambda: started.exists() and started.read_text())
-        signal.pthread_kill(main, signal.SIGINT)
-
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            build_engine(graph(fault=("Slow", str(started))), out, settings())
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    thread.join()
+        process.send_signal(signal.SIGINT)
+        _, printed = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT and "KeyboardInterrupt" in printed
     with pytest.raises(ProcessLookupError):
         os.kill(int(started.read_text()), 0)
     assert list(out.iterdir()) == []
