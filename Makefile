@@ -15,7 +15,7 @@ demo: $(VENV)/demo  ## checkpoint -> ONNX -> verified -> measured, on the traine
 test: $(VENV)/installed lint  ## linters, order of the folders, type checker, all tests, coverage
 	$(PYTEST) --cov --cov-report=term:skip-covered
 
-fast: $(VENV)/installed  ## the tests that take no time, under a minute
+fast: $(VENV)/installed  ## the tests that take no time, in about a minute
 	$(PYTEST) -m "not slow and not gpu"
 
 fuzz: $(VENV)/installed  ## ten thousand damaged files through the command line
