@@ -17,7 +17,7 @@ from svit_deploy.bundle import MANIFEST, Bundle, open_bundle
 from svit_deploy.engines.base import Engine
 from svit_deploy.engines.runtimes import ONNXRUNTIME, TENSORRT
 from svit_deploy.engines.settings import EngineChoice
-from svit_deploy.engines.tensorrt.inspector import LayerCounts, attention_note, quantised_note
+from svit_deploy.engines.tensorrt.inspector import fusion_notes
 from svit_deploy.engines.tensorrt.loading import read_head
 from svit_deploy.engines.tensorrt.sidecar import read_sidecar, sidecar_path
 from svit_deploy.errors import InputError, UsageError
@@ -152,14 +152,12 @@ def _notes(bundle: Bundle | None, wants_variants: bool, engine: Engine) -> list[
         )
     if bundle is not None:
         config = bundle.config
-        counts = None if layers is None else LayerCounts(**layers)
-        attention = attention_note(
-            counts,
+        found += fusion_notes(
+            layers,
             config.depth,
+            len(bundle.steps),
             precision=bundle.precision,
             head_dim=config.embed_dim // config.num_heads,
             tokens=bundle.mode.value,
         )
-        notes = attention, quantised_note(counts, len(bundle.steps))
-        found += [note for note in notes if note is not None]
     return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,7 +95,7 @@ def profile_of(model: onnx.ModelProto) -> Profile | None:
         else:
             (shape,) = [i.type.tensor_type.shape for i in model.graph.input if i.name == INPUT]
             *frames, height, width = (dim.dim_value for dim in shape.dim[2:])
-            sizes = SizeRange.single((height, width), frames=math.prod(frames) if frames else 0)
+            sizes = SizeRange.single((height, width), frames=sum(frames))
         return sizes.profile(batch) if min(*sizes.min, *sizes.max) > 0 else None
     except (SvitDeployError, KeyError, TypeError, ValueError):
         return None

@@ -18,7 +18,7 @@ from svit_deploy.bundle import (
     write_manifest,
 )
 from svit_deploy.engines.tensorrt.build import build_engine, require_builder
-from svit_deploy.engines.tensorrt.inspector import LayerCounts, attention_note, quantised_note
+from svit_deploy.engines.tensorrt.inspector import fusion_notes
 from svit_deploy.engines.tensorrt.settings import BuildSettings
 from svit_deploy.engines.tensorrt.sidecar import Sidecar
 from svit_deploy.errors import UsageError
@@ -26,12 +26,9 @@ from svit_deploy.export.outline import assumed_line, engine_line, written_files
 from svit_deploy.export.record import command_record
 from svit_deploy.export.settings import EngineOptions, ExportSettings
 from svit_deploy.export.shapes import profile_batches, profiles_for
-from svit_deploy.graph.quantised import input_steps
-from svit_deploy.io.onnx_file import load_onnx
 from svit_deploy.machine.environment import describe_environment
 from svit_deploy.machine.tensorrt import TARGETS
 from svit_deploy.model.config import ModelConfig, TokenMode
-from svit_deploy.model.precision import FORMATS
 from svit_deploy.model.profiles import Profile
 from svit_deploy.plan import RUN, Plan
 from svit_deploy.plugins import library_path
@@ -49,9 +46,13 @@ def add_engine(
     mode: TokenMode,
     precision: str,
     plugins: bool,
+    quantised: int,
     progress: Progress = SILENT,
 ) -> Sidecar:
     """Builds the engine of a graph, in the graph's folder, with its sidecar.
+
+    Args:
+        quantised: linear layers of the graph that multiply numbers of eight bits.
 
     Raises:
         SvitDeployError: CapabilityError where it cannot be built here, ExportError where it
@@ -70,19 +71,15 @@ def add_engine(
         device=options.device,
     )
     sidecar = build_engine(graph, graph.parent, settings, progress)
-    layers = sidecar.settings.get("layers")
-    counts = LayerCounts(**layers) if layers else None
-    attention = attention_note(
-        counts,
+    for note in fusion_notes(
+        sidecar.settings.get("layers"),
         config.depth * len(profiles),
+        quantised * len(profiles),
         precision=precision,
         head_dim=config.embed_dim // config.num_heads,
         tokens=mode.value,
-    )
-    quantised = len(input_steps(load_onnx(graph))) if precision in FORMATS else 0
-    for note in (attention, quantised_note(counts, quantised * len(profiles))):
-        if note:
-            log.info("%s", note)
+    ):
+        log.info("%s", note)
     return sidecar
 
 
@@ -121,6 +118,7 @@ def build_beside(
     task: Task,
     profiles: Sequence[Profile],
     settings: ExportSettings,
+    quantised: int,
     progress: Progress,
 ) -> str:
     """Builds the engine of the graph in a folder, and returns its file name."""
@@ -134,6 +132,7 @@ def build_beside(
             settings.mode,
             settings.precision,
             settings.plugins,
+            quantised,
             progress,
         )
     return sidecar.engine
@@ -189,6 +188,7 @@ def rebuild(
                 bundle.mode,
                 bundle.precision,
                 plugins,
+                len(bundle.steps),
                 progress,
             )
         batch = profile_batches(profiles)

@@ -209,7 +209,9 @@ def export_model(
         np.savez_compressed(folder / REFERENCE, **arrays)  # type: ignore[arg-type]
         engine, notes = None, []
         if settings.engine is not None:
-            engine = build_beside(folder, model.config, task, profiles, settings, progress)
+            engine = build_beside(
+                folder, model.config, task, profiles, settings, len(steps), progress
+            )
             notes = engine_notes(settings.mode, model.config.num_gates)
         content = manifest(model, settings, gates, source, budgets, command, engine, notes, classes)
         if quantised is not None:

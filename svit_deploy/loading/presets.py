@@ -14,6 +14,11 @@ def _deit(num_heads: int, image_size: int = 224, distilled: bool = False) -> Arc
     return Arch("deit", num_heads, 64 * num_heads, 12, 16, size, distilled=distilled)
 
 
+def _also(arch: Arch, family: str, **settings: Any) -> Arch:
+    """A family on what another is published on, with settings of its own."""
+    return replace(arch, family=family, settings={**arch.settings, **settings})
+
+
 def _on_deit(family: str, num_heads: int, **settings: Any) -> Arch:
     """A method on a DeiT of 224 pixels, with its published settings."""
     return replace(_deit(num_heads), family=family, settings=settings)
@@ -50,16 +55,14 @@ def _video_swin(embed_dim: int, third_stage: int, frames: int = 8, **sampling: A
 
 def _stvit_swin(embed_dim: int, third_stage: int, generate_at: int, semantic: int = 36) -> Arch:
     """STViT on Swin; 16, 36 or 64 semantic tokens are 4, 9 or 16 of each window."""
-    arch = _swin("stvit_swin", embed_dim, third_stage)
-    told = {"semantic": semantic, "generate_at": generate_at}
-    return replace(arch, settings={**arch.settings, **told})
+    arch = _swin("swin", embed_dim, third_stage)
+    return _also(arch, "stvit_swin", semantic=semantic, generate_at=generate_at)
 
 
 def _stvit_video(third_stage: int, generate_at: int) -> Arch:
     """STViT on the two Video Swins of its paper, semantic tokens where they are on Swin."""
     arch = _video_swin(96, third_stage)
-    told = {"semantic": 36, "generate_at": generate_at}
-    return replace(arch, family="stvit_video", settings={**arch.settings, **told})
+    return _also(arch, "stvit_video", semantic=36, generate_at=generate_at)
 
 
 def _convnext(family: str, embed_dim: int, third_stage: int) -> Arch:
@@ -79,8 +82,7 @@ def _convnext(family: str, embed_dim: int, third_stage: int) -> Arch:
 
 
 def _dynamicvit_in_stages(arch: Arch) -> Arch:
-    settings = {**arch.settings, "base_rate": (0.7,)}
-    return replace(arch, family=f"dynamicvit_{arch.family}", settings=settings)
+    return _also(arch, f"dynamicvit_{arch.family}", base_rate=(0.7,))
 
 
 def _pyramid(family: str, embed_dim: int, third_stage: int) -> Arch:
@@ -107,20 +109,17 @@ def _lvvit(
 
 def _dynamicvit_on_lvvit(arch: Arch, base_rate: tuple[float, ...]) -> Arch:
     """Evaluated with DeiT's crop."""
-    settings = {**arch.settings, "base_rate": base_rate}
-    return replace(arch, family="dynamicvit_lvvit", settings=settings, crop_ratio=0.875)
+    return replace(_also(arch, "dynamicvit_lvvit", base_rate=base_rate), crop_ratio=0.875)
 
 
 def _on_lvvit_s(family: str, **settings: Any) -> Arch:
     """A method on LV-ViT-S, as arXiv 2306.04897 evaluates it: 3.9 G multiply-adds."""
-    arch = _lvvit(6, 384, 16, 2, crop=0.9)
-    return replace(arch, family=family, settings={**arch.settings, **settings})
+    return _also(_lvvit(6, 384, 16, 2, crop=0.9), family, **settings)
 
 
 def _stvit_lvvit(arch: Arch, generate_at: int) -> Arch:
     """STViT on an LV-ViT, a third of whose blocks come first, as on DeiT; nobody published one."""
-    settings = {**arch.settings, "semantic": 16, "generate_at": generate_at}
-    return replace(arch, family="stvit_lvvit", settings=settings)
+    return _also(arch, "stvit_lvvit", semantic=16, generate_at=generate_at)
 
 
 def _adapter(

@@ -164,6 +164,8 @@ class Classify(Task):
             for i, (pixels, label) in enumerate(zip(arrays["images"], known, strict=True))
         ]
         exact = self._restore(arrays, config, count)
+        for image, outputs in zip(prepared, exact.outputs, strict=True):
+            self.check_sample(image, outputs)
         runs = {
             prefix: self._restore({name: arrays[prefix + name] for name in result}, config, count)
             for prefix in there
@@ -175,6 +177,9 @@ class Classify(Task):
             )
             for at in places
         ]
+
+    def check_sample(self, image: Prepared, outputs: Outputs) -> None:
+        """Raises ValueError where what is recorded of an image does not fit together."""
 
     def _restore(self, arrays: Arrays, config: ModelConfig, count: int) -> Result:
         found = [{name: arrays[name][i] for name in self.wanted(config)} for i in range(count)]

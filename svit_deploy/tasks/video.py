@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,7 +24,6 @@ from svit_deploy.model.sizes import Size, SizeRange
 from svit_deploy.tasks.accuracy import Accuracy
 from svit_deploy.tasks.classify import LABELS, PROBABILITIES, Classify
 from svit_deploy.tasks.recorded import Wanted
-from svit_deploy.tasks.runs import Part
 from svit_deploy.tasks.samples import prepare_all
 from svit_deploy.tasks.scores import Scores
 from svit_deploy.tasks.task import Arrays
@@ -172,21 +171,10 @@ class Video(Classify):
         whole = views if config.task.average == NONE else (np.float32, (config.num_classes,))
         return {names.LOGITS: whole, VIEW_LOGITS: views}
 
-    def restore(
-        self,
-        load: Callable[[Sequence[str]], Arrays],
-        count: int,
-        config: ModelConfig,
-        sizes: SizeRange,
-        together: int,
-    ) -> list[Part]:
-        parts = super().restore(load, count, config, sizes, together)
-        for part in parts:
-            for image, outputs in zip(part.images, part.result.outputs, strict=True):
-                views = {len(image.pixels), len(outputs[VIEW_LOGITS])}
-                if len(views) > 1 or 0 in views:
-                    raise ValueError(f"a video has {' or '.join(map(str, sorted(views)))} views")
-        return parts
+    def check_sample(self, image: Prepared, outputs: Outputs) -> None:
+        views = {len(image.pixels), len(outputs[VIEW_LOGITS])}
+        if len(views) > 1 or 0 in views:
+            raise ValueError(f"a video has {' or '.join(map(str, sorted(views)))} views")
 
     # How good a model is, and what `predict` shows.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from svit_deploy.backbones.swin.reference import SwinReference
+from svit_deploy.backbones.swin.reference import SwinReference, shifted_parts
 from svit_deploy.backbones.swin.settings import HIDDEN, SwinStage, stages
 from svit_deploy.backbones.tokens import ReferenceTokens, See
 
@@ -48,7 +48,7 @@ class SwinPyramidReference(SwinReference):
         y = y.roll((-shift, -shift), (1, 2))
         query, key, value = self.linear(y, f"{name}.attn.qkv").chunk(3, -1)
         mixed, bias = torch.zeros_like(y), self.bias(name, side)
-        rows, columns = (_parts(n, side, shift) for n in (height, length))
+        rows, columns = (shifted_parts(n, side, shift) for n in (height, length))
         for top in range(0, height, side):
             for left in range(0, length, side):
                 here = (slice(None), slice(top, top + side), slice(left, left + side))
@@ -63,12 +63,3 @@ class SwinPyramidReference(SwinReference):
                 mixed[here] = seen.unflatten(1, (side, side))
         mixed = self.linear(mixed, f"{name}.attn.proj").roll((shift, shift), (1, 2))
         return x + mixed[:, : stage.rows, : stage.columns].flatten(1, 2)
-
-
-def _parts(length: int, side: int, shift: int) -> Tensor:
-    """The part of an axis that each place of a shifted map is in."""
-    parts = torch.zeros(length, dtype=torch.long)
-    if shift:
-        parts[-side:] = 1
-        parts[-shift:] = 2
-    return parts

@@ -77,3 +77,12 @@ class SwinReference(StagedReference):
         x = torch.cat([x[:, row::2, column::2] for row, column in CORNERS], dim=-1).flatten(1, 2)
         x = self.norm(x, f"{name}.norm", self.block_eps)
         return F.linear(x, self.weights[f"{name}.reduction.weight"])
+
+
+def shifted_parts(length: int, side: int, shift: int) -> Tensor:
+    """The part of an axis that each place of a shifted map is in."""
+    parts = torch.zeros(length, dtype=torch.long)
+    if shift:
+        parts[-side:] = 1
+        parts[-shift:] = 2
+    return parts

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from svit_deploy.backbones.swin.reference import SwinReference
+from svit_deploy.backbones.swin.reference import SwinReference, shifted_parts
 from svit_deploy.backbones.swin.settings import CORNERS, HIDDEN
 from svit_deploy.backbones.videoswin.settings import stages
 
@@ -48,7 +48,7 @@ class VideoSwinReference(SwinReference):
         whole = y.shape[1:4]
         y = y.roll([-s for s in shift], (1, 2, 3))
         query, key, value = self.linear(y, f"{name}.attn.qkv").chunk(3, -1)
-        parts = [_parts(*axis) for axis in zip(whole, window, shift, strict=True)]
+        parts = [shifted_parts(*axis) for axis in zip(whole, window, shift, strict=True)]
         region = 9 * parts[0][:, None, None] + 3 * parts[1][:, None] + parts[2]
         mixed, bias = torch.zeros_like(y), self.bias_of(name, prod(window))
         for corner in product(*(range(0, n, w) for n, w in zip(whole, window, strict=True))):
@@ -85,12 +85,3 @@ class VideoSwinReference(SwinReference):
         x = torch.cat([x[:, :, row::2, column::2] for row, column in CORNERS], dim=-1)
         x = self.norm(x.flatten(1, 3), f"{name}.norm", self.block_eps)
         return F.linear(x, self.weights[f"{name}.reduction.weight"])
-
-
-def _parts(length: int, window: int, shift: int) -> Tensor:
-    """The part of an axis that each place of a shifted map is in."""
-    parts = torch.zeros(length, dtype=torch.long)
-    if shift:
-        parts[-window:] = 1
-        parts[-shift:] = 2
-    return parts

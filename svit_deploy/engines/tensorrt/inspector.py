@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -132,6 +133,29 @@ def is_reformat(layer: Any) -> bool:
     """Whether a layer only copies a tensor into another memory layout."""
     kind = f"{_text(layer, 'LayerType')} {_text(layer, 'ParameterType')}"
     return _REFORMAT.search(kind) is not None or _text(layer, "Name").startswith("Reformatting ")
+
+
+def fusion_notes(
+    layers: Mapping[str, Any] | None,
+    attentions: int,
+    quantised: int,
+    *,
+    precision: str,
+    head_dim: int,
+    tokens: str,
+) -> list[str]:
+    """What a builder did not fuse, a sentence each; see `attention_note` and `quantised_note`.
+
+    Args:
+        layers: `LayerCounts` of the engine as a sidecar holds them, None where it does not tell.
+        attentions, quantised: how many of each the graph has.
+    """
+    counts = LayerCounts(**layers) if layers else None
+    notes = (
+        attention_note(counts, attentions, precision=precision, head_dim=head_dim, tokens=tokens),
+        quantised_note(counts, quantised),
+    )
+    return [note for note in notes if note is not None]
 
 
 def attention_note(
