@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import os
@@ -35,6 +36,16 @@ from tests.told import SETTINGS, checkpoint_of, golden_file
 
 TESTS = Path(__file__).parent
 DIGITS = TESTS.parent / "examples" / "digits"
+
+
+def pytest_collection_finish() -> None:
+    """Spares the garbage collector what is imported and collected by now, and stays."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 def skip_without(package: str) -> None:

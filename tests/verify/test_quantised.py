@@ -29,7 +29,7 @@ LAYER = "blocks.5.mlp.fc1"
 
 
 QUANTISED = [case for case in CASES if "int8" in TASKS[case[1]].limits]
-IN_FP8 = {
+ONE_OF_EACH = {
     ("svit", TokenMode.DYNAMIC),
     ("svit", TokenMode.BUDGET),
     ("mergence", TokenMode.STATIC),
@@ -37,14 +37,14 @@ IN_FP8 = {
     ("swin", TokenMode.DENSE),
     ("svit_adapter", TokenMode.DYNAMIC),
 }
-"""What differs from int8 is inside of a layer: one family of each way to make layers is enough."""
+"""A family of each way to make layers: enough for fp8, and for what was recorded of an export."""
 
 
 @pytest.mark.parametrize(
     ("family", "task", "mode", "precision"),
     [
         *((*case, "int8") for case in QUANTISED),
-        *((*case, "fp8") for case in QUANTISED if (case[0], case[2]) in IN_FP8),
+        *((*case, "fp8") for case in QUANTISED if (case[0], case[2]) in ONE_OF_EACH),
     ],
 )
 def test_every_family_in_each_of_its_modes(tmp_path, family, task, mode, precision):
@@ -60,9 +60,11 @@ def test_every_family_in_each_of_its_modes(tmp_path, family, task, mode, precisi
     )
     sizes = TASKS[task].parse_sizes("64x64:64x96:128x128") if many else None
     bundle = export_model(model, tmp_path / "out", settings, sizes=sizes)
-    for reference in (StoredReference(bundle), LiveReference(bundle, model)):
-        report = verify_against(bundle, reference, SETTINGS)
-        assert report.passed, report.verdict
+    report = verify_against(bundle, LiveReference(bundle, model), SETTINGS)
+    assert report.passed, report.verdict
+    if (family, mode) in ONE_OF_EACH:
+        recorded = verify_against(bundle, StoredReference(bundle), SETTINGS)
+        assert recorded.passed, recorded.verdict
     assert max(stage.error for stage in report.stages_in_float32) < 1e-5, "computes in float32"
     blocks = [stage.limit for stage in report.stages if stage.name.startswith("block")]
     assert max(blocks) > 5 * LIMITS["fp32"].block, "rounding moves nothing"

@@ -18,9 +18,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+def skip_unless_computed_in(half: str) -> None:
+    """Skips where this processor does not compute in a half precision."""
+    if half not in able_in(import_openvino().Core(), "CPU"):
+        pytest.skip(f"this processor does not compute in {half}")
+
+
 @pytest.fixture(params=["fp16", "bf16"])
 def half(request: pytest.FixtureRequest) -> str:
     """A half precision that this processor computes in."""
-    if request.param not in able_in(import_openvino().Core(), "CPU"):
-        pytest.skip(f"this processor does not compute in {request.param}")
+    skip_unless_computed_in(request.param)
     return str(request.param)
