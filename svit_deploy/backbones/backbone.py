@@ -113,6 +113,10 @@ class Backbone:
         """
         return (sized.embed_dim,) * 4
 
+    def patches(self, config: ModelConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """How many there are along each axis, and the sides of one; of a clip along time first."""
+        return config.grid, (config.token_size, config.token_size)
+
     def misfit(self, config: ModelConfig) -> Misfit | None:
         """Why it cannot run the configuration's image size, if it cannot."""
         step, (height, width) = self.step or config.patch_size, config.image_size

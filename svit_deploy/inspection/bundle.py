@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +43,15 @@ def _overview(bundle: Bundle) -> tuple[tuple[str, str], ...]:
     origin = manifest.get("origin")
     outputs = bundle.task.noun + (" and gate outputs" if bundle.has_gate_outputs else " only")
     source = f"{checkpoint['name']} ({checkpoint['container']})" if checkpoint else "-"
-    low, size, high = (
-        "x".join(map(str, size)) for size in (bundle.sizes.min, bundle.sizes.opt, bundle.sizes.max)
-    )
+    sizes = (bundle.sizes.min, bundle.sizes.opt, bundle.sizes.max)
+    low, size, high = (_sides(bundle.sizes.shape(size)[1:]) for size in sizes)
     if not bundle.sizes.fixed:
         size = f"{low} to {high}, mostly {size}"
-    videos: tuple[tuple[str, str], ...] = ()
+    axes, videos = "h x w", ""
     if config.frames:
         told = {name: typed(getattr(config.task, name)) for name in bundle.task.settings}
-        videos = (("", f"{config.frames} frames of a clip; {in_words(told)}"),)
+        axes, videos = "frames x h x w", f"{config.frames} frames of a clip; {in_words(told)}"
+    counts, sides = bundle.family.backbone.patches(config)
     return (
         ("made by", f"{manifest['tool']['name']} {manifest['tool']['version']}"),
         ("checkpoint", source),
@@ -63,7 +65,7 @@ def _overview(bundle: Bundle) -> tuple[tuple[str, str], ...]:
         ),
         (
             "tokens",
-            f"{config.num_patches} patches of {config.token_size}x{config.token_size} "
+            f"{prod(counts)} patches of {_sides(sides)} in {_sides(counts)} ({axes}) "
             f"+ {config.prefix_tokens}",
         ),
         ("token mode", tokens["mode"]),
@@ -72,13 +74,19 @@ def _overview(bundle: Bundle) -> tuple[tuple[str, str], ...]:
         ("precision", f"{manifest['precision']}, opset {manifest['opset']}"),
         (
             "preprocessing",
-            f"RGB {size} (h x w), {preprocess.interpolation}, crop ratio {preprocess.crop_ratio:g}",
+            f"RGB {size} ({axes}), {preprocess.interpolation}, "
+            f"crop ratio {preprocess.crop_ratio:g}",
         ),
         ("", f"mean {listed(preprocess.mean)}; std {listed(preprocess.std)}"),
-        *videos,
+        *((("", videos),) if videos else ()),
         ("reference", f"{reference['images']} images, {reference['source']}"),
         ("assumed", in_words(bundle.assumed) or "-"),
     )
+
+
+def _sides(sides: Sequence[int]) -> str:
+    """`224x224`, of a clip `32x224x224`."""
+    return "x".join(map(str, sides))
 
 
 def _gates(gates: list[dict[str, Any]]) -> Section:

@@ -122,6 +122,8 @@ def test_as_a_user_types_it(tmp_path, capsys, golden, bundle):
     assert main(["inspect", out]) == 0
     told = capsys.readouterr().out
     assert "10 frames of a clip; interval=2 clips=4 crops=3 uniform=false average=prob" in told
+    assert "720 patches of 2x4x4 in 5x12x12 (frames x h x w) + 0" in told
+    assert "RGB 10x48x48 (frames x h x w), bilinear" in told
     assert main(["visualize", out, *images, "-o", str(tmp_path / "maps")]) == 3
     assert main(["predict", out, str(GOLDEN / "deit"), "-o", str(tmp_path / "x.csv")]) == 3
     assert "holds no videos" in capsys.readouterr().err

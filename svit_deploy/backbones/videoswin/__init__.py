@@ -100,6 +100,11 @@ class VideoSwin(Swin):
         name = f"layers.{stage}.blocks.{block}.attn.relative_position_bias_table"
         return super().block_shapes(dims, stage, block) | {name: table}
 
+    def patches(self, config: ModelConfig) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        counts, sides = super().patches(config)
+        frames = config.settings.patch_frames
+        return (config.frames // frames, *counts), (frames, *sides)
+
     def misfit(self, config: ModelConfig) -> Misfit | None:
         return Backbone.misfit(self, config)
 
