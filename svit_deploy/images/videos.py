@@ -8,6 +8,7 @@ more of a video is in memory.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ CONTAINERS = {
     ".avi": "avi",
 }
 """What a file of a name is read as: of others FFmpeg would follow the links that they hold."""
+STEEP = 50
+"""A frame that is turned by one degree is as good as upright."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +197,32 @@ def _decoded(path: Path, numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarr
     with path.open("rb") as file, av.open(file, format=CONTAINERS[path.suffix.lower()]) as opened:
         for number, frame in enumerate(opened.decode(opened.streams.video[0])):
             if number in wanted:
-                yield number, frame.to_ndarray(format="rgb24")
+                pixels = frame.to_ndarray(format="rgb24")
+                matrix = frame.side_data.get("DISPLAYMATRIX")
+                yield number, pixels if matrix is None else upright(pixels, bytes(matrix), path)
             if number == last:
                 return
     raise InputError(f"video {path} ends before the last of its frames", "replace or remove it")
+
+
+def upright(pixels: np.ndarray, matrix: bytes, path: Path) -> np.ndarray:
+    """A frame uint8 `[h, w, 3]` as a player shows it: turned and mirrored, and not scaled.
+
+    Args:
+        matrix: the display matrix of the container, nine int32. Of its first five, `a b _ c d`, a
+            place x, y is shown at a·x + c·y, b·x + d·y.
+
+    Raises:
+        InputError: turned by something else than quarters, or not shown at all.
+    """
+    a, b, _, c, d = struct.unpack("=9i", matrix)[:5]
+    along, across = (a, d), (c, b)
+    if abs(c) + abs(b) > abs(a) + abs(d):
+        pixels, along, across = pixels.transpose(1, 0, 2), across, along
+    if min(map(abs, along)) <= STEEP * max(map(abs, across)):
+        raise InputError(
+            f"the display matrix of video {path} turns it by no whole quarters",
+            "write it anew with its frames turned, as ffmpeg does",
+        )
+    right, down = (-1 if side < 0 else 1 for side in along)
+    return pixels[::down, ::right]

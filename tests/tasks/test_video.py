@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -208,6 +209,49 @@ def test_files_folders_and_arrays_are_the_same_video(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     with pytest.raises(CapabilityError, match=r"needs PyAV .* pip install 'svit-deploy\[video\]'"):
         open_images(tmp_path / "set", medium=medium)
+
+
+AS_IT_IS = (1, 0, 0, 1)
+TURNED = {
+    (0, 1, -1, 0): lambda frame: np.rot90(frame, -1),  # a phone held upright
+    (0, -1, 1, 0): lambda frame: np.rot90(frame, 1),
+    (-1, 0, 0, -1): lambda frame: np.rot90(frame, 2),
+    (-1, 0, 0, 1): lambda frame: frame[:, ::-1],
+    (1, 0, 0, -1): lambda frame: frame[::-1],
+    (0, 1, 1, 0): lambda frame: frame.transpose(1, 0, 2),
+    (0, -1, -1, 0): lambda frame: np.rot90(frame, 2).transpose(1, 0, 2),
+    (2, 0.01, -0.01, 2): lambda frame: frame,
+}
+
+
+def display_matrix(a: float, b: float, c: float, d: float) -> bytes:
+    """As an mp4 holds it."""
+    return struct.pack(">9i", *(int(65536 * side) for side in (a, b, 0, c, d, 0, 0, 0, 16384)))
+
+
+def test_a_video_is_turned_as_players_show_it(tmp_path):
+    av = pytest.importorskip("av")
+    path, medium = tmp_path / "a.mp4", Videos(Sampling(2, 1, 1, False, (32, 32)))
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("mpeg4", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for frame in np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), np.uint8):
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+        file.mux(stream.encode())
+    plain, content = medium.read(path, "a"), path.read_bytes()
+    place = content.index(display_matrix(*AS_IT_IS), content.index(b"tkhd"))
+
+    def shown(*matrix: float) -> np.ndarray:
+        told = display_matrix(*matrix)
+        path.write_bytes(content[:place] + told + content[place + len(told) :])
+        return medium.read(path, "a")
+
+    for matrix, turn in TURNED.items():
+        expected = [[turn(frame) for frame in clip] for clip in plain]
+        np.testing.assert_array_equal(shown(*matrix), expected)
+    for matrix in ((0.7, 0.7, -0.7, 0.7), (0, 0, 0, 0), (1, 0, 0, 0), (1, 1, 0, 1)):
+        with pytest.raises(InputError, match=r"a\.mp4 turns it by no whole quarters"):
+            shown(*matrix)
 
 
 @pytest.mark.parametrize(
