@@ -24,6 +24,7 @@ from PIL import Image
 from svit_deploy.bundle import Bundle
 from svit_deploy.cli import main
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from svit_deploy.engines.onnxruntime_session import Sessions
 from svit_deploy.export.pipeline import export_model
 from svit_deploy.export.settings import ExportSettings
 from svit_deploy.images import ImageSet, load_images
@@ -109,6 +110,21 @@ def load_golden(name: str) -> Golden:
         arrays.get("keep_masks", no_gates).transpose(1, 0, 2).astype(bool),
         np.where(np.isnan(margin), np.float32(np.inf), margin),
     )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread_each() -> Iterator[None]:
+    """Has sessions of no set number of threads run on one, for tests run beside each other."""
+    make = Sessions._options
+
+    def made_for_one(sessions: Sessions) -> Any:
+        options = make(sessions)
+        options.intra_op_num_threads = sessions.threads or 1
+        return options
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Sessions, "_options", made_for_one)
+        yield
 
 
 @pytest.fixture(scope="session")
