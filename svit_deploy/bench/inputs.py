@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from svit_deploy.names import INPUT
 from svit_deploy.progress import Progress
 from svit_deploy.tasks import Task
 from svit_deploy.tasks.samples import prepare_all
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,18 +46,22 @@ class Inputs:
     @classmethod
     def load(cls, settings: BenchSettings, progress: Progress, medium: Medium = PICTURES) -> Inputs:
         """The images that the settings ask for, in memory."""
-        images = images_of(settings.images, settings.max_images, progress, medium=medium)
-        count = max(32, *settings.batches)
+        count, most = max(32, *settings.batches), settings.max_images
+        if medium.enough is not None:
+            most = min(most, max(medium.enough, *settings.batches))
+        images = images_of(settings.images, most, progress, medium=medium)
+        if images is not None and len(images) == most < settings.max_images:
+            log.info("%d %ss are enough for a benchmark, and no more are read", most, medium.noun)
         return cls(images, settings.noise, settings.allow_noise, count)
 
     def prepare_for(self, task: Task, config: ModelConfig, sizes: SizeRange) -> np.ndarray:
-        """Pictures as the task's models get them, or noise, all of one size: rows of its input.
+        """Images as the task's models get them, or noise, all of one size: rows of its input.
 
         In memory once for models that want the same.
         """
 
         def prepare(images: ImageSet) -> np.ndarray:
-            whole = prepare_all(images, task, config, sizes)
+            whole = map(task.excerpt, prepare_all(images, task, config, sizes))
             return np.concatenate([task.feeds([image])[INPUT] for image in whole])
 
         key = (task.name, config.preprocess, config.task)
@@ -90,7 +97,7 @@ class Inputs:
         """What the report says about a model that is run on these."""
         if self.images is None:
             return Provenance(model, sha256, size_bytes, "noise", None)
-        return Provenance(model, sha256, size_bytes, self.images.source, self.images.sha256)
+        return Provenance(model, sha256, size_bytes, self.images.kind, self.images.sha256)
 
     def of_bundle(self, bundle: Bundle, size: Size, file: Path) -> tuple[np.ndarray, Provenance]:
         """The images for a bundle, by default its recorded samples, and where all comes from.

@@ -8,7 +8,7 @@ import numpy as np
 
 from svit_deploy.errors import UsageError
 from svit_deploy.export.settings import AUTO_BUDGET, ExportSettings
-from svit_deploy.images import ImageSet
+from svit_deploy.images import Images
 from svit_deploy.images.prepared import groups
 from svit_deploy.model.budget import UNIT, Budget, budgets_of
 from svit_deploy.model.config import ModelConfig, TokenMode, check_ratios, spread_over_gates
@@ -27,7 +27,7 @@ def choose_budgets(
     model: Model,
     task: Task,
     settings: ExportSettings,
-    images: ImageSet | None,
+    images: Images | None,
     sizes: SizeRange,
 ) -> tuple[Budget, ...]:
     """The budget of each gate, from `--budget`; empty in other modes.
@@ -47,13 +47,13 @@ def choose_budgets(
 
 
 def auto_budgets(
-    model: Model, task: Task, images: ImageSet, sizes: SizeRange, percentile: float
+    model: Model, task: Task, images: Images, sizes: SizeRange, percentile: float
 ) -> tuple[Budget, ...]:
     """Per gate what a percentage of the images does not exceed, at least something."""
     from svit_deploy.tasks.reference import Reference
 
     reference, config, used = Reference(model, task), model.config, []
-    for group in groups(list(prepare_all(images, task, config, sizes)), task.together):
+    for group in groups(prepare_all(images, task, config, sizes), task.together):
         here = config.at(group[0].size)
         counts = kept_counts(reference.run(group).selected.keep_mask, here)
         gated = [

@@ -40,8 +40,9 @@ from svit_deploy.export.settings import AUTO_BUDGET, ExportSettings
 from svit_deploy.export.shapes import profiles_for, whole_batch
 from svit_deploy.export.thresholds import calibrated, gate_targets
 from svit_deploy.graph.check import finish
-from svit_deploy.images import ImageSet, check_images, images_of
+from svit_deploy.images import Images, ImageSet, check_images, read_through
 from svit_deploy.images.prepared import Prepared, groups
+from svit_deploy.images.sets import load_all
 from svit_deploy.loading.assumptions import refuse_guesses
 from svit_deploy.loading.load import load_model
 from svit_deploy.machine.packages import require, require_onnxruntime, require_torch
@@ -160,8 +161,8 @@ def export_model(
     sizes = task.sizes(model.config, sizes)
     model = _at(model, sizes)
     limit, medium = settings.max_images, task.reader(model.config)
-    calibration = images_of(settings.calibration, limit, progress, medium=medium)
-    gate_images = images_of(settings.calibrate_gates, limit, progress, medium=medium)
+    calibration = read_through(settings.calibration, limit, progress, medium=medium)
+    gate_images = read_through(settings.calibrate_gates, limit, progress, medium=medium)
     chooses = settings.budget == AUTO_BUDGET or settings.precision in FORMATS
     deciding = [gate_images, calibration if chooses else None]
     if any(images is not None and not images.preprocessed for images in deciding):
@@ -312,10 +313,10 @@ def _kept(parts: Sequence[Part], config: ModelConfig) -> tuple[float, ...]:
 
 
 def _samples(
-    task: Task, config: ModelConfig, sizes: SizeRange, given: ImageSet | None
+    task: Task, config: ModelConfig, sizes: SizeRange, given: Images | None
 ) -> tuple[list[Prepared], ImageSet]:
     """The first images given, else painted ones, of several sizes where the graph runs them."""
     if given is not None:
-        chosen = given[: task.samples]
+        chosen = load_all(given.first(task.samples))
         return list(map(task.excerpt, prepare_all(chosen, task, config, sizes))), chosen
     return task.paint(config, sizes, task.painted, {sizes.opt})

@@ -19,7 +19,7 @@ from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.graph.edit import add_outputs
 from svit_deploy.graph.quantised import block_layers, deciding_layers
-from svit_deploy.images import ImageSet
+from svit_deploy.images import Images
 from svit_deploy.images.prepared import Prepared, groups
 from svit_deploy.methods.families import family_of
 from svit_deploy.model.model import Model
@@ -61,7 +61,7 @@ def choose_quantised(
     graph: onnx.ModelProto,
     task: Task,
     form: Format,
-    images: ImageSet,
+    images: Images,
     sizes: SizeRange,
     method: str,
     keep: int,
@@ -84,7 +84,7 @@ def choose_quantised(
     deciding = family_of(model.config).method.values(model.config).items()
     decide = deciding_layers(graph, [name for name, (kind, _) in deciding if kind is np.float32])
     inputs = sorted({value for name in layers if name not in decide for value in layers[name]})
-    images = images[: task.calibration_images]
+    images = images.first(task.calibration_images or len(images))
     log.info("steps of %s are chosen on %d images", form.name, len(images))
     if len(images) < FEW:
         log.warning("so few may not show how large inputs become; give a few dozen")
@@ -106,7 +106,7 @@ def choose_quantised(
             "keep fewer, or export with --precision fp32",
         )
     if keep:
-        shown = prepare_all(images[:JUDGES], task, model.config, sizes)
+        shown = prepare_all(images.first(JUDGES), task, model.config, sizes)
         judges = list(map(task.excerpt, shown))
         for name in worst_layers(model, task, form, judges, steps, progress)[:keep]:
             log.info("%s stays float32", name)

@@ -117,7 +117,7 @@ def manifest(
         "opset": settings.opset,
         "engine": engine,
         "reference": {
-            "source": samples.source,
+            "source": samples.kind,
             "images": len(samples),
             "sha256": samples.sha256,
         },

@@ -7,7 +7,7 @@ import logging
 
 from svit_deploy.errors import UsageError
 from svit_deploy.export.settings import ExportSettings
-from svit_deploy.images import ImageSet
+from svit_deploy.images import Images
 from svit_deploy.methods.families import family_of
 from svit_deploy.model.config import TokenMode, spread_over_gates
 from svit_deploy.model.model import Model
@@ -45,7 +45,7 @@ def calibrated(
     model: Model,
     task: Task,
     targets: tuple[float, ...],
-    images: ImageSet | None,
+    images: Images | None,
     sizes: SizeRange,
     progress: Progress,
 ) -> tuple[Model, tuple[float, ...] | None]:
@@ -58,7 +58,7 @@ def calibrated(
     config, most = model.config, task.calibration_images
     if most is not None and len(images) > most:
         log.info("gates are calibrated on the first %d images", most)
-        images = images[:most]
+        images = images.first(most)
     prepared = list(prepare_all(images, task, config, sizes))
     progress.update("calibrating the gates", 0.1)
     found = calibrate_gates(

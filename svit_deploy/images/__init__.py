@@ -7,21 +7,24 @@ from svit_deploy.images.sets import (
     images_of,
     join_images,
     load_images,
+    read_through,
     source_of,
     synthetic_images,
 )
-from svit_deploy.images.source import ImageSource, open_images
+from svit_deploy.images.source import Images, ImageSource, open_images
 
 __all__ = [
     "PICTURE_SUFFIXES",
     "ImageSet",
     "ImageSource",
+    "Images",
     "check_images",
     "images_of",
     "join_images",
     "load_images",
     "open_images",
     "read_picture",
+    "read_through",
     "source_of",
     "synthetic_images",
 ]

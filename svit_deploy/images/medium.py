@@ -19,12 +19,14 @@ class Medium:
         array: of an .npz, the array that holds them.
         suffixes: what the names of files end in.
         forms: what the array may hold.
+        enough: so many are enough for a benchmark, where more are too large to be in memory.
     """
 
     noun = "picture"
     array = "images"
     suffixes: tuple[str, ...] = PICTURE_SUFFIXES
     forms = "uint8 [n, H, W, 3] RGB pictures, or preprocessed float32 [n, 3, H, W]"
+    enough: int | None = None
 
     def is_one(self, path: Path) -> bool:
         """Whether a path by itself is one of them."""

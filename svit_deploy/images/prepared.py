@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -86,9 +86,8 @@ def stacked(images: Sequence[Prepared]) -> np.ndarray:
     return np.stack([image.pixels for image in images])
 
 
-def groups(images: Sequence[Prepared], most: int) -> Iterator[list[Prepared]]:
-    """Neighbours of one size, at most so many at a time."""
+def groups(images: Iterable[Prepared], most: int) -> Iterator[list[Prepared]]:
+    """Neighbours of one size, at most so many at a time; images are asked for when it is theirs."""
     for _, same in groupby(images, key=lambda image: image.size):
-        found = list(same)
-        for start in range(0, len(found), most):
-            yield found[start : start + most]
+        while some := list(islice(same, most)):
+            yield some

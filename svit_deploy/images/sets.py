@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import overload
 
@@ -15,7 +15,7 @@ import numpy as np
 from svit_deploy.errors import InputError, UsageError
 from svit_deploy.images.medium import PICTURES, Medium
 from svit_deploy.images.preprocess import denormalise, normalise, resize_and_crop
-from svit_deploy.images.source import ImageSource, Kind, Load, open_images
+from svit_deploy.images.source import Images, ImageSource, Kind, Load, open_images
 from svit_deploy.images.synthetic import paint_scene
 from svit_deploy.model.config import Preprocess
 from svit_deploy.progress import Progress
@@ -31,14 +31,14 @@ class ImageSet:
         names: one per image: the path below the folder with `/`, or one made from its number.
         labels: int64 `[n]`, if known.
         sha256: hash of the arrays in their order; names and labels do not enter.
-        source: where they come from.
+        kind: where they come from.
     """
 
     arrays: list[np.ndarray] | np.ndarray
     names: tuple[str, ...]
     labels: np.ndarray | None
     sha256: str
-    source: Kind
+    kind: Kind
 
     def __len__(self) -> int:
         return len(self.arrays)
@@ -50,15 +50,21 @@ class ImageSet:
 
     def __getitem__(self, images: slice) -> ImageSet:
         labels = None if self.labels is None else self.labels[images]
-        return _image_set(self.arrays[images], self.names[images], labels, self.source)
+        return _image_set(self.arrays[images], self.names[images], labels, self.kind)
+
+    def first(self, count: int) -> ImageSet:
+        """The first so many, or all that there are."""
+        return self[:count] if count < len(self) else self
+
+    def loaders(self) -> Iterator[Load]:
+        """See `ImageSource.loaders`."""
+        return (partial(np.asarray, array) for array in self.arrays)
 
     def stream(self) -> ImageSource:
         """The same, to be taken one by one."""
-
-        def loaders() -> Iterator[Load]:
-            return (partial(np.asarray, array) for array in self.arrays)
-
-        return ImageSource(self.names, self.labels, self.source, loaders)
+        return ImageSource(
+            self.names, self.labels, self.kind, self.loaders, preprocessed=self.preprocessed
+        )
 
     def inputs(self, preprocess: Preprocess, image_size: tuple[int, int]) -> np.ndarray:
         """The graph's input, float32 `[n, 3, H, W]`; images already preprocessed as they are.
@@ -117,20 +123,21 @@ def load_images(
     if limit is not None and limit < 1:
         raise UsageError(f"a limit of {limit} images leaves none", "give 1 or more")
     source = open_images(path, labels, medium)
-    loaders = source.loaders()
-    wanted = islice(loaders, limit)
-    first, count = next(wanted)(), min(len(source), limit or len(source))
-    rest = (load() for load in wanted)
+    return load_all(source if limit is None else source.first(limit))
+
+
+def load_all(images: Images) -> ImageSet:
+    """All of them in memory; raises InputError for one that is damaged."""
+    each = (load() for load in images.loaders())
+    first = next(each)
     arrays: list[np.ndarray] | np.ndarray
     if first.dtype == np.uint8:
-        arrays = [first, *rest]
+        arrays = [first, *each]
     else:
-        arrays = np.empty((count, *first.shape), first.dtype)
-        for i, array in enumerate(chain([first], rest)):
+        arrays = np.empty((len(images), *first.shape), first.dtype)
+        for i, array in enumerate(chain([first], each)):
             arrays[i] = array
-    for _ in loaders if source.kind == "npz" else ():
-        pass  # an archive's checksum is behind its last image
-    return _image_set(arrays, source.names, source.labels, source.kind)
+    return _image_set(arrays, images.names, images.labels, images.kind)
 
 
 def check_images(images: Path | ImageSet | None, medium: Medium = PICTURES) -> None:
@@ -140,27 +147,13 @@ def check_images(images: Path | ImageSet | None, medium: Medium = PICTURES) -> N
 
 
 @overload
-def images_of(
-    value: None,
-    limit: int,
-    progress: Progress,
-    labels: Path | None = None,
-    medium: Medium = PICTURES,
-) -> None: ...
+def images_of(value: None, limit: int, progress: Progress, medium: Medium = PICTURES) -> None: ...
 @overload
 def images_of(
-    value: Path | ImageSet,
-    limit: int,
-    progress: Progress,
-    labels: Path | None = None,
-    medium: Medium = PICTURES,
+    value: Path | ImageSet, limit: int, progress: Progress, medium: Medium = PICTURES
 ) -> ImageSet: ...
 def images_of(
-    value: Path | ImageSet | None,
-    limit: int,
-    progress: Progress,
-    labels: Path | None = None,
-    medium: Medium = PICTURES,
+    value: Path | ImageSet | None, limit: int, progress: Progress, medium: Medium = PICTURES
 ) -> ImageSet | None:
     """The images of a settings' field, at most `limit`; loaded unless they are already.
 
@@ -170,9 +163,32 @@ def images_of(
     if value is None:
         return None
     if not isinstance(value, Path):
-        return value[:limit] if len(value) > limit else value
+        return value.first(limit)
     progress.update(f"reading {value.name}", 0)
-    return load_images(value, labels=labels, limit=limit, medium=medium)
+    return load_images(value, limit=limit, medium=medium)
+
+
+def read_through(
+    value: Path | ImageSet | None,
+    limit: int,
+    progress: Progress,
+    labels: Path | None = None,
+    medium: Medium = PICTURES,
+) -> Images | None:
+    """The same, none held in memory: each is read when it is wanted.
+
+    All are read here once, so that one that cannot be is told before a long run.
+
+    Raises:
+        InputError: see `load_images`.
+    """
+    if not isinstance(value, Path):
+        return None if value is None else value.first(limit)
+    progress.update(f"reading {value.name}", 0)
+    source = open_images(value, labels, medium).first(limit)
+    for load in source.loaders():
+        load()
+    return source
 
 
 def source_of(value: Path | ImageSet, medium: Medium = PICTURES) -> ImageSource:
@@ -222,14 +238,14 @@ def synthetic_videos(
 def join_images(sets: Sequence[ImageSet], names: Sequence[str]) -> ImageSet:
     """Pictures of several sets as one, under other names, without labels."""
     pictures = [picture for one in sets for picture in one.arrays]
-    return _image_set(pictures, names, None, sets[0].source)
+    return _image_set(pictures, names, None, sets[0].kind)
 
 
 def _image_set(
     arrays: list[np.ndarray] | np.ndarray,
     names: Sequence[str],
     labels: np.ndarray | None,
-    source: Kind,
+    kind: Kind,
 ) -> ImageSet:
     """Completes an image set: hashes the content, cuts names and labels to fit."""
     names = tuple(names[: len(arrays)])
@@ -238,4 +254,4 @@ def _image_set(
         digest.update(f"{array.dtype.str}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
     labels = None if labels is None else labels[: len(arrays)]
-    return ImageSet(arrays, names, labels, digest.hexdigest(), source)
+    return ImageSet(arrays, names, labels, digest.hexdigest(), kind)

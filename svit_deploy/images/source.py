@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -24,6 +25,22 @@ STANDARD_INPUT = Path("-")
 MAX_LIST_BYTES = 2**28
 
 
+class Images(Protocol):
+    """Images in their order, in memory or read when each is wanted; see `ImageSource`."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def labels(self) -> np.ndarray | None: ...
+    @property
+    def kind(self) -> Kind: ...
+    @property
+    def preprocessed(self) -> bool: ...
+    def __len__(self) -> int: ...
+    def loaders(self) -> Iterator[Load]: ...
+    def first(self, count: int) -> Images: ...
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSource:
     """Images that are read one by one.
@@ -37,6 +54,7 @@ class ImageSource:
             an image that is already preprocessed, float32 `[3, H, W]`; of another medium what that
             gives. A loader may be called in another thread; it raises InputError.
         folder: the one that the names are below, of pictures that were searched for.
+        preprocessed: whether a model can run them as they are.
     """
 
     names: tuple[str, ...]
@@ -44,9 +62,22 @@ class ImageSource:
     kind: Kind
     loaders: Callable[[], Iterator[Load]]
     folder: Path | None = None
+    preprocessed: bool = False
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def first(self, count: int) -> ImageSource:
+        """The first so many, or all that there are."""
+
+        def loaders() -> Iterator[Load]:
+            every = self.loaders()
+            yield from islice(every, count)
+            for _ in every if self.kind == "npz" else ():
+                pass  # an archive's checksum is behind its last image
+
+        labels = None if self.labels is None else self.labels[:count]
+        return replace(self, names=self.names[:count], labels=labels, loaders=loaders)
 
 
 def open_images(path: Path, labels: Path | None = None, medium: Medium = PICTURES) -> ImageSource:
@@ -152,4 +183,4 @@ def _npz(path: Path, labels: Path | None, medium: Medium) -> ImageSource:
         for row, name in zip(read_rows(path, key), names, strict=True):
             yield partial(load, row, name)
 
-    return ImageSource(names, values, "npz", loaders)
+    return ImageSource(names, values, "npz", loaders, preprocessed=dtype == np.float32)

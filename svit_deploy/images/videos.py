@@ -76,20 +76,21 @@ class Sampling:
         return resize_bilinear(frame, (max(rows, self.size[0]), max(columns, self.size[1])))
 
 
+@dataclass(frozen=True)
 class Videos(Medium):
     """Videos; what is read of one is uint8 `[clips, T, h, w, 3]`.
 
-    Args:
+    Attributes:
         sampling: None where they are only looked for.
     """
+
+    sampling: Sampling | None = None
 
     noun = "video"
     array = "videos"
     suffixes = tuple(CONTAINERS)
     forms = "uint8 [n, frames, H, W, 3] RGB videos, or preprocessed float32 [n, views, 3, T, H, W]"
-
-    def __init__(self, sampling: Sampling | None = None) -> None:
-        self.sampling = sampling
+    enough = 16
 
     def is_one(self, path: Path) -> bool:
         return super().is_one(path) or (path.is_dir() and bool(frames_in(path)))

@@ -69,7 +69,7 @@ def draw_token_maps(
     medium = task.reader(config)
     images = images_of(settings.images, settings.max_images, progress, medium=medium)
     tell_run(plan, bundle, settings)
-    plan.tell("images", f"{len(images)} ({images.source})")
+    plan.tell("images", f"{len(images)} ({images.kind})")
     plan.writes(*map_files(output, images.names))
     plan.begin()
     prepared = list(prepare_all(images, task, config, bundle.sizes))

@@ -1,4 +1,4 @@
-"""Image sets as a task's models get them."""
+"""Images as a task's models get them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from svit_deploy.errors import InputError
-from svit_deploy.images import ImageSet
+from svit_deploy.images import Images
 from svit_deploy.images.prepared import Prepared
 from svit_deploy.model.config import ModelConfig
 from svit_deploy.model.sizes import SizeRange
@@ -16,17 +16,20 @@ from svit_deploy.tasks.task import Task
 
 
 def prepare_all(
-    images: ImageSet, task: Task, config: ModelConfig, sizes: SizeRange
+    images: Images, task: Task, config: ModelConfig, sizes: SizeRange
 ) -> Iterator[Prepared]:
     """Every image in turn, with its name and label; those already preprocessed as they are.
 
+    Each is read when it is its turn: large ones do not all fit into memory.
+
     Raises:
-        InputError: a size that the graph cannot run, or a label that is none of its classes.
+        InputError: an image that cannot be read, a size that the graph cannot run, or a label that
+            is none of its classes.
     """
     check_labels_fit(images.labels, config)
     labels = [None] * len(images) if images.labels is None else images.labels.tolist()
-    for array, name, label in zip(images.arrays, images.names, labels, strict=True):
-        yield prepare(array, name, label, task, config, sizes)
+    for load, name, label in zip(images.loaders(), images.names, labels, strict=True):
+        yield prepare(load(), name, label, task, config, sizes)
 
 
 def prepare(

@@ -161,7 +161,7 @@ class Task:
         return paint(config, sizes, typical, seen)
 
     def excerpt(self, image: Prepared) -> Prepared:
-        """What of an image an export records, and `verify` compares."""
+        """What of an image an export records, `verify` compares and `bench` runs."""
         return image
 
     def prepare(self, picture: np.ndarray, config: ModelConfig, sizes: SizeRange) -> Prepared:

@@ -117,12 +117,16 @@ class Video(Classify):
             raise InputError("a picture is no video", f"give {self.medium.forms}")
         places = crop_places(picture.shape[2:4], sizes.opt, config.task.crops)
         height, width = sizes.opt
-        views = [
-            np.stack([normalise(frame, config.preprocess) for frame in crop], axis=1)
+        crops = [
+            crop
             for top, left in places
             for crop in picture[:, :, top : top + height, left : left + width]
         ]
-        return Prepared.whole(np.stack(views))
+        views = np.empty((len(crops), *config.at(sizes.opt).input_shape), np.float32)
+        for view, crop in zip(views, crops, strict=True):
+            for number, frame in enumerate(crop):
+                view[:, number] = normalise(frame, config.preprocess)
+        return Prepared.whole(views)
 
     def paint(
         self, config: ModelConfig, sizes: SizeRange, typical: int, seen: Collection[Size] = ()
@@ -131,7 +135,8 @@ class Video(Classify):
         return list(map(self.excerpt, prepare_all(videos, self, config, sizes))), videos
 
     def excerpt(self, image: Prepared) -> Prepared:
-        return replace(image, pixels=image.pixels[:VIEWS])
+        """The first views: a copy, or all of them would stay in memory."""
+        return replace(image, pixels=image.pixels[:VIEWS].copy())
 
     def feeds(self, images: Sequence[Prepared]) -> Arrays:
         """Views, those of one video after those of another."""

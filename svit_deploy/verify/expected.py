@@ -13,7 +13,7 @@ import numpy as np
 
 from svit_deploy.bundle import Bundle
 from svit_deploy.errors import InputError
-from svit_deploy.images import ImageSet
+from svit_deploy.images import Images
 from svit_deploy.images.prepared import Prepared, groups
 from svit_deploy.loading.serialise import config_to_dict
 from svit_deploy.model.config import ModelConfig, TokenMode
@@ -126,7 +126,7 @@ class LiveReference(ExpectedResults):
         self,
         bundle: Bundle,
         model: Model,
-        images: ImageSet | None = None,
+        images: Images | None = None,
         *,
         together: int | None = None,
     ) -> None:

@@ -13,7 +13,7 @@ from svit_deploy.errors import UsageError
 from svit_deploy.evaluate.labelled import open_labelled
 from svit_deploy.evaluate.run import evaluate_labelled
 from svit_deploy.evaluate.settings import EvaluateSettings
-from svit_deploy.images import check_images, images_of
+from svit_deploy.images import check_images, read_through
 from svit_deploy.inference.engine import choose, require_run, tell_run
 from svit_deploy.inference.places import needs_place, settings_there
 from svit_deploy.inference.settings import PlaceSettings
@@ -72,7 +72,7 @@ def verify_bundle(
     truth = None
     if settings.annotations is not None:
         truth = task.truth(settings.annotations, bundle.config)
-    images = images_of(
+    images = read_through(
         settings.images,
         settings.max_images,
         progress,

@@ -37,6 +37,8 @@ SHAPE = (1, 3, 48, 48)
 WORK = (
     "svit_deploy.loading.load.read_checkpoint",
     "svit_deploy.images.sets.load_images",
+    "svit_deploy.verify.run.read_through",
+    "svit_deploy.export.pipeline.read_through",
     "svit_deploy.loading.random.random_weights",
     "svit_deploy.verify.run.verify_against",
     "svit_deploy.bench.targets.run_bench",

@@ -40,7 +40,7 @@ def test_a_folder_is_read_recursively_sorted_and_without_hidden_files(tmp_path: 
     images = load_images(folder)
 
     assert images.names == ("a.BMP", "b/1.tif", "b/2.png")
-    assert images.source == "directory"
+    assert images.kind == "directory"
     assert images.labels is None
     assert len(images) == 3
     for array, i in zip(images.arrays, (1, 2, 0), strict=True):
@@ -116,7 +116,7 @@ def test_raw_npz_and_folder_of_the_same_pictures_are_the_same(tmp_path: Path) ->
     np.savez(tmp_path / "set.npz", images=pictures, labels=np.array([2, 0, 1], np.int16))
     from_folder, from_npz = load_images(folder), load_images(tmp_path / "set.npz")
 
-    assert from_npz.source == "npz"
+    assert from_npz.kind == "npz"
     assert from_npz.names == ("set-00000", "set-00001", "set-00002")
     assert from_npz.labels is not None
     assert from_npz.labels.dtype == np.int64
@@ -187,7 +187,7 @@ def test_non_positive_counts_are_usage_errors(tmp_path: Path) -> None:
 
 def test_synthetic_images_are_the_same_everywhere() -> None:
     images = synthetic_images(3, (32, 48), seed=7)
-    assert images.source == "synthetic"
+    assert images.kind == "synthetic"
     assert images.names == ("synthetic-00000", "synthetic-00001", "synthetic-00002")
     assert [picture.shape for picture in images.arrays] == [(32, 48, 3)] * 3
     assert images.sha256 == "0bbd0453b3a166b7feca53ec6b541df7458f08b3774df85cecc3f0194804139e"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,8 +14,10 @@ import pytest
 from PIL import Image
 
 from svit_deploy.errors import InputError
-from svit_deploy.images import load_images, open_images, source_of
+from svit_deploy.images import load_images, open_images, read_through, source_of
+from svit_deploy.images.medium import Medium
 from svit_deploy.io.npz import read_rows
+from svit_deploy.progress import SILENT
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (4, 6, 8, 3), dtype=np.uint8)
 
@@ -141,3 +144,26 @@ def test_a_set_in_memory_is_a_source_too(folder: Path) -> None:
     source = source_of(images)
     assert source.names == images.names
     assert all(map(np.array_equal, arrays(source), PICTURES))
+
+
+def test_images_are_read_through_once_and_none_is_held(folder: Path) -> None:
+    (folder / "labels.txt").write_text("3\n1\n4\n1\n")
+    read: list[weakref.ref[np.ndarray]] = []
+
+    class Watched(Medium):
+        def read(self, path: Path, name: str) -> np.ndarray:
+            assert all(array() is None for array in read)
+            read.append(weakref.ref(array := super().read(path, name)))
+            return array
+
+    labels = folder / "labels.txt"
+    images = read_through(folder, 3, SILENT, labels, Watched())
+    assert images is not None and len(read) == len(images) == 3
+    assert images.labels is not None and images.labels.tolist() == [3, 1, 4]
+    for load, picture in zip(images.loaders(), PICTURES, strict=False):
+        assert np.array_equal(load(), picture)
+    assert len(read) == 6
+    (folder / "c.png").write_bytes(b"no picture")
+    assert read_through(folder, 2, SILENT) is not None
+    with pytest.raises(InputError, match=r"c\.png cannot be read"):
+        read_through(folder, 3, SILENT)

@@ -18,6 +18,8 @@ pytest.importorskip("torch")
 from svit_deploy.backbones.swin.graph import position_index, regions
 from svit_deploy.backbones.videoswin import graph, window_of
 from svit_deploy.backbones.writer import GraphOptions
+from svit_deploy.bench.inputs import Inputs
+from svit_deploy.bench.settings import BenchSettings
 from svit_deploy.bundle import open_bundle
 from svit_deploy.cli import main
 from svit_deploy.engines.onnxruntime import OnnxRuntimeEngine
@@ -33,6 +35,7 @@ from svit_deploy.loading.presets import PRESETS
 from svit_deploy.loading.serialise import config_from_dict, config_to_dict
 from svit_deploy.methods.families import FAMILIES
 from svit_deploy.model.keys import Tensors
+from svit_deploy.progress import SILENT
 from svit_deploy.tasks import TASKS
 from svit_deploy.tasks.reference import Reference
 from svit_deploy.tasks.video import VIEW_LOGITS, averaged, crop_places
@@ -117,7 +120,7 @@ def test_as_a_user_types_it(tmp_path, capsys, golden, bundle):
     assert main(["predict", out, str(videos), "-o", str(rows), "--top-k", "2"]) == 0
     with rows.open() as file:
         assert [row["image"] for row in csv.DictReader(file)] == ["videos-00000", "videos-00001"]
-    assert main(["bench", out, "--batch", "2", "--quick"]) == 0
+    assert main(["bench", out, f"{out}@onnxruntime", *images, "--batch", "2", "--quick"]) == 0
     assert main(["inspect", CHECKPOINT]) == 0
     capsys.readouterr()
     assert main(["inspect", out]) == 0
@@ -170,6 +173,18 @@ def test_crops_of_a_clip():
     assert crop_places((224, 299), (224, 224), 3) == [(0, 0), (0, 74), (0, 37)]
     assert crop_places((299, 224), (224, 224), 3) == [(0, 0), (74, 0), (37, 0)]
     assert crop_places((224, 299), (224, 224), 1) == [(0, 37)]
+
+
+def test_a_few_videos_are_held_for_a_benchmark(golden, tmp_path):
+    """Two views of each; what is not looked at of a video goes."""
+    config = golden[0].config
+    np.savez(tmp_path / "x.npz", videos=np.zeros((18, 2, 48, 48, 3), np.uint8))
+    settings, sizes = BenchSettings(images=tmp_path / "x.npz"), VIDEO.sizes(config, None)
+    inputs = Inputs.load(settings, SILENT, VIDEO.reader(config))
+    rows = inputs.prepare_for(VIDEO, config, sizes)
+    assert len(inputs.images) == Videos.enough and rows.shape == (32, 3, 10, 48, 48)
+    seen = VIDEO.excerpt(Prepared.whole(np.zeros((12, 3, 1, 1, 1), np.float32)))
+    assert len(seen.pixels) == 2 and seen.pixels.base is None
 
 
 def test_a_frame_fits_the_size():
