@@ -11,8 +11,7 @@ import numpy as np
 from svit_deploy.backbones.staged import StagedGraph
 from svit_deploy.backbones.swin.settings import CORNERS, FAINT, WindowStage, stages
 from svit_deploy.graph.builder import BFLOAT16
-from svit_deploy.graph.layers import attend_heads
-from svit_deploy.graph.maps import Dim
+from svit_deploy.graph.groups import Groups, attend_in_groups
 from svit_deploy.names import EMBEDDING
 
 
@@ -27,15 +26,10 @@ class SwinGraph(StagedGraph):
         graph, width, exact = self.graph, self.config.embed_dim, self.exact_convolutions
         with graph.scope("embedding"):
             x = self.stem(images if exact else graph.to_precision(images), exact)
-            flat = graph.reshape(x, -1, width, self.embedded_tokens)
-            rows = graph.reshape(graph.op("Transpose", flat, perm=(0, 2, 1)), -1, width)
+            sides = range(2, 2 + len(self.places()[0][0].sides))
+            rows = graph.reshape(graph.op("Transpose", x, perm=(0, *sides, 1)), -1, width)
             rows = self.after_stem(graph.to_precision(rows) if exact else rows)
         return graph.rename(rows, EMBEDDING)
-
-    @property
-    def embedded_tokens(self) -> Dim:
-        """Tokens that the first stage begins with."""
-        return self.places()[0][0].tokens
 
     @property
     def exact_convolutions(self) -> bool:
@@ -84,58 +78,24 @@ class SwinGraph(StagedGraph):
         order = window_order(stage, stage.shifts(block))
         with graph.scope("attention"):
             normed = graph.to_precision(layers.layer_norm(x, f"{name}.norm1", self.eps))
-            windows = self.reorder(normed, order, stage.tokens, stage.width)
-            mixed = self.window_attention(
-                layers.qkv(windows, f"{name}.attn"),
-                stage,
-                self.bias(stage, block),
-                len(order) // stage.inside,
-                self.apart(stage, block),
-            )
-            mixed = layers.linear(mixed, f"{name}.attn.proj")
-            back = np.argsort(order, kind="stable")[: stage.tokens]
-            return graph.op("Add", x, self.reorder(mixed, back, len(order), stage.width))
+            normed, tokens = self.with_zeros(normed, order, stage)
+            qkv, windows = layers.qkv(normed, f"{name}.attn"), Groups(order, tokens)
+            biases = self.bias(stage, block), self.apart(stage, block)
+            mixed = attend_in_groups(graph, qkv, windows, windows, stage, stage.tokens, *biases)
+            return graph.op("Add", x, layers.linear(mixed, f"{name}.attn.proj"))
 
-    def reorder(self, x: str, order: np.ndarray, tokens: int, width: int) -> str:
-        """Rows of each image in another order, some of them twice if need be.
+    def with_zeros(self, x: str, order: np.ndarray, stage: WindowStage) -> tuple[str, int]:
+        """Rows of a stage, with one of zeros behind each image's if an order of them has one more.
 
-        Args:
-            order: numbers of rows; `tokens` is one of zeros.
+        Returns:
+            The rows, and how many each image has.
         """
-        graph = self.graph
-        if np.array_equal(order, np.arange(tokens)):
-            return x
-        split = graph.reshape(x, -1, tokens, width)
-        if order.max() == tokens:
-            pads = graph.constant([0, 0, 0, 0, 1, 0])
-            split = graph.to_precision(graph.op("Pad", graph.to_float32(split), pads))
-        return graph.reshape(graph.op("Gather", split, graph.constant(order), axis=1), -1, width)
-
-    def window_attention(
-        self,
-        qkv: Sequence[str],
-        stage: WindowStage,
-        bias: str | None,
-        windows: Dim,
-        apart: str | None = None,
-    ) -> str:
-        """Softmax attention in each window, rows `[B * windows * K, C]` window by window.
-
-        Args:
-            windows: of an image.
-            bias, apart: `[windows or 1, H or 1, K, K]`, added to the scores one after the other.
-        """
-        graph, inside, dim = self.graph, stage.inside, stage.width // stage.heads
-
-        def heads(rows: str, *order: int) -> str:
-            split = graph.reshape(rows, -1, windows, inside, stage.heads, dim)
-            return graph.op("Transpose", split, perm=(0, 1, *order))
-
-        query, key, value = qkv
-        query, key, value = heads(query, 3, 2, 4), heads(key, 3, 4, 2), heads(value, 3, 2, 4)
-        mixed = attend_heads(graph, query, key, value, dim, bias, apart)
-        mixed = graph.op("Transpose", mixed, perm=(0, 1, 3, 2, 4))
-        return graph.reshape(mixed, -1, stage.width)
+        graph, tokens = self.graph, stage.tokens
+        if order.max() < tokens:
+            return x, tokens
+        split = graph.to_float32(graph.reshape(x, -1, tokens, stage.width))
+        padded = graph.op("Pad", split, graph.constant([0, 0, 0, 0, 1, 0]))
+        return graph.reshape(graph.to_precision(padded), -1, stage.width), tokens + 1
 
     def bias(self, stage: Any, block: int) -> str:
         """Relative positions, and with shifted windows what is hidden `[windows or 1, H, K, K]`."""
@@ -160,9 +120,11 @@ class SwinGraph(StagedGraph):
         raster = np.pad(places_of(before), still + beyond, constant_values=before.tokens)
         corners = [raster[..., row::2, column::2] for row, column in CORNERS]
         order = np.stack(corners, axis=-1).reshape(-1)
-        x = graph.reshape(self.reorder(x, order, before.tokens, width), -1, 4 * width)
+        x, tokens = self.with_zeros(x, order, before)
+        split = graph.reshape(x, -1, tokens, width)
+        x = graph.reshape(graph.op("Gather", split, graph.constant(order), axis=1), -1, 4 * width)
         name = f"layers.{stage.index - 1}.downsample"
-        with graph.scope("merge"):
+        with graph.scope("shrink"):
             normed = graph.to_precision(layers.layer_norm(x, f"{name}.norm", self.eps))
             weight = layers.cast_weight(f"{name}.reduction.weight")
             return graph.op("Gemm", normed, weight, transB=1)
@@ -174,13 +136,13 @@ def places_of(stage: WindowStage) -> np.ndarray:
 
 
 def window_order(stage: WindowStage, shifts: Sequence[int]) -> np.ndarray:
-    """Numbers of tokens, window by window; `stage.tokens` where windows reach beyond the map."""
+    """Numbers of tokens `[windows, K]`; `stage.tokens` where windows reach beyond the map."""
     sides = zip(stage.sides, stage.windows, strict=True)
     raster = np.pad(
         places_of(stage), [(0, -n % side) for n, side in sides], constant_values=stage.tokens
     )
     rolled = np.roll(raster, [-shift for shift in shifts], tuple(range(raster.ndim)))
-    return in_windows(rolled, stage).reshape(-1)
+    return in_windows(rolled, stage)
 
 
 def in_windows(raster: np.ndarray, stage: WindowStage) -> np.ndarray:

@@ -7,6 +7,7 @@ from typing import Any
 from svit_deploy.backbones.swin.graph import SwinGraph, position_bias
 from svit_deploy.backbones.swin.settings import CORNERS, FAINT, SwinStage, stages
 from svit_deploy.graph.builder import INT64, INT64_MAX
+from svit_deploy.graph.layers import QKV, attend_heads
 from svit_deploy.graph.maps import Dim, MapSize, map_size, product, quotient, to_map, total, vector
 
 
@@ -16,10 +17,6 @@ class SwinPyramidGraph(SwinGraph):
     @property
     def num_tokens(self) -> Dim:
         return self._maps[0].cells
-
-    @property
-    def embedded_tokens(self) -> Dim:
-        return self.num_tokens
 
     def run(self, images: str) -> Any:
         """The feature maps `[B, C << stage, h, w]` of the stages, finest first, and the tokens."""
@@ -63,6 +60,26 @@ class SwinPyramidGraph(SwinGraph):
             mixed = self.window_attention(qkv, stage, bias, product(graph, *self.windows(stage)))
             mixed = layers.linear(mixed, f"{name}.attn.proj")
             return graph.op("Add", x, self.from_windows(mixed, stage, shift))
+
+    def window_attention(self, qkv: QKV, stage: SwinStage, bias: str, windows: Dim) -> str:
+        """Softmax attention in each window, rows `[B * windows * K, C]` window by window.
+
+        Args:
+            windows: of an image.
+            bias: `[windows or 1, H, K, K]`, added to the scores.
+        """
+        graph, inside, dim = self.graph, stage.inside, stage.width // stage.heads
+
+        def heads(rows: str, *order: int) -> str:
+            split = graph.reshape(rows, -1, windows, inside, stage.heads, dim)
+            return graph.op("Transpose", split, perm=(0, 1, *order))
+
+        query, key, value = qkv
+        query, key, value = heads(query, 3, 2, 4), heads(key, 3, 4, 2), heads(value, 3, 2, 4)
+        mixed = graph.op(
+            "Transpose", attend_heads(graph, query, key, value, dim, bias), perm=(0, 1, 3, 2, 4)
+        )
+        return graph.reshape(mixed, -1, stage.width)
 
     def windows(self, stage: SwinStage) -> tuple[Dim, Dim]:
         """How many windows cover a map, down and across."""
@@ -164,7 +181,7 @@ class SwinPyramidGraph(SwinGraph):
         corners = [self.corner(x, row, column) for row, column in CORNERS]
         joined = graph.op("Concat", *corners, axis=3)
         name = f"layers.{stage.index - 1}.downsample"
-        with graph.scope("merge"):
+        with graph.scope("shrink"):
             rows = graph.reshape(joined, -1, 4 * width)
             normed = graph.to_precision(layers.layer_norm(rows, f"{name}.norm", self.eps))
             weight = layers.cast_weight(f"{name}.reduction.weight")

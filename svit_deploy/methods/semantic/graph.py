@@ -8,7 +8,8 @@ import numpy as np
 
 from svit_deploy.backbones.swin.graph import position_bias
 from svit_deploy.backbones.tokens import GraphTokens
-from svit_deploy.graph.layers import attend_heads
+from svit_deploy.graph.groups import Groups, attend_in_groups
+from svit_deploy.graph.layers import QKV, attend_heads
 from svit_deploy.graph.maps import Dim
 from svit_deploy.methods.semantic.sampling import Sampling
 
@@ -39,29 +40,21 @@ class SemanticGraph(GraphTokens):
             shortcut: whether the maxima are added to what they see.
             pooled_keys: whether they see themselves, too.
         """
-        graph, layers, name, width = self.graph, self.writer.layers, stage.block(block), stage.width
-        sampling, windows = self.sampling, self.sampling.windows**2
+        graph, name, width = self.graph, stage.block(block), stage.width
+        sampling, count = self.sampling, self.sampling.count
         split = graph.reshape(x, -1, stage.tokens, width)
         with graph.scope("attention"):
             near = graph.op("Gather", split, graph.constant(pooled_places(sampling)), axis=1)
             pooled = graph.reshape(self.placed(self.pooled(near, width), name), -1, width)
-            normed, image = self.normed(pooled, name), self.normed(x, name)
-            seen = []
-            for part in "kv":
-                keys = layers.part(image, f"{name}.attn", part)
-                if windows > 1:
-                    keys = graph.reshape(keys, -1, stage.tokens, width)
-                    places = graph.constant(around_places(sampling))
-                    keys = graph.op("Gather", keys, places, axis=1)
-                if pooled_keys:
-                    own = layers.part(normed, f"{name}.attn", part)
-                    own = graph.reshape(own, -1, windows, sampling.in_window, width)
-                    keys = graph.reshape(keys, -1, windows, sampling.seen, width)
-                    keys = graph.op("Concat", own, keys, axis=2)
-                seen.append(graph.reshape(keys, -1, width))
-            query, count = layers.part(normed, f"{name}.attn", "q"), sampling.in_window
-            length, (key, value) = sampling.seen + (count if pooled_keys else 0), seen
-            mixed = self.cross(query, key, value, stage, count, length)
+            normed, seen = self.normed(pooled, name), self.normed(x, name)
+            own = Groups(np.arange(count).reshape(-1, sampling.in_window), count)
+            keys = Groups(around_places(sampling), stage.tokens)
+            if pooled_keys:
+                seen = self.beside(normed, seen, stage)
+                places = np.hstack([own.places, count + keys.places])
+                keys = Groups(places, count + stage.tokens)
+            qkv = self.qkv(normed, seen, name)
+            mixed = attend_in_groups(graph, qkv, own, keys, stage, count)
             tokens = self.projected(mixed, name)
             if shortcut:
                 tokens = graph.op("Add", pooled, tokens)
@@ -94,14 +87,22 @@ class SemanticGraph(GraphTokens):
         """
         graph, width, count = self.graph, stage.width, self.sampling.count
         split = graph.reshape(semantic, -1, count, width)
-        both = graph.op("Concat", split, graph.reshape(x, -1, stage.tokens, width), axis=1)
-        both = graph.reshape(both, -1, width)
+        both = self.beside(semantic, x, stage)
         query = semantic
         if learnt is not None:
             query = graph.op("Add", split, self.writer.layers.cast_weight(learnt))
             query = graph.reshape(query, -1, width)
         start = query if keep_learnt else semantic
         return self.look(query, both, stage, block, count, count + stage.tokens, start)
+
+    def beside(self, semantic: str, x: str, stage: Any) -> str:
+        """Each map's semantic tokens with its image tokens behind them."""
+        counts = self.sampling.count, stage.tokens
+        parts = (
+            self.graph.reshape(rows, -1, count, stage.width)
+            for rows, count in zip((semantic, x), counts, strict=True)
+        )
+        return self.graph.reshape(self.graph.op("Concat", *parts, axis=1), -1, stage.width)
 
     def look_inside(self, semantic: str, stage: Any, block: int, *, local: bool) -> str:
         """Semantic tokens look at each other, all or those of their window."""
@@ -141,15 +142,11 @@ class SemanticGraph(GraphTokens):
         Args:
             start: what the block is added to; `x` by default.
         """
-        graph, layers, name = self.graph, self.writer.layers, stage.block(block)
+        graph, name = self.graph, stage.block(block)
         with graph.scope("attention"):
             normed = self.normed(x, name)
             other = normed if at == x else self.normed(at, name)
-            query, key, value = (
-                layers.part(rows, f"{name}.attn", part)
-                for rows, part in zip((normed, other, other), "qkv", strict=True)
-            )
-            mixed = self.cross(query, key, value, stage, tokens, keys, bias)
+            mixed = self.cross(*self.qkv(normed, other, name), stage, tokens, keys, bias)
             x = graph.op("Add", start or x, self.projected(mixed, name))
         return self.feed(x, name)
 
@@ -157,6 +154,11 @@ class SemanticGraph(GraphTokens):
         """What a block's attention reads."""
         graph, layers = self.graph, self.writer.layers
         return graph.to_precision(layers.layer_norm(rows, f"{name}.norm1", self.config.block_eps))
+
+    def qkv(self, rows: str, others: str, name: str) -> QKV:
+        """Queries of normed rows, keys and values of others."""
+        part, name = self.writer.layers.part, f"{name}.attn"
+        return part(rows, name, "q"), part(others, name, "k"), part(others, name, "v")
 
     def projected(self, mixed: str, name: str) -> str:
         return self.scaled(mixed, f"{name}.attn.proj", f"{name}.layer_scale_1")

@@ -86,7 +86,7 @@ class WideningGraph(SwinGraph):
         graph, layers, name = self.graph, self.layers, f"layers.{stage.index - 1}.widen"
         if f"{name}.weight" not in layers.weights:
             return super().shrink(x, stage)
-        with graph.scope("merge"):
+        with graph.scope("shrink"):
             if f"{name}_norm.weight" in layers.weights:
                 x = graph.to_precision(layers.layer_norm(x, f"{name}_norm", self.eps))
             parts = [part for part in ("weight", "bias") if f"{name}.{part}" in layers.weights]
