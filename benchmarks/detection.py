@@ -1,7 +1,8 @@
 """Table 5 of SViT's paper on a CPU: methods in ViT-Adapter-Small, alone and in Mask R-CNN.
 
 Random weights from `svit-deploy init`, one image of 800x1216 at a time, seven painted scenes on
-which SViT's gates are calibrated to the paper's keep ratios, too. All graphs of a part take turns
+which SViT's gates are calibrated to the paper's keep ratios, too. Detectors propose their anchors,
+so that heads have as much to do behind each method. All graphs of a part take turns
 on one thread, and their processor time is compared. Each pass is kept, so that a run that was
 stopped goes on where it was. The last step prints the tables of docs/detection.md.
 
@@ -23,6 +24,7 @@ from typing import Any
 import numpy as np
 from multiply_adds import multiply_adds
 from processor_time import Run, measure, opened
+from safetensors.numpy import load_file, save_file
 from svit_s import RATIOS
 
 from svit_deploy import api
@@ -112,9 +114,7 @@ def export(parts: Mapping[str, tuple[str, ...]], images: Path, output: Path) -> 
         for name in ("dense", *(target.partition("@")[0] for target in targets)):
             row, bundle = (ROWS | INT8)[name], output / f"{task}-{name}"
             if not bundle.exists():
-                checkpoint = output / f"{row.preset}.safetensors"
-                if not checkpoint.exists():
-                    api.init(row.preset, checkpoint)
+                checkpoint = weights(row.preset, output)
                 given: dict[str, Any] = dict(row.options)
                 if "target_keep" in given:
                     given["calibrate_gates"] = images
@@ -126,6 +126,21 @@ def export(parts: Mapping[str, tuple[str, ...]], images: Path, output: Path) -> 
             counted = output / f"{task}-{name}.count.json"
             if not counted.exists() and name in ROWS and (task, name) in needed():
                 counted.write_text(json.dumps(count(bundle, images)) + "\n")
+
+
+def weights(preset: str, output: Path) -> Path:
+    """Random ones whose proposals are the anchors, so that heads have the same boxes to look at.
+
+    Else they would find more and larger ones behind one method than behind another.
+    """
+    checkpoint = output / f"{preset}.safetensors"
+    if not checkpoint.exists():
+        api.init(preset, checkpoint)
+        tensors = load_file(checkpoint)
+        for layer in ("rpn_cls", "rpn_reg"):
+            tensors[f"rpn_head.{layer}.weight"] *= 0
+        save_file(tensors, checkpoint)
+    return checkpoint
 
 
 def needed() -> Iterator[tuple[str, str]]:

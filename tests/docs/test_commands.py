@@ -46,7 +46,12 @@ NOT_RUN = {
 }
 
 
-PROGRAMS = ("examples/cpp/source/main.cpp", "tests/fuzz/__main__.py", "tests/kills/__main__.py")
+PROGRAMS = (
+    "benchmarks/operators.py",
+    "examples/cpp/source/main.cpp",
+    "tests/fuzz/__main__.py",
+    "tests/kills/__main__.py",
+)
 """Of the project, with options of their own."""
 OF_OTHERS = {
     "--dynamicPlugins", "--setPluginsToSerialize", "--staticPlugins",  # trtexec
