@@ -120,10 +120,7 @@ def load_images(
         InputError: see `open_images`; or a picture or archive is damaged.
         UsageError: `limit` is below 1.
     """
-    if limit is not None and limit < 1:
-        raise UsageError(f"a limit of {limit} images leaves none", "give 1 or more")
-    source = open_images(path, labels, medium)
-    return load_all(source if limit is None else source.first(limit))
+    return load_all(_opened(path, limit, labels, medium))
 
 
 def load_all(images: Images) -> ImageSet:
@@ -180,15 +177,23 @@ def read_through(
     All are read here once, so that one that cannot be is told before a long run.
 
     Raises:
-        InputError: see `load_images`.
+        InputError, UsageError: see `load_images`.
     """
     if not isinstance(value, Path):
         return None if value is None else value.first(limit)
     progress.update(f"reading {value.name}", 0)
-    source = open_images(value, labels, medium).first(limit)
+    source = _opened(value, limit, labels, medium)
     for load in source.loaders():
         load()
     return source
+
+
+def _opened(path: Path, limit: int | None, labels: Path | None, medium: Medium) -> ImageSource:
+    """What `open_images` finds, at most `limit`; raises UsageError for less than one."""
+    if limit is not None and limit < 1:
+        raise UsageError(f"a limit of {limit} images leaves none", "give 1 or more")
+    source = open_images(path, labels, medium)
+    return source if limit is None else source.first(limit)
 
 
 def source_of(value: Path | ImageSet, medium: Medium = PICTURES) -> ImageSource:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from svit_deploy.errors import InputError
+from svit_deploy.errors import InputError, UsageError
 from svit_deploy.images import load_images, open_images, read_through, source_of
 from svit_deploy.images.medium import Medium
 from svit_deploy.io.npz import read_rows
@@ -167,3 +167,5 @@ def test_images_are_read_through_once_and_none_is_held(folder: Path) -> None:
     assert read_through(folder, 2, SILENT) is not None
     with pytest.raises(InputError, match=r"c\.png cannot be read"):
         read_through(folder, 3, SILENT)
+    with pytest.raises(UsageError, match="a limit of 0 images leaves none"):
+        read_through(folder, 0, SILENT)
